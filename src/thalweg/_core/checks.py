@@ -48,7 +48,9 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """Refuse ``value`` that is not among ``allowed``, and suggest the nearest."""
     options = sorted(allowed)
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}; got {value!r}{nearest(str(value), options)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(options)}; got {value!r}{nearest(str(value), options)}"
+        )
     return value
 
 

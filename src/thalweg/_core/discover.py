@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
+from functools import cache
 from types import ModuleType
+from typing import Any
+
+from thalweg._core.checks import nearest
 
 
-def modules(package: str) -> list[ModuleType]:
+@cache
+def modules(package: str) -> tuple[ModuleType, ...]:
     """Import every public module directly inside ``package``, in order of name."""
     root = importlib.import_module(package)
     names = sorted(info.name for info in pkgutil.iter_modules(root.__path__) if not info.name.startswith("_"))
-    return [importlib.import_module(f"{package}.{name}") for name in names]
+    return tuple(importlib.import_module(f"{package}.{name}") for name in names)
+
+
+def public_names(package: str) -> dict[str, Any]:
+    """Every name that a module of ``package`` lists in its ``__all__``, with what it stands for."""
+    return {
+        name: getattr(module, name) for module in modules(package) for name in getattr(module, "__all__", ())
+    }
+
+
+def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` for a room: its files are imported when a name is first asked for.
+
+    A file must not be called like a public name: ``room.name`` would be the file once it is imported.
+    """
+
+    def get(name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        public = public_names(package)
+        if name not in public:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, public)}")
+        return public[name]
+
+    return get, lambda: sorted(public_names(package))

@@ -1,0 +1,113 @@
+"""One pass as a function that works in place on flat tensors, eager or compiled by Inductor.
+
+Compiled, a pass is a single loop over memory for tensors of any length: one kernel a chain, however many
+tensors there are, and scalars come in as tensors, so that no schedule ever recompiles it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.optim._chain import Pass
+from thalweg.optim._rounding import write
+
+Kernel = Callable[..., tuple[Tensor | None, Tensor | None]]
+_compiled: dict[Any, Kernel] = {}
+_broken: list[str] = []
+
+
+def eager(part: Pass, rounding: str) -> Kernel:
+    """The pass in plain torch: updates ``p`` and ``slots`` in place, returns (update, sums) for the next."""
+
+    def kernel(packed, places, sums, p, u, lost, *slots):
+        wide = p.to(torch.float32) if p.dtype in (torch.bfloat16, torch.float16) else p
+        stored = [slot.to(wide.dtype) for slot in slots]
+        scalars = packed.unbind()
+        u, values, measured = part.run(scalars, sums.unbind(), u.to(wide.dtype), wide, stored)
+        for slot, old, value in zip(slots, stored, values, strict=True):
+            if value is not old:
+                slot.copy_(value)
+        if part.measures is not None or part.last < len(part.links):
+            return u, measured
+        written, left = write(wide - scalars[0] * u, p, rounding, lost, *places.unbind())
+        p.copy_(written)
+        if left is not None:
+            lost.copy_(left)
+        return None, None
+
+    return kernel
+
+
+def compiled(part: Pass, rounding: str) -> Kernel:
+    """The same pass through torch.compile, shared by every optimizer whose chain has the same structure."""
+    key = (structure(part), rounding)
+    if key not in _compiled:
+        plain = eager(part, rounding)
+        assert isinstance(plain, FunctionType)
+        # Dynamo counts recompiles by code object: a copy a kernel keeps one recipe from using up another's.
+        code = plain.__code__.replace(
+            co_name=f"{part.links[-1].label if part.links else 'sgd'}_{len(_compiled)}"
+        )
+        own = FunctionType(code, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
+        _compiled[key] = _announced(_tensor_guarded(own), plain, part)
+    return _compiled[key]
+
+
+def _tensor_guarded(kernel: Kernel) -> Kernel:
+    """Compile for any length; what the kernel closes over is constant, so only its tensors are guarded."""
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+    return torch.compile(kernel, dynamic=True, fullgraph=True, options=options)
+
+
+def structure(part: Pass) -> tuple:
+    """What a compiled pass depends on: everything but the values of hyper-parameters."""
+    links = []
+    for one in part.links[part.first : part.last + (part.measures is not None)]:
+        t = one.transform
+        fixed = {name: value for name, value in t.arguments.items() if name not in t.hyper}
+        identity = repr(sorted(fixed.items())) if t.name != "custom" else repr(t.update)
+        links.append((t.name, identity, tuple(one.slots.items()), one.owned, tuple(t.hyper)))
+    place = tuple(tuple(field) for field in part.layout.fields[part.first : part.last + 1])
+    return (part.first, part.last, part.measures, len(part.links), tuple(links), place)
+
+
+def _announced(fast: Kernel, plain: Kernel, part: Pass) -> Kernel:
+    """Say how long the first call took to compile; without a working compiler, run eagerly and say so."""
+    first = True
+
+    def kernel(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+        nonlocal first, fast
+        if not first:
+            return fast(*arguments)
+        first = False
+        start = time.perf_counter()
+        try:
+            result = fast(*arguments)
+        except Exception as error:
+            if type(error).__module__.split(".")[0] != "torch" or "out of memory" in str(error):
+                raise
+            if not _broken:
+                _broken.append(str(error))
+                reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+                print(
+                    f"thalweg: cannot compile optimizer steps here, running eagerly ({reason})",
+                    file=sys.stderr,
+                )
+            fast = plain
+            return plain(*arguments)
+        names = ", ".join(one.label for one in part.links[part.first : part.last]) or "sums"
+        seconds = time.perf_counter() - start
+        print(
+            f"thalweg: compiled [{names}] in {seconds:.1f} s (kept for later runs; compile=False opts out)",
+            file=sys.stderr,
+        )
+        return result
+
+    return kernel

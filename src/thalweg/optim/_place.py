@@ -1,0 +1,70 @@
+"""A parameter and its state as flat memory, found once and kept while they stay where they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.optim import _layout
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one parameter lives.
+
+    Attributes:
+        weights: this rank's part of the parameter, real, sharing its memory.
+        dense: the same, or a dense copy of it if its memory has gaps; then it is written back after a step.
+        flat, slots: ``dense`` and the state in one dimension, in the same order.
+        sources: the state tensors that ``slots`` was made from.
+        offset: index of the first element in the whole parameter.
+    """
+
+    address: int
+    weights: Tensor
+    dense: Tensor
+    flat: Tensor
+    slots: dict[str, Tensor]
+    sources: tuple[Tensor, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, p: Tensor, state: dict[str, Tensor]) -> Place:
+        weights = _layout.real(_layout.local(p.detach()))
+        dense = weights if _layout.dense(weights) else torch.empty_like(weights)
+        sources = {key: tensor for key, tensor in state.items() if key != "step"}
+        slots = {
+            key: _layout.in_order_of(dense, _layout.real(_layout.local(one))) for key, one in sources.items()
+        }
+        held = tuple(sources.values())
+        return cls(p.data_ptr(), weights, dense, _layout.flat(dense), slots, held, _layout.place_of(p))
+
+    def still_holds(self, p: Tensor, state: dict[str, Tensor]) -> bool:
+        """Whether neither the parameter nor its state has moved since."""
+        now = [one for key, one in state.items() if key != "step"]
+        same = len(now) == len(self.sources) and all(map(_is, self.sources, now))
+        return (
+            same
+            and self.address == p.data_ptr()
+            and self.weights.shape == _layout.real(_layout.local(p)).shape
+        )
+
+    def read(self) -> None:
+        """Bring a copy up to date."""
+        if self.dense is not self.weights:
+            self.dense.copy_(self.weights)
+
+    def write_back(self) -> None:
+        """Bring the parameter up to date with its copy."""
+        if self.dense is not self.weights:
+            self.weights.copy_(self.dense)
+
+    def shaped(self, line: Tensor) -> Tensor:
+        """A flat tensor in the parameter's shape, sharing its memory."""
+        return line.as_strided(self.dense.shape, self.dense.stride())
+
+
+def _is(one: Tensor, other: Tensor) -> bool:
+    return one is other

@@ -1,0 +1,55 @@
+"""Loading a checkpoint: refuse another chain's state, keep the dtypes and strides that ours has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from thalweg.optim.descent import Descent
+
+
+def refuse_foreign_state(optimizer: Descent, state_dict: Mapping[str, Any]) -> None:
+    """Raise ValueError if ``state_dict`` lacks this chain's state or holds another's."""
+    for name in ("state", "param_groups"):
+        if name not in state_dict:
+            raise ValueError(
+                f"state_dict must hold 'state' and 'param_groups', got {sorted(map(str, state_dict))}"
+            )
+    required = {key for one in optimizer.links for name, key in one.slots.items()}
+    for entry in state_dict["state"].values():
+        found = set(entry) - {"step", "kahan"}
+        if found != required or "step" not in entry:
+            raise ValueError(
+                f"state_dict is of another optimizer: it keeps {sorted(found)}, this one {sorted(required)}"
+            )
+    for group in state_dict["param_groups"]:
+        missing = optimizer.defaults.keys() - group.keys()
+        if missing:
+            raise ValueError(f"state_dict is of another optimizer: its groups lack {sorted(missing)}")
+
+
+def restore_dtypes(optimizer: Descent, state_dict: Mapping[str, Any]) -> None:
+    """Undo torch's cast of loaded state to the parameter's dtype, and give it the parameter's strides."""
+    for p, entry in _matched(optimizer, state_dict):
+        for key, saved in entry.items():
+            if key == "step" or not isinstance(saved, Tensor):
+                continue
+            if isinstance(saved, DTensor):
+                optimizer.state[p][key] = saved.detach().clone()
+            else:
+                optimizer.state[p][key] = torch.empty_like(p, dtype=saved.dtype).copy_(saved)
+        step = entry["step"]
+        optimizer.state[p]["step"] = torch.as_tensor(step, dtype=torch.float32, device="cpu").clone()
+
+
+def _matched(optimizer: Descent, state_dict: Mapping[str, Any]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+    ours = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+    for p, index in zip(ours, saved, strict=True):
+        if index in state_dict["state"]:
+            yield p, state_dict["state"][index]

@@ -1,0 +1,47 @@
+"""Adam's direction (arXiv 1412.6980): the mean gradient over the root of its mean square."""
+
+from __future__ import annotations
+
+from thalweg._core.checks import check_not_negative
+from thalweg.optim._betas import check_betas
+from thalweg.optim.transform import Transform, element, ema, part
+
+__all__ = ["adam"]
+
+
+@part
+def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Transform:
+    r"""Divide the mean of the gradient by the root of its mean square, both corrected for starting at zero.
+
+    .. math:: m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \quad
+        u_t = \frac{m_t / (1-\beta_1^t)}{\sqrt{v_t / (1-\beta_2^t)} + \epsilon}
+
+    Args:
+        betas: :math:`(\beta_1, \beta_2)`, each in [0, 1).
+        eps: :math:`\epsilon`, at least 0, added outside the root.
+
+    State: ``mean`` and ``square``, each shaped like the parameter.
+    """
+    check_betas(betas, 2)
+    check_not_negative("eps", eps)
+
+    def scalars(k):
+        return {"unbias": 1 / (1 - k.betas[0] ** k.step), "unbias_root": (1 - k.betas[1] ** k.step) ** -0.5}
+
+    def update(u, p, state, k):
+        mean = ema(state.mean, u, k.betas[0])
+        state = state.replace(mean=mean, square=ema(state.square, u * u, k.betas[1]))
+        return mean * k.unbias * precondition(state, k), state
+
+    def precondition(state, k):
+        return 1 / (state.square.sqrt() * k.unbias_root + k.eps)
+
+    return element(
+        update,
+        slots=("mean", "square"),
+        scalars=scalars,
+        precondition=precondition,
+        stability=lambda k: 2 * (1 + k.betas[0]) / (1 - k.betas[0]),
+        betas=tuple(betas),
+        eps=eps,
+    )

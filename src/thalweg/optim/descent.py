@@ -1,0 +1,190 @@
+"""Descent: a torch optimizer that runs a chain of transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thalweg._core.checks import check_choice, check_not_negative, nearest
+from thalweg.optim._chain import GROUP_KEYS, Layout, Link, link, numbers, passes, rebuilt
+from thalweg.optim._kernel import compiled, eager
+from thalweg.optim._place import Place
+from thalweg.optim._rounding import ROUNDINGS
+from thalweg.optim._state import refuse_foreign_state, restore_dtypes
+from thalweg.optim._sweep import Sweep
+from thalweg.optim.transform import State, Transform
+
+__all__ = ["Descent"]
+
+# Below this many parameters a step costs less than compiling it ever pays back.
+WORTH_COMPILING = 4_000_000
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Descent(Optimizer):
+    """Run the gradient through ``chain`` and step the parameters by -lr times what comes out.
+
+    A ``torch.optim.Optimizer``: parameter groups (which may override ``lr`` and every hyper-parameter of
+    the chain), closures, step hooks, schedulers, ``GradScaler``, checkpoints, DDP and FSDP2. Gradients are
+    never changed. State is tensors and numbers only; ``step`` counts each parameter's own steps.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups as dictionaries.
+        chain: transforms, in the order in which they see the gradient.
+        lr: learning rate, at least 0.
+        rounding: how bfloat16 weights are written: ``none`` (to nearest), ``stochastic``, or ``kahan``
+            (keeps the lost part in one more tensor). All arithmetic is in at least float32.
+        state_dtype: dtype of the state; by default the parameter's, but float32 for 16-bit parameters.
+        compile: one fused pass over memory instead of many small ones; by default from 4 million
+            parameters. Compiles on the first step, and keeps the result for later runs.
+
+    Raises:
+        ValueError: for a hyper-parameter out of range, an unknown group key, a parameter that is not of
+            floating point or, in ``step``, a sparse gradient or a matrix method on anything but a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *chain: Transform,
+        lr: float | Tensor = 1e-3,
+        rounding: str = "none",
+        state_dtype: torch.dtype | None = None,
+        compile: bool | None = None,
+    ):
+        for item in chain:
+            if not isinstance(item, Transform):
+                raise ValueError(f"chain must hold transforms such as optim.adam(), got {item!r}")
+        check_choice("rounding", rounding, ROUNDINGS)
+        if state_dtype is not None and not state_dtype.is_floating_point:
+            raise ValueError(f"state_dtype must be a floating-point dtype, got {state_dtype}")
+        self.links: tuple[Link, ...] = link(chain)
+        self.rounding, self.state_dtype, self.compile = rounding, state_dtype, compile
+        self._passes: tuple = ()
+        defaults: dict[str, Any] = {"lr": lr}
+        for one in self.links:
+            defaults.update({key: one.transform.hyper[name] for name, key in one.hyper.items()})
+        super().__init__(params, defaults)
+        self._prepare()
+
+    @property
+    def chain(self) -> tuple[Transform, ...]:
+        """The transforms, in the order in which they see the gradient."""
+        return tuple(one.transform for one in self.links)
+
+    def _prepare(self) -> None:
+        """Build what is derived from the chain; it holds functions, so it is rebuilt rather than pickled."""
+        layout = Layout(self.links, self.param_groups[0])
+        size = sum(p.numel() for group in self.param_groups for p in group["params"])
+        compiles = size >= WORTH_COMPILING if self.compile is None else self.compile
+        self._layout = layout
+        self._places: dict[Tensor, Place] = {}
+        self._passes = tuple(
+            (one, (compiled if compiles and not one.shaped else eager)(one, self.rounding))
+            for one in passes(self.links, layout)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {
+            "links": self.links,
+            "rounding": self.rounding,
+            "state_dtype": self.state_dtype,
+            "compile": self.compile,
+        }
+        return {**super().__getstate__(), **kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its values pass the same checks as the chain's, and nothing is added if one fails."""
+        known = self.defaults.keys() | GROUP_KEYS
+        for key in param_group:
+            if key not in known:
+                raise ValueError(f"unknown key {key!r} in a parameter group{nearest(key, known)}")
+        check_not_negative("lr", param_group.get("lr", self.defaults["lr"]))
+        for one in self.links:
+            own = {name: param_group[key] for name, key in one.hyper.items() if key in param_group}
+            if rebuilt(one.transform, own).slots != one.transform.slots:
+                raise ValueError(
+                    f"{one.label} keeps other state with {own}: give such parameters their own optimizer"
+                )
+        before = len(self.param_groups)
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if not (p.is_floating_point() or p.is_complex()):
+                del self.param_groups[before:]
+                raise ValueError(f"params must be of floating point, got a tensor of {p.dtype}")
+        if self._passes:
+            self._prepare()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Move every parameter that has a gradient; ``closure`` is called once, with gradients enabled."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        Sweep(self).run()
+        return loss
+
+    def slots_of(self, p: Tensor) -> dict[str, Tensor]:
+        """The state of ``p``, made on first use: ``step`` and one tensor a slot."""
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            kept = None if p.is_complex() else self.state_dtype
+            dtype = kept or (torch.float32 if p.dtype in HALF else p.dtype)
+            for one in self.links:
+                for slot in one.owned:
+                    state[one.slots[slot]] = torch.zeros_like(p, dtype=dtype)
+            if self.rounding == "kahan" and p.dtype in HALF:
+                state["kahan"] = torch.zeros_like(p)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore state bit for bit, in the dtypes in which it was saved.
+
+        Raises:
+            ValueError: if it was saved by another chain; nothing is loaded then.
+        """
+        refuse_foreign_state(self, state_dict)
+        super().load_state_dict(state_dict)
+        restore_dtypes(self, state_dict)
+
+    def preconditioner(self, p: Tensor) -> Tensor | None:
+        """The diagonal, shaped like ``p``, that multiplies the gradient; None before the first step."""
+        group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
+        state = self.state.get(p)
+        if not state:
+            return None
+        for index, one in enumerate(self.links):
+            if one.transform.precondition:
+                packed = torch.tensor(
+                    self._layout.pack(group, float(state["step"])), dtype=torch.float64
+                ).unbind()
+                k = self._layout.unpack(index, packed, ())
+                return one.transform.precondition(State({s: state[key] for s, key in one.slots.items()}), k)
+        return None
+
+    def stability_limit(self, group: dict[str, Any]) -> float:
+        """The sharpness (preconditioned, if the chain preconditions) above which a quadratic diverges.
+
+        Raises:
+            ValueError: if no link of the chain has a known limit.
+        """
+        for one in self.links:
+            if one.transform.stability:
+                return one.transform.stability(numbers(one, group, 1)) / max(float(group["lr"]), 1e-300)
+        if any(one.transform.slots for one in self.links):
+            raise ValueError(f"no stability limit is known for the chain {list(self.chain)}")
+        return 2 / max(float(group["lr"]), 1e-300)
+
+    def __repr__(self) -> str:
+        lr = ", ".join(f"{float(group['lr']):g}" for group in self.param_groups)
+        return f"{type(self).__name__}({', '.join(map(repr, self.chain))}, lr={lr})"

@@ -1,0 +1,47 @@
+"""Heavy-ball and Nesterov momentum, in the form of torch.optim.SGD."""
+
+from __future__ import annotations
+
+from thalweg._core.checks import check_number, check_unit_interval
+from thalweg.optim.transform import Transform, element, part
+
+__all__ = ["momentum"]
+
+
+@part
+def momentum(momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False) -> Transform:
+    r"""Accumulate the gradient: :math:`b_t = \mu b_{t-1} + (1-\tau) g_t`, with :math:`b_1 = g_1`.
+
+    The update is :math:`b_t`, or :math:`g_t + \mu b_t` with ``nesterov``.
+
+    Args:
+        momentum: :math:`\mu`, in [0, 1).
+        dampening: :math:`\tau`, in [0, 1]; must be 0 with ``nesterov``.
+        nesterov: look one step ahead.
+
+    State: ``buffer``, shaped like the parameter.
+    """
+    check_unit_interval("momentum", momentum)
+    check_number("dampening", dampening, 0, 1)
+    if nesterov and dampening:
+        raise ValueError(f"dampening must be 0 with nesterov=True, got {dampening!r}")
+
+    def scalars(k):
+        return {"fresh": 1.0 if k.step == 1 else 1 - k.dampening}
+
+    def update(u, p, state, k):
+        buffer = k.momentum * state.buffer + k.fresh * u
+        return (u + k.momentum * buffer if nesterov else buffer), state.replace(buffer=buffer)
+
+    def stability(k):
+        b = k.momentum
+        return 2 * (1 + b) / (1 + 2 * b) if nesterov else 2 * (1 + b) / (1 - k.dampening)
+
+    return element(
+        update,
+        slots=("buffer",),
+        scalars=scalars,
+        stability=stability,
+        momentum=momentum,
+        dampening=dampening,
+    )

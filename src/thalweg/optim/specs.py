@@ -1,0 +1,138 @@
+"""A recipe is data: name any optimizer exactly in JSON, and build it again from that."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+import torch
+
+from thalweg._core.checks import check_choice, nearest
+from thalweg._core.discover import modules
+from thalweg.optim.descent import Descent
+from thalweg.optim.transform import PARTS, Transform
+
+__all__ = ["Spec", "build", "spec"]
+
+
+class Spec(TypedDict):
+    """JSON-serialisable description of a :class:`thalweg.optim.Descent`.
+
+    ``chain`` holds one object a transform: ``part`` and its arguments. ``groups`` holds what each
+    parameter group overrides, in order.
+    """
+
+    lr: float
+    chain: list[dict[str, Any]]
+    rounding: NotRequired[str]
+    state_dtype: NotRequired[str | None]
+    groups: NotRequired[list[dict[str, Any]]]
+
+
+def spec(optimizer: Descent) -> Spec:
+    """Describe ``optimizer`` so that :func:`build` makes an equal one.
+
+    Raises:
+        ValueError: if it is not a ``Descent``, or a transform in it was not made by a part.
+    """
+    if not isinstance(optimizer, Descent):
+        raise ValueError(f"optimizer must be a thalweg.optim.Descent, got {type(optimizer).__name__}")
+    for transform in optimizer.chain:
+        if transform.name not in PARTS:
+            raise ValueError(
+                f"chain holds a transform that no part made: decorate its maker with @part ({transform!r})"
+            )
+    defaults = {
+        key: value for key, value in optimizer.defaults.items() if key == "lr" or key in _hyper(optimizer)
+    }
+    groups = [
+        {key: _plain(group[key]) for key in defaults if _plain(group[key]) != _plain(defaults[key])}
+        for group in optimizer.param_groups
+    ]
+    dtype = optimizer.state_dtype
+    return {
+        "lr": float(defaults["lr"]),
+        "chain": [
+            {"part": t.name, **{k: _plain(v) for k, v in t.arguments.items()}} for t in optimizer.chain
+        ],
+        "rounding": optimizer.rounding,
+        "state_dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "groups": groups,
+    }
+
+
+def build(
+    spec: Spec | Mapping[str, Any] | str, params: Iterable[Any], *, compile: bool | None = None
+) -> Descent:
+    """Make the optimizer that ``spec`` (an object or its JSON text) describes, for ``params``.
+
+    Args:
+        params: parameters, or as many groups as the spec describes.
+
+    Raises:
+        ValueError: for an unknown part or argument (named, with near suggestions), a missing field, or a
+            number of groups that differs from the spec's.
+    """
+    described: Any = json.loads(spec) if isinstance(spec, str) else spec
+    known = Spec.__annotations__.keys()
+    for key in described:
+        if key not in known:
+            raise ValueError(f"unknown field {key!r} in a spec{nearest(key, known)}")
+    for key in Spec.__required_keys__ - described.keys():
+        raise ValueError(f"a spec must hold {key!r}, got {sorted(described)}")
+    chain = [transform(entry) for entry in described["chain"]]
+    overrides = described.get("groups") or [{}]
+    given = list(params)
+    groups = [dict(g) for g in given] if given and isinstance(given[0], Mapping) else [{"params": given}]
+    if len(groups) != len(overrides):
+        raise ValueError(
+            f"params must come in {len(overrides)} groups as the spec describes, got {len(groups)}"
+        )
+    merged = [{**_tuples(own), **group} for group, own in zip(groups, overrides, strict=True)]
+    return Descent(
+        merged,
+        *chain,
+        lr=described["lr"],
+        rounding=described.get("rounding", "none"),
+        state_dtype=_dtype(described.get("state_dtype")),
+        compile=compile,
+    )
+
+
+def transform(entry: Mapping[str, Any]) -> Transform:
+    """Make the transform that one entry of a spec's chain describes."""
+    modules("thalweg.optim")
+    arguments = dict(entry)
+    make = PARTS[check_choice("part", arguments.pop("part", None), PARTS)]
+    allowed = inspect.signature(make).parameters
+    for key in arguments:
+        if key not in allowed:
+            raise ValueError(f"unknown argument {key!r} of {make.__name__}{nearest(key, allowed)}")
+    return make(**_tuples(arguments))
+
+
+def _hyper(optimizer: Descent) -> set[str]:
+    return {key for one in optimizer.links for key in one.hyper.values()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+
+
+def _tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v
+        for key, v in arguments.items()
+    }
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return (
+        None
+        if name is None
+        else getattr(torch, check_choice("state_dtype", name, ("bfloat16", "float16", "float32", "float64")))
+    )

@@ -1,0 +1,132 @@
+"""A transform: a pure update for one tensor, the state it keeps, and the numbers that steer it.
+
+A step is a chain of transforms. Each takes the update ``u`` so far (first the gradient), the parameter
+``p``, its own state and ``k``, and returns the next update and state. The idea of a chain of small pure
+parts is optax's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, ParamSpec
+
+from torch import Tensor
+
+__all__ = ["Transform", "element", "ema", "matrix", "model", "part", "tensor"]
+
+Scope = Literal["element", "tensor", "matrix", "model"]
+P = ParamSpec("P")
+
+
+class State:
+    """The tensors that a transform keeps for one parameter: ``state.mean``, ``state.replace(mean=...)``."""
+
+    def __init__(self, slots: Mapping[str, Tensor]):
+        self.slots = dict(slots)
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self.slots[name]
+
+    def replace(self, **slots: Tensor) -> State:
+        return State({**self.slots, **slots})
+
+
+class Scalars:
+    """The ``k`` of a transform: ``k.lr``, ``k.step`` and its hyper-parameters, by name."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return self.values[name]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One link of a chain; made by a part such as :func:`thalweg.optim.adam`, seldom by hand.
+
+    Attributes:
+        scope: ``element`` (shape-free), ``tensor`` (sums over its whole tensor), ``matrix`` (needs 2-D)
+            or ``model`` (sums over all tensors).
+        update: ``(u, p, state, k) -> (u, state)``; pure, tensors in at least float32. ``k`` holds ``lr``,
+            ``step``, the hyper-parameters, what ``scalars`` returned and, if it measures, ``sums``, each a
+            0-d float64 tensor, so that a changing learning rate never recompiles.
+        slots: names of the state tensors, shaped like the parameter and zero at first.
+        hyper: hyper-parameters, which a parameter group may override and a schedule may change.
+        scalars: ``k`` as plain floats to further scalars, once a step rather than once an element.
+        measure: ``(u, p, state, k)`` to a tuple of 0-d sums, added up over the scope and over shards.
+        restart: ``k`` as plain floats to whether the chain's state is zeroed before this step.
+        borrows: slots that are read from the next transform that keeps one of the same name, if any does.
+        precondition: ``(state, k)`` to the diagonal by which the gradient is multiplied.
+        stability: ``k`` as plain floats to the largest stable product of learning rate and sharpness.
+        name, arguments: the part that made it and with what, for specs and error messages.
+    """
+
+    scope: Scope
+    update: Callable[..., tuple[Tensor, State]]
+    slots: tuple[str, ...] = ()
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    scalars: Callable[[Scalars], Mapping[str, float]] | None = None
+    measure: Callable[..., tuple[Tensor, ...]] | None = None
+    restart: Callable[[Scalars], bool] | None = None
+    borrows: tuple[str, ...] = ()
+    precondition: Callable[[State, Scalars], Tensor] | None = None
+    stability: Callable[[Scalars], float] | None = None
+    name: str = "custom"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments.items())})"
+
+
+_OPTIONS = {"slots", "scalars", "measure", "restart", "borrows", "precondition", "stability"}
+
+
+def _transform(scope: Scope, update: Callable, arguments: dict[str, Any]) -> Transform:
+    options = {key: arguments.pop(key) for key in _OPTIONS & arguments.keys()}
+    return Transform(scope, update, hyper=arguments, **options)
+
+
+def element(update: Callable, **arguments: Any) -> Transform:
+    """A shape-free transform; keyword arguments are :class:`Transform`'s own or else hyper-parameters."""
+    return _transform("element", update, arguments)
+
+
+def tensor(update: Callable, *, measure: Callable, **arguments: Any) -> Transform:
+    """A transform that needs sums over its whole tensor: ``measure`` names them, ``k.sums`` holds them."""
+    return _transform("tensor", update, {"measure": measure, **arguments})
+
+
+def model(update: Callable, *, measure: Callable, **arguments: Any) -> Transform:
+    """A transform that needs sums over all tensors: ``measure`` names them, ``k.sums`` holds them."""
+    return _transform("model", update, {"measure": measure, **arguments})
+
+
+def matrix(update: Callable, **arguments: Any) -> Transform:
+    """A transform whose update needs the parameter as a matrix; refuses anything that is not 2-D."""
+    return _transform("matrix", update, arguments)
+
+
+PARTS: dict[str, Callable[..., Transform]] = {}
+
+
+def part(make: Callable[P, Transform]) -> Callable[P, Transform]:
+    """Let the transforms that ``make`` returns know their name and arguments, for specs to rebuild them."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def named(*args: P.args, **kwargs: P.kwargs) -> Transform:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return replace(make(*args, **kwargs), name=make.__name__, arguments=dict(bound.arguments))
+
+    PARTS[make.__name__] = named
+    return named
+
+
+def ema(old: Tensor, new: Tensor, decay: Any) -> Tensor:
+    """Exponential moving average: ``decay`` of ``old`` and the rest of ``new``."""
+    return old + (new - old) * (1 - decay)
