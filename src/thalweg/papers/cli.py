@@ -1,0 +1,153 @@
+"""``thalweg papers``: search, show and list the catalog in a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from thalweg._core.checks import check_choice
+from thalweg.papers.entry import ROOMS, TIERS, find, load
+from thalweg.papers.search import search as search_catalog
+from thalweg.papers.status import STATES, Status, read_evidence
+from thalweg.papers.status import status as status_of
+
+app = typer.Typer(help="The catalog of papers.", no_args_is_help=True)
+_WIDE = 240  # columns where nobody looks: a file or a pipe gets one line a row
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(help="What you want to know, in plain words.")],
+    limit: Annotated[int, typer.Option(help="How many papers at most.")] = 10,
+) -> None:
+    """Find papers by word and by meaning."""
+    with _user_errors():
+        hits = search_catalog(question, limit)
+    if not hits:
+        typer.echo(f"no paper matches {question!r}")
+        return
+    _print_table(
+        ("key", "title", "room", "why"),
+        [(hit.entry.key, hit.entry.title, hit.entry.room, hit.why) for hit in hits],
+    )
+
+
+@app.command()
+def show(key: Annotated[str, typer.Argument(help="The paper's key, as search and list print it.")]) -> None:
+    """Print what a paper says, how far it has come here, and the code to paste."""
+    with _user_errors():
+        entry = find(key)
+    found = status_of(entry)
+    evidence = read_evidence(entry.key)
+    _say(entry.title, style="bold")
+    _say(f"{entry.key} · {entry.room} · {entry.form} · tier {entry.tier} · {', '.join(entry.topics)}")
+    for address in (entry.link, entry.repository):
+        if address:
+            _say(address)
+    _say(f"\nstatus: {found.state}", style="bold")
+    for reason in found.reasons:
+        _say(f"  {reason}")
+    for name, text in (("summary", entry.summary), ("claim", entry.claim)):
+        if text:
+            _say(f"\n{name}", style="bold")
+            _say(text)
+    if entry.addresses:
+        _say(f"\naddresses: {'; '.join(entry.addresses)}")
+    if entry.parts:
+        _say("\ncode", style="bold")
+        for line in _imports(found):
+            _say(line)
+    if found.has_study:
+        _say("\nstudy", style="bold")
+        _say(f"thalweg study run {entry.key}")
+    if evidence:
+        _say(f"\nverdict: {evidence['verdict']}", style="bold")
+        if evidence.get("effect") is not None:
+            _say(f"effect: {evidence['effect']}")
+
+
+@app.command("list")
+def list_papers(
+    room: Annotated[str | None, typer.Option(help="Only this room.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only this status: planned, partial or working.")] = None,
+    tier: Annotated[int | None, typer.Option(help="Only this tier, 1 to 4.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the catalog, or the part of it that fits the filters."""
+    with _user_errors():
+        if room is not None:
+            check_choice("room", room, ROOMS)
+        if status is not None:
+            check_choice("status", status, STATES)
+        if tier is not None and tier not in TIERS:
+            raise ValueError(f"tier must be one of {', '.join(map(str, TIERS))}; got {tier}")
+    entries = load()
+    kept = [entry for entry in entries if room in (None, entry.room) and tier in (None, entry.tier)]
+    rows = [(entry, status_of(entry).state) for entry in kept]
+    rows = [(entry, state) for entry, state in rows if status in (None, state)]
+    if as_json:
+        typer.echo(
+            json.dumps([{**dataclasses.asdict(entry), "status": state} for entry, state in rows], indent=1)
+        )
+        return
+    if rows:
+        _print_table(
+            ("key", "title", "room", "form", "tier", "status"),
+            [
+                (entry.key, entry.title, entry.room, entry.form, str(entry.tier), state)
+                for entry, state in rows
+            ],
+        )
+    typer.echo(
+        f"{len(rows)} of {len(entries)} papers" if len(rows) < len(entries) else f"{len(entries)} papers"
+    )
+
+
+def _imports(found: Status) -> list[str]:
+    """The parts as import lines; those that do not exist yet as comments, so that the rest can be pasted."""
+    lines = []
+    for parts, lead, end in ((found.parts_present, "", ""), (found.parts_missing, "# ", "  (planned)")):
+        names = defaultdict(list)
+        for part in parts:
+            module, _, name = part.rpartition(".")
+            names[module].append(name)
+        lines += [f"{lead}from {module} import {', '.join(held)}{end}" for module, held in names.items()]
+    return lines
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """A mistake in the question is one line on stderr and exit code 2, never a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"thalweg papers: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    # Titles may hold brackets, which are not markup; text to paste is never broken over lines off a terminal.
+    _console().print(text, style=style, markup=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column == "key")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as text, because brackets in a string are markup to rich
+    _console().print(table)
