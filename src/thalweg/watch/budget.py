@@ -1,0 +1,141 @@
+"""Keeping the promise about time: every sensor saves up its share of the budget and runs when it can pay.
+
+A sensor's price is the mean of what it has cost so far; before it has run, an estimate from its declared
+passes and the measured step. What a sensor cannot use, because it has run often enough, others may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["Budget"]
+
+# An unmeasured sensor waits until it can pay this multiple of its estimate: estimates from passes are rough.
+CAUTION = 1.5
+
+
+@dataclass
+class Account:
+    """What one sensor may spend, has spent and costs; seconds."""
+
+    share: float
+    every: int
+    passes: float
+    saved: float = 0.0
+    price: float | None = None
+    spent: float = 0.0
+    runs: int = 0
+    last: int | None = None
+    idle: bool = False
+
+
+@dataclass
+class Budget:
+    """Decides which sensors run before a step, so that together they take ``fraction`` of the step time.
+
+    Attributes:
+        fraction: seconds of watching allowed per second of training, at least 0.
+        trained: seconds of training so far, watching excluded.
+        hooks: seconds spent in the hooks themselves; they are paid for first.
+    """
+
+    fraction: float
+    accounts: dict[str, Account] = field(default_factory=dict)
+    trained: float = 0.0
+    hooks: float = 0.0
+    spare: float = 0.0
+    step_time: float = 0.0
+    steps: int = 0
+
+    def add(self, name: str, *, share: float, every: int, passes: float) -> None:
+        """Open an account: share of the budget, least steps between runs, cost in forward passes."""
+        self.accounts[name] = Account(share, every, passes)
+
+    def earn(self, seconds: float) -> None:
+        """One step of training took ``seconds``: pay out its share of the budget."""
+        self.trained += seconds
+        self.steps += 1
+        # A median would resist hiccups better; a mean of the recent past costs nothing and is enough here.
+        self.step_time += (seconds - self.step_time) * max(1 / self.steps, 0.05)
+        for account, part in self._parts():
+            account.saved += self.fraction * seconds * part
+            most = 2 * self._price(account)
+            if account.saved > most:
+                self.spare += account.saved - most
+                account.saved = most
+
+    def overhead(self, seconds: float) -> None:
+        """The hooks themselves took ``seconds``: everybody pays."""
+        self.hooks += seconds
+        for account, part in self._parts():
+            account.saved -= seconds * part
+
+    def idle(self, names: set[str]) -> None:
+        """These sensors lack what they need: the others share the budget."""
+        for name, account in self.accounts.items():
+            account.idle = name in names
+
+    def due(self, step: int) -> list[str]:
+        """The sensors that may run before this step, those that have waited longest first."""
+        wanting = [
+            (account.last or 0, name)
+            for name, account in self.accounts.items()
+            if not account.idle and (account.last is None or step - account.last >= account.every)
+        ]
+        able = []
+        for _, name in sorted(wanting):
+            account = self.accounts[name]
+            need = self._price(account) * (CAUTION if account.price is None else 1.0)
+            if self.steps and account.saved + max(self.spare, 0.0) >= need:
+                borrowed = max(0.0, need - account.saved)
+                self.spare -= borrowed
+                account.saved += borrowed
+                able.append(name)
+        return able
+
+    def pay(self, name: str, step: int, seconds: float) -> None:
+        """``name`` ran before ``step`` and took ``seconds``."""
+        account = self.accounts[name]
+        account.saved -= seconds
+        account.spent += seconds
+        account.runs += 1
+        account.last = step
+        # The first run warms caches up and says little about the next.
+        account.price = seconds if account.runs <= 2 else 0.7 * (account.price or seconds) + 0.3 * seconds
+
+    def close(self, name: str) -> None:
+        """Stop paying for ``name``."""
+        self.accounts.pop(name, None)
+
+    def _parts(self) -> list[tuple[Account, float]]:
+        active = [account for account in self.accounts.values() if not account.idle]
+        total = sum(account.share for account in active)
+        return [(account, account.share / total) for account in active]
+
+    def _price(self, account: Account) -> float:
+        # A training step is about three forward passes: one forward, and one backward that costs two.
+        return self.step_time * account.passes / 3 if account.price is None else account.price
+
+    @property
+    def spent(self) -> float:
+        """Seconds of watching per second of training so far."""
+        seconds = self.hooks + sum(account.spent for account in self.accounts.values())
+        return seconds / self.trained if self.trained else 0.0
+
+    def left_out(self) -> dict[str, str]:
+        """In words, what the budget did not reach."""
+        words = {}
+        for name, account in self.accounts.items():
+            if account.idle:
+                continue
+            if account.runs == 0 and self.steps:
+                need = self._price(account) * CAUTION
+                words[name] = (
+                    f"never ran: needs about {need * 1e3:.3g} ms and its share of the budget came to "
+                    f"{max(account.saved, 0) * 1e3:.3g} ms in {self.steps} steps"
+                )
+            elif account.runs and self.steps / account.runs > 1.5 * account.every:
+                words[name] = (
+                    f"ran every {self.steps / account.runs:.0f} steps rather than every {account.every}"
+                )
+        return words

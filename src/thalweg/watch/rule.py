@@ -1,0 +1,35 @@
+"""A rule turns readings into findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from thalweg._core.discover import modules
+from thalweg.watch.readings import Finding, Reading
+
+__all__ = ["Rule", "all_rules"]
+
+
+class Rule:
+    """Sees every reading whose name is in ``reads``, in order, and says what it means.
+
+    Subclasses keep what they need of the past; ``about`` tells of the run: ``optimizer`` (its class), ``lr``.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+
+    def __init__(self, about: Mapping[str, Any]):
+        self.about = about
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        raise TypeError(f"{type(self).__name__} must define see(reading)")
+
+
+def all_rules(about: Mapping[str, Any]) -> list[Rule]:
+    """A fresh instance of every rule in ``watch/rules``."""
+    found = [value for module in modules("thalweg.watch.rules") for value in vars(module).values()]
+    return [
+        one(about) for one in found if isinstance(one, type) and issubclass(one, Rule) and one is not Rule
+    ]

@@ -1,0 +1,1 @@
+"""What readings mean: one rule a file, found by being here."""

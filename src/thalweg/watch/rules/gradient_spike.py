@@ -1,0 +1,93 @@
+"""A gradient far above its recent past (SPAM, arXiv 2501.06842)."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from statistics import median
+
+from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.rule import Rule
+
+MEMORY = 64
+ENOUGH = 20
+TIMES = 5.0
+SPREADS = 6.0
+QUIET = 200
+
+
+class GradientSpike(Rule):
+    """The norm exceeds 5 times its median and, in logarithms, the median by 6 robust standard deviations.
+
+    The median and the spread are those of the last 64 readings. After a finding the next 200 steps' spikes
+    are counted, not reported; the spike itself enters the memory, so that a lasting rise is one finding.
+    """
+
+    name = "gradient spike"
+    reads = ("gradient norm",)
+
+    def __init__(self, about):
+        super().__init__(about)
+        self.past: deque[Reading] = deque(maxlen=MEMORY)
+        self.reported = -math.inf
+        self.count = 0
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        if not reading.finite or reading.value <= 0:
+            return
+        past = list(self.past)
+        self.past.append(reading)
+        if len(past) < ENOUGH:
+            return
+        usual = median(one.value for one in past)
+        logs = [math.log(one.value / usual) for one in past]
+        spread = 1.4826 * median(map(abs, logs)) + 0.05
+        height = math.log(reading.value / usual)
+        if reading.value < TIMES * usual or height < SPREADS * spread:
+            return
+        self.count += 1
+        if reading.step - self.reported < QUIET:
+            return
+        self.reported = reading.step
+        yield Finding(
+            self.name,
+            reading.step,
+            f"gradient norm {reading.value:.3g} is {reading.value / usual:.3g} times the median of the last "
+            f"{len(past)} readings ({usual:.3g}).",
+            {
+                "gradient norm": reading.value,
+                "median": usual,
+                "times median": reading.value / usual,
+                "threshold": max(TIMES, math.exp(SPREADS * spread)),
+                "spikes so far": float(self.count),
+            },
+            "warning",
+            self._worst(reading, past),
+            ("spam", "gradient-clipping", "opposing-signals"),
+            self._remedies(),
+        )
+
+    def _worst(self, reading: Reading, past: list[Reading]) -> tuple[str, ...]:
+        """The three layers that rose most against their own median."""
+        rises = {}
+        for name, value in reading.layers.items():
+            usual = median(one.layers.get(name, 0.0) for one in past)
+            rises[name] = value / usual if usual > 0 else 0.0
+        return tuple(sorted(rises, key=lambda name: -rises[name])[:3])
+
+    def _remedies(self) -> tuple[Remedy, ...]:
+        lr = float(self.about.get("lr", 1e-3))
+        return (
+            Remedy(
+                "Adam that cuts spikes entry by entry and resets its momentum",
+                f"from thalweg import optim\nopt = optim.SPAM(model.parameters(), lr={lr:g}, threshold=50)",
+                "spam",
+            ),
+            Remedy(
+                "clip the norm of the whole gradient",
+                "from thalweg import optim\n"
+                f"opt = optim.Descent(model.parameters(), optim.clip_norm(1.0), optim.adam(), lr={lr:g})",
+                "gradient-clipping",
+            ),
+        )

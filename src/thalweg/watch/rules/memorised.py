@@ -1,0 +1,119 @@
+"""The training set is learnt by heart and the test set is not; is generalisation under way? (grokking)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.rule import Rule
+
+LEARNT = 0.99
+GAP = 0.30
+IN_A_ROW = 3
+WINDOW = 5
+MOVE = 0.02
+
+
+class Memorised(Rule):
+    """Train accuracy at least 0.99 and test accuracy 0.3 below it in three readings in a row.
+
+    Then it watches the slow signs: a test accuracy that has risen by 0.02, or a test loss that has fallen
+    by 2 %, since its worst five-reading mean says that generalisation is under way: a finding of its own.
+    """
+
+    name = "memorised, not generalising"
+    reads = ("train accuracy", "test accuracy", "test loss")
+
+    def __init__(self, about):
+        super().__init__(about)
+        self.train: Reading | None = None
+        self.began: list[Reading] = []
+        self.said = self.moving = False
+        self.tests: list[float] = []
+        self.losses: list[float] = []
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        if not reading.finite:
+            return
+        if reading.name == "train accuracy":
+            self.train = reading
+            return
+        if self.train is None or self.train.value < LEARNT:
+            self.began, self.tests, self.losses = [], [], []
+            return
+        if reading.name == "test loss":
+            self.losses.append(reading.value)
+        else:
+            self.tests.append(reading.value)
+            self.began = [*self.began, reading] if self.train.value - reading.value > GAP else []
+            if len(self.began) >= IN_A_ROW and not self.said:
+                self.said = True
+                yield self._memorised(reading)
+        if self.said and not self.moving and self._signs():
+            self.moving = True
+            yield self._under_way(reading)
+
+    def _signs(self) -> dict[str, float]:
+        """How far the slow signs have moved from their worst, if far enough."""
+        signs = {}
+        if len(self.tests) > WINDOW:
+            means = _means(self.tests)
+            if means[-1] - min(means) > MOVE:
+                signs["test accuracy risen by"] = means[-1] - min(means)
+        if len(self.losses) > WINDOW:
+            means = _means(self.losses)
+            if means[-1] < (1 - MOVE) * max(means):
+                signs["test loss fallen by"] = 1 - means[-1] / max(means)
+        return signs
+
+    def _memorised(self, reading: Reading) -> Finding:
+        assert self.train is not None
+        train, test = self.train.value, reading.value
+        lr = float(self.about.get("lr", 1e-3))
+        return Finding(
+            self.name,
+            self.began[0].step,
+            f"train accuracy {train:.3f}, test accuracy {test:.3f}: the training set is learnt by heart.",
+            {"train accuracy": train, "test accuracy": test, "gap": train - test, "threshold": GAP},
+            "warning",
+            (),
+            ("softmax-collapse", "grokfast", "grokking-progress"),
+            (
+                Remedy(
+                    "step orthogonally to the weights, so that growing logits cannot stand in for learning",
+                    f"from thalweg import optim\nopt = optim.PerpGrad(model.parameters(), lr={lr:g})",
+                    "softmax-collapse",
+                ),
+                Remedy(
+                    "decoupled weight decay",
+                    "from thalweg import optim\n"
+                    f"opt = optim.AdamW(model.parameters(), lr={lr:g}, weight_decay=1.0)",
+                    "grokfast",
+                ),
+            ),
+        )
+
+    def _under_way(self, reading: Reading) -> Finding:
+        signs = self._signs()
+        words = ", ".join(f"{name} {value:.3g}" for name, value in signs.items())
+        return Finding(
+            "generalisation under way",
+            reading.step,
+            f"the slow signs move ({words}): keep this run going.",
+            {**signs, "threshold": MOVE},
+            "info",
+            (),
+            ("grokking-progress", "grokfast"),
+            (
+                Remedy(
+                    "amplify the slow part of the gradient",
+                    "from thalweg import optim\nopt = optim.Grokfast(model.parameters(), "
+                    f"lr={float(self.about.get('lr', 1e-3)):g}, weight_decay=0.01)",
+                    "grokfast",
+                ),
+            ),
+        )
+
+
+def _means(values: list[float]) -> list[float]:
+    return [sum(values[i : i + WINDOW]) / WINDOW for i in range(len(values) - WINDOW + 1)]

@@ -1,0 +1,46 @@
+"""Sharpness against the optimizer's own limit of stability (arXiv 2110.04369)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thalweg.probe import preconditioned_sharpness, stability_limit
+from thalweg.watch.moment import Moment, Raw, few, sensor
+
+EXAMPLES = 256
+PRODUCTS = 4
+SURE = 0.1
+
+
+@sensor("sharpness", share=3.0, every=20, passes=60, needs=("model", "loss_fn", "batch"))
+def tracked_sharpness(at: Moment) -> list[Raw]:
+    """Top eigenvalue of the (preconditioned) Hessian on one fixed batch, four products a visit.
+
+    Each visit goes on from where the last one stopped, so that even the first reading never costs much at
+    once; a value is given once its error bound is below a tenth.
+    """
+    assert at.model is not None and at.loss_fn is not None
+    model, loss_fn, memory = at.model, at.loss_fn, at.memory
+    batch = memory.setdefault("batch", few(at.batch, EXAMPLES))
+
+    def loss() -> Tensor:
+        return loss_fn(model, batch)
+
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            params = [p for p in at.named.values() if p.requires_grad]
+            warm = memory.get("vectors")
+            found = preconditioned_sharpness(loss, params, at.optimizer, iterations=PRODUCTS, warm_start=warm)
+    finally:
+        for module, training in flags:
+            module.training = training
+    memory["vectors"] = found.vectors
+    memory["products"] = memory.get("products", 0) + found.hvps
+    if found.residual > SURE * abs(found.top):
+        return []
+    limit = stability_limit(at.optimizer, 0)
+    extra = {"limit": limit, "ratio": found.top / limit, "products": float(memory["products"])}
+    return [Raw("sharpness", found.top, extra=extra)]

@@ -1,0 +1,15 @@
+"""Weight norms by parameter: growing weights make steps smaller and logits larger."""
+
+from __future__ import annotations
+
+import torch
+
+from thalweg.watch.moment import Moment, Raw, sensor
+
+
+@sensor("weight norm", share=0.5, every=10, passes=0.3)
+def weight_norm(at: Moment) -> list[Raw]:
+    """Euclidean norm of each parameter and of all together."""
+    with torch.no_grad():
+        norms = torch.stack([p.detach().norm().float() for p in at.named.values()])
+    return [Raw("weight norm", norms.norm(), tuple(at.named), norms)]
