@@ -1,0 +1,8 @@
+"""Tensors in, tensors out: layers, activations, losses, reparameterisations.
+
+Every public name of every file in this folder can be imported from here.
+"""
+
+from thalweg._core.discover import exports
+
+__getattr__, __dir__ = exports(__name__)

@@ -1,0 +1,32 @@
+"""Parameters by name, whether a model, a mapping or pairs were given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+NamedParams = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
+
+
+def named(params: NamedParams) -> dict[str, Tensor]:
+    """Name to parameter.
+
+    Raises:
+        ValueError: there is none, or an entry is not a pair of name and tensor.
+    """
+    if isinstance(params, nn.Module):
+        found: dict[str, Tensor] = dict(params.named_parameters())
+    else:
+        entries = list(params.items() if isinstance(params, Mapping) else params)
+        for entry in entries:
+            pair = isinstance(entry, tuple) and len(entry) == 2
+            if not (pair and isinstance(entry[0], str) and isinstance(entry[1], Tensor)):
+                raise ValueError(
+                    "named_params must be a model, a mapping of names to tensors or (name, tensor) pairs; "
+                    f"got an entry of type {type(entry).__name__}"
+                )
+        found = dict(entries)
+    if not found:
+        raise ValueError("named_params must hold at least one parameter, got none")
+    return found

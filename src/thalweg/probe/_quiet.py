@@ -1,0 +1,72 @@
+"""Running a model only to look at it: evaluation mode, no gradient, and everything put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg._core.checks import nearest
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own ``training`` flag returns, also after an error."""
+    # Not model.train(True) at the end: that would switch on modules which the user had frozen one by one.
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """``model(batch)``, with a tuple or list spread over positions and a mapping over keywords."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def modules_named(model: nn.Module, names: Any) -> dict[str, nn.Module]:
+    """The modules called ``names``.
+
+    Raises:
+        ValueError: the model has no module of that name.
+    """
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"layers must name modules of the model, got {name!r}{nearest(str(name), known)}"
+            )
+    return {name: known[name] for name in names}
+
+
+@contextmanager
+def listening(layers: Mapping[str, nn.Module], hear: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``hear(name, output)`` whenever a layer ran; the hooks go, also after an error."""
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise ValueError(f"layer {name!r} must return one tensor, got {type(output).__name__}")
+            hear(name, output)
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in layers.items():
+            handles.append(module.register_forward_hook(hook_for(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

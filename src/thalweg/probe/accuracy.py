@@ -1,0 +1,83 @@
+"""Memorisation at its simplest: accuracy on what was trained on, minus accuracy on what was not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from thalweg._core.checks import check_count
+from thalweg.probe._quiet import quiet
+from thalweg.probe.cost import costs
+
+__all__ = ["AccuracyGap", "accuracy_gap"]
+
+
+@dataclass(frozen=True)
+class AccuracyGap:
+    """Shares of correct predictions, in [0, 1].
+
+    Attributes:
+        train, test: accuracy on each set.
+        gap: ``train - test``.
+    """
+
+    train: float
+    test: float
+    gap: float
+
+
+def _accuracy(
+    model: nn.Module, name: str, pair: tuple[Tensor, Tensor], batch_size: int, ignore: int
+) -> float:
+    inputs, targets = pair
+    if not inputs.dim() or not targets.dim() or not len(inputs) or len(inputs) != len(targets):
+        shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"{name} must hold as many inputs as targets and at least one, got shapes {shapes}")
+    correct, counted = 0, 0
+    for batch, wanted in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+        logits = model(batch)
+        if not isinstance(logits, Tensor) or logits.shape[:-1] != wanted.shape:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"model must return {name} logits of shape {tuple(wanted.shape)} + (classes,), got {got}"
+            )
+        if not bool(logits.isfinite().all()):
+            # argmax of NaN is a class like any other and would count as right by chance.
+            raise ValueError(f"model must return finite {name} logits, got NaN or infinity")
+        counts = wanted != ignore
+        correct += int(((logits.argmax(-1) == wanted) & counts).sum())
+        counted += int(counts.sum())
+    if not counted:
+        raise ValueError(f"{name} targets must hold one that counts, got only ignore_index={ignore}")
+    return correct / counted
+
+
+@costs(2, 0, memory="the activations of one batch")
+def accuracy_gap(
+    model: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    batch_size: int = 512,
+    ignore_index: int = -100,
+) -> AccuracyGap:
+    """Accuracy on the training set, on the test set, and the difference.
+
+    Costs one forward pass over both sets. Token models are counted by position.
+
+    Args:
+        model: maps inputs to logits of shape (..., classes); run in evaluation mode without gradients, its
+            ``training`` flags are put back.
+        train, test: (inputs, targets), batched along the first dimension of both; targets of shape (...).
+        batch_size: examples a forward pass.
+        ignore_index: target of positions that do not count.
+
+    Raises:
+        ValueError: a set is empty or its sizes differ; logits are not finite or do not fit the targets.
+    """
+    check_count("batch_size", batch_size)
+    with quiet(model):
+        on_train = _accuracy(model, "train", train, batch_size, ignore_index)
+        on_test = _accuracy(model, "test", test, batch_size, ignore_index)
+    return AccuracyGap(on_train, on_test, on_train - on_test)

@@ -1,0 +1,147 @@
+"""How many directions a feature matrix really uses: three notions of rank, all from its singular values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg._core.checks import check_number
+from thalweg.probe._quiet import call, listening, modules_named, quiet
+from thalweg.probe.cost import costs
+
+__all__ = ["FeatureRanks", "effective_rank", "feature_rank", "feature_rank_of", "stable_rank"]
+
+MEMORY = "the features in float64 and their singular values"
+
+
+@dataclass(frozen=True)
+class FeatureRanks:
+    """Ranks of one layer's features over one batch.
+
+    Attributes:
+        feature_rank, effective_rank, stable_rank: as the functions of these names.
+        rows: examples (times positions for sequences): no rank can exceed it.
+        columns: features.
+    """
+
+    feature_rank: int
+    effective_rank: float
+    stable_rank: float
+    rows: int
+    columns: int
+
+
+def _singular_values(features: Tensor) -> Tensor:
+    if features.dim() != 2 or not features.numel():
+        raise ValueError(f"features must be a matrix (examples, features), got shape {tuple(features.shape)}")
+    if not bool(features.isfinite().all()):
+        raise ValueError("features must be finite, got NaN or infinity")
+    return torch.linalg.svdvals(features.detach().double())
+
+
+def _effective_rank(values: Tensor) -> float:
+    share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.special.entr(share).sum().exp().item() if bool(values.any()) else 0.0
+
+
+def _stable_rank(values: Tensor) -> float:
+    return (values / values[0]).square().sum().item() if bool(values.any()) else 0.0
+
+
+def _feature_rank(values: Tensor, threshold: float) -> int:
+    return int((values > threshold * values[0]).sum())
+
+
+@costs(0, 0, memory=MEMORY)
+def effective_rank(features: Tensor) -> float:
+    r"""Exponential of the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO 2007).
+
+    .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \sigma_i / \sum_j \sigma_j
+
+    Args:
+        features: shape (examples, features), not centred here.
+
+    Returns:
+        Between 1 and the smaller side; 0 for the zero matrix.
+
+    Raises:
+        ValueError: not a matrix, empty, or not finite.
+    """
+    return _effective_rank(_singular_values(features))
+
+
+@costs(0, 0, memory=MEMORY)
+def stable_rank(features: Tensor) -> float:
+    r"""Squared Frobenius norm over squared spectral norm, :math:`\sum_i \sigma_i^2 / \sigma_1^2`.
+
+    Args:
+        features: shape (examples, features), not centred here.
+
+    Returns:
+        Between 1 and the rank; 0 for the zero matrix.
+
+    Raises:
+        ValueError: not a matrix, empty, or not finite.
+    """
+    return _stable_rank(_singular_values(features))
+
+
+@costs(0, 0, memory=MEMORY)
+def feature_rank(features: Tensor, *, threshold: float = 0.01) -> int:
+    """Number of singular values above ``threshold`` times the largest (as in arXiv 2303.01486).
+
+    Args:
+        features: shape (examples, features), not centred here.
+        threshold: share of the largest singular value, in [0, 1).
+
+    Raises:
+        ValueError: not a matrix, empty, or not finite; ``threshold`` is out of range.
+    """
+    check_number("threshold", threshold, 0, 1, "[)")
+    return _feature_rank(_singular_values(features), threshold)
+
+
+@costs(1, 0, memory=MEMORY)
+def feature_rank_of(model: nn.Module, batch: Any, *, layer: str, threshold: float = 0.01) -> FeatureRanks:
+    """Ranks of what one layer returns for a batch (arXiv 2303.01486).
+
+    Sequences (batch, time, features) count every position as an example; images (batch, channels, height,
+    width) and other shapes are flattened to one row an example.
+
+    Args:
+        model: run once in evaluation mode without gradients; its ``training`` flags are put back.
+        batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
+        layer: name of the module; if it runs more than once, its last output counts.
+        threshold: as in :func:`feature_rank`.
+
+    Raises:
+        ValueError: the layer is unknown, does not run or returns no finite tensor of two dimensions or more.
+    """
+    check_number("threshold", threshold, 0, 1, "[)")
+    heard: dict[str, Tensor] = {}
+
+    def hear(name: str, output: Tensor) -> None:
+        # A copy: a later in-place operation (ReLU) may overwrite the output.
+        heard[name] = output.detach().clone()
+
+    with quiet(model), listening(modules_named(model, [layer]), hear):
+        call(model, batch)
+    if layer not in heard:
+        raise ValueError(f"layer must run when the model is called, got {layer!r}")
+    output = heard[layer]
+    if output.dim() < 2:
+        raise ValueError(
+            f"layer {layer!r} must return (batch, features, ...), got shape {tuple(output.shape)}"
+        )
+    features = output.flatten(0, 1) if output.dim() == 3 else output.flatten(1)
+    values = _singular_values(features)
+    return FeatureRanks(
+        feature_rank=_feature_rank(values, threshold),
+        effective_rank=_effective_rank(values),
+        stable_rank=_stable_rank(values),
+        rows=features.shape[0],
+        columns=features.shape[1],
+    )

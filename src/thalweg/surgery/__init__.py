@@ -1,0 +1,8 @@
+"""Trained weights in, trained weights out: reset, prune, quantize, factor, merge.
+
+Every public name of every file in this folder can be imported from here.
+"""
+
+from thalweg._core.discover import exports
+
+__getattr__, __dir__ = exports(__name__)
