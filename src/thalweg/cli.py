@@ -1,0 +1,196 @@
+"""``thalweg``: the command line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import thalweg
+from thalweg.papers.cli import app as papers_app
+
+if TYPE_CHECKING:
+    from thalweg.watch import Finding
+
+app = typer.Typer(
+    help="Watch a training run, name what happens, apply the published remedy, see what it really does.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(papers_app, name="papers")
+COLOURS = {"info": "cyan", "warning": "yellow", "critical": "red"}
+STORE = Path("runs") / "thalweg.sqlite"
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What the user can put right is one line on stderr and exit code 2, never a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"thalweg: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the run store and the report go.")] = Path("runs/demo"),
+) -> None:
+    """Watch a run fail, apply the remedy that the finding names, and compare (about half a minute)."""
+    console = _console()
+    console.print("An MLP learns modular addition with AdamW and no weight decay, watched.\n")
+    with user_errors():
+        from thalweg.demo import demo as run_demo
+
+        with _progress(console) as bar:
+            rows: dict[str, Any] = {}
+            said: set[str] = set()
+
+            def progress(name: str, step: int, steps: int) -> None:
+                if name not in rows:
+                    rows[name] = bar.add_task({"before": "AdamW", "after": "remedy"}[name], total=steps)
+                bar.update(rows[name], completed=step)
+
+            outcomes, path = run_demo(
+                folder, progress=progress, on_finding=lambda one: _say(console, one, said)
+            )
+    table = Table(title="before and after")
+    lines = [one.row() for one in outcomes]
+    table.add_column("")
+    for line in lines:
+        table.add_column(line["run"], justify="right")
+    for key in list(lines[0])[1:]:
+        table.add_row(key, *(line[key] for line in lines))
+    console.print(table)
+    console.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    script: Annotated[
+        Path, typer.Argument(help="A Python training script; what follows are its own arguments.")
+    ],
+    budget: Annotated[float, typer.Option(help="Seconds of watching per second of training.")] = 0.03,
+    store: Annotated[Path, typer.Option(help="The run store (SQLite).")] = STORE,
+    report: Annotated[Path | None, typer.Option(help="Also write a page about the run.")] = None,
+) -> None:
+    """Watch a training script without changing it."""
+    console = _console(stderr=True)
+    code = 0
+    with user_errors():
+        from thalweg.watch import RunStore, run_script
+
+        RunStore(store, write=True).close()
+        if not script.is_file():
+            raise ValueError(f"script must be a Python file, got {str(script)!r}: no such file")
+        if not 0 <= budget < float("inf"):
+            raise ValueError(f"budget must be in [0, inf), got {budget}")
+    runs: list[Any] = []
+    said: set[str] = set()
+    try:
+        run_script(
+            script,
+            context.args,
+            runs=runs,
+            budget=budget,
+            store=store,
+            on_finding=lambda one: _say(console, one, said),
+        )
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        if isinstance(stop.code, str):
+            typer.echo(stop.code, err=True)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        # The script's own error, shown as Python would, from the script's first line on.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+            trace = trace.tb_next
+        traceback.print_exception(type(error), error, trace or error.__traceback__)
+        code = 1
+    _summary(console, runs, store)
+    if report is not None and runs:
+        with user_errors():
+            from thalweg.report import write_report
+
+            written = write_report(
+                store, report, runs=[one.id for one in runs], title=f"{script.name}, watched"
+            )
+            console.print(f"report: {written}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    store: Annotated[Path, typer.Argument(help="A run store.")] = STORE,
+    run: Annotated[
+        list[int] | None, typer.Option(help="Id of a run; several to compare. The latest by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("runs/report.html"),
+) -> None:
+    """Write a page about runs in a store."""
+    with user_errors():
+        from thalweg.report import write_report
+
+        typer.echo(f"report: {write_report(store, out, runs=run or None)}")
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if show:
+        typer.echo(f"thalweg {thalweg.__version__}")
+        raise typer.Exit
+
+
+def _summary(console: Console, runs: list[Any], store: Path) -> None:
+    if not runs:
+        console.print("thalweg: no optimizer took a step, so there was nothing to watch")
+        return
+    for one in runs:
+        count = len(one.findings)
+        words = f"{one.step} steps, {count or 'no'} finding{'' if count == 1 else 's'}, "
+        console.print(
+            f"thalweg: {escape(one.name)}: {words}{one.budget.spent:.1%} of the time spent watching"
+        )
+        for name, why in one.left_out().items():
+            console.print(f"  {name} {escape(why)}", style="dim", soft_wrap=True)
+    console.print(f"readings: {store}", soft_wrap=True)
+
+
+def _say(console: Console, finding: Finding, said: set[str]) -> None:
+    """Print a finding; what to try is told once a name."""
+    head, *rest = str(finding).splitlines()
+    rest = [] if finding.name in said else rest
+    said.add(finding.name)
+    console.print(escape(head), style=COLOURS[finding.severity], soft_wrap=True, highlight=False)
+    if rest:
+        console.print(escape("\n".join(rest)), style="dim", soft_wrap=True, highlight=False)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def _console(stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160)
+
+
+def main() -> None:
+    """Entry point of the ``thalweg`` command."""
+    app()

@@ -1,0 +1,80 @@
+"""Plots of a run as inline SVG: units on both axes, the earlier run in grey, readable in black and white."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thalweg.watch.readings import Finding, Reading
+
+__all__ = ["Line", "draw"]
+
+# A colour a run, grey for the one that is compared against; a dash a curve of the same run.
+COLOURS = ("#8a8a8a", "#0b5fa5", "#b3541e", "#2f7d4f", "#6b4fa0", "#111111")
+DASHES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: readings of one name; ``run`` and ``part`` count from 0 and choose colour and dash."""
+
+    label: str
+    readings: Sequence[Reading]
+    run: int
+    part: int = 0
+
+
+def draw(
+    title: str, unit: str, lines: Sequence[Line], findings: Sequence[Finding] = (), log: bool = False
+) -> str:
+    """An SVG element with up to six curves over optimizer steps; findings are marked where they began."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "path",
+        "svg.hashsalt": "thalweg",
+        "font.size": 9,
+        "font.family": "DejaVu Sans",
+    }
+    with rc_context(settings):
+        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines[:6]:
+            shown = [one for one in line.readings if one.finite and (not log or one.value > 0)]
+            colour = COLOURS[line.run % len(COLOURS)]
+            dash = DASHES[line.part % len(DASHES)]
+            steps, values = [one.step for one in shown], [one.value for one in shown]
+            mark = "o" if len(shown) < 3 else None
+            axes.plot(
+                steps, values, dash, color=colour, label=line.label, linewidth=1.5, marker=mark, markersize=3
+            )
+        for finding in findings:
+            axes.axvline(finding.step, color="#b3261e", linewidth=0.8, linestyle=(0, (2, 2)))
+            axes.annotate(
+                finding.name,
+                (finding.step, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(-2, -3),
+                textcoords="offset points",
+                rotation=90,
+                fontsize=6.5,
+                color="#b3261e",
+                va="top",
+                ha="right",
+            )
+        if log:
+            axes.set_yscale("log")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(unit)
+        axes.set_title(title, fontsize=9.5, loc="left")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=7.5)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

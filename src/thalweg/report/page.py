@@ -1,0 +1,146 @@
+"""The report: findings, what to try, and the curves, as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from thalweg import papers
+from thalweg.report.figures import Line, draw
+from thalweg.watch.store import RunInfo, RunStore
+
+__all__ = ["write_report"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn together: readings by name, with a label each where there are several."""
+
+    title: str
+    unit: str
+    parts: Mapping[str, str]
+    log: bool = False
+
+
+PANELS = (
+    Panel("Accuracy", "share correct", {"train accuracy": "train", "test accuracy": "test"}),
+    Panel("Loss", "nats", {"loss": "train", "test loss": "test"}, log=True),
+    Panel("Softmax collapse", "share of examples", {"softmax collapse": ""}),
+    Panel("Gradient norm", "loss per unit of weight", {"gradient norm": ""}, log=True),
+    Panel("Weight norm", "Euclidean norm of all weights", {"weight norm": ""}),
+    Panel("Sharpness", "top (preconditioned) eigenvalue", {"sharpness": ""}, log=True),
+    Panel("Dormant units", "share of hidden units", {"dormant units": ""}),
+)
+
+
+def write_report(
+    store: str | Path,
+    path: str | Path,
+    *,
+    runs: Sequence[int] | None = None,
+    title: str = "thalweg report",
+    lead: str = "",
+    table: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write a page about some runs of a store; the first is the one that others are compared with.
+
+    Args:
+        store: a run store.
+        path: the HTML file; written whole or not at all.
+        runs: ids; by default the latest run.
+        lead: a sentence or two below the title.
+        table: rows of a comparison, each with the same keys in the same order.
+
+    Raises:
+        ValueError: if the store is not one, or has no such run.
+    """
+    with RunStore(store) as opened:
+        known = {one.id: one for one in opened.runs()}
+        if not known:
+            raise ValueError(f"store {str(store)!r} holds no run yet")
+        chosen = list(runs) if runs is not None else [max(known)]
+        for one in chosen:
+            if one not in known:
+                raise ValueError(f"run must be one of {', '.join(map(str, known))}, got {one!r}")
+        infos = [known[one] for one in chosen]
+        findings = {info.id: opened.findings(info.id) for info in infos}
+        panels = _panels(opened, infos)
+    environment = Environment(loader=PackageLoader("thalweg.report"), autoescape=True, trim_blocks=True)
+    environment.filters["number"] = lambda value: f"{value:.4g}" if isinstance(value, float) else value
+    text = environment.get_template("report.html").render(
+        title=title,
+        lead=lead,
+        table=table,
+        runs=[(info, findings[info.id]) for info in infos],
+        panels=panels,
+        paper=_paper,
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        versions=_versions(),
+    )
+    return _write_whole(Path(path), text)
+
+
+def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[str]:
+    drawn = []
+    for panel in PANELS:
+        lines, last = [], []
+        for run, info in enumerate(infos):
+            for part, (name, label) in enumerate(panel.parts.items()):
+                readings = store.readings(info.id, name)
+                if not readings:
+                    continue
+                words = [word for word in (info.name if len(infos) > 1 else "", label) if word]
+                lines.append(Line(", ".join(words), _thinned(readings), run, part))
+                if part == len(panel.parts) - 1:
+                    last.append(" ".join([*words, f"{readings[-1].value:.3g}"]))
+        if lines:
+            title = f"{panel.title}: {'; '.join(last)} at the end" if last else panel.title
+            marks = store.findings(infos[0].id) if len(infos) == 1 else []
+            drawn.append(draw(title, panel.unit, lines, marks, panel.log))
+    return drawn
+
+
+def _thinned(readings: list, most: int = 600) -> list:
+    """At most ``most`` readings, evenly spread, the last one among them."""
+    stride = -(-len(readings) // most)
+    return readings[:: stride or 1] + ([readings[-1]] if (len(readings) - 1) % (stride or 1) else [])
+
+
+def _paper(key: str) -> dict[str, str]:
+    """What the page says of a paper; a key that the catalog lacks is shown as it stands."""
+    try:
+        entry = papers.find(key)
+    except ValueError:
+        return {"key": key, "title": key, "link": ""}
+    return {"key": key, "title": html.unescape(entry.title), "link": entry.link or ""}
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("thalweg", "torch"))
+    return f"{packages}, Python {platform.python_version()}, {os.cpu_count()} cores"
+
+
+def _write_whole(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".part", delete=False, encoding="utf8"
+    ) as part:
+        try:
+            part.write(text)
+            part.flush()
+            os.chmod(part.name, 0o644)
+            os.replace(part.name, path)
+        except BaseException:
+            os.unlink(part.name)
+            raise
+    return path

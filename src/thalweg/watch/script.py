@@ -1,0 +1,158 @@
+"""Watch somebody's own training script without changing it: ``thalweg run train.py``.
+
+A hook on every optimizer's step finds the model that owns the parameters, and one on
+``torch.nn.functional.cross_entropy`` sees logits, targets and loss on their way through.
+"""
+
+from __future__ import annotations
+
+import gc
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from thalweg.watch.observe import Run, watch
+from thalweg.watch.readings import Finding
+
+__all__ = ["run_script", "watching_everything"]
+
+
+def run_script(
+    path: str | Path, arguments: Sequence[str] = (), *, runs: list[Run] | None = None, **options: Any
+) -> list[Run]:
+    """Run a Python file as ``__main__`` with every optimizer in it watched; give one run an optimizer.
+
+    Whatever the script raises, ``SystemExit`` included, comes through after the runs are stored.
+
+    Args:
+        arguments: what the script finds in ``sys.argv[1:]``.
+        runs: a list to which the runs are added as they begin, for when the script raises.
+        options: ``budget``, ``store`` and ``on_finding`` of :func:`thalweg.watch.watch`.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"script must be a Python file, got {str(path)!r}: no such file")
+    before = sys.argv, sys.path[:]
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        with watching_everything(name=file.name, runs=runs, **options) as watched:
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = before
+    return watched
+
+
+@dataclass
+class Seen:
+    """The latest cross entropy of the training loop."""
+
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+    loss: Tensor | None = None
+    plain: bool = False
+
+
+@contextmanager
+def watching_everything(
+    *,
+    name: str,
+    runs: list[Run] | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
+    **options: Any,
+) -> Iterator[list[Run]]:
+    """Within this block every optimizer that steps is watched; gives the growing list of runs."""
+    runs = [] if runs is None else runs
+    known: WeakKeyDictionary[torch.optim.Optimizer, tuple[Run, dict[str, Any]]] = WeakKeyDictionary()
+    seen = Seen()
+    plain_loss = F.cross_entropy
+
+    def listening_loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        loss = plain_loss(input, target, *args, **kwargs)
+        if loss.requires_grad and not target.is_floating_point():
+            seen.logits, seen.targets, seen.loss = input.detach(), target, loss.detach()
+            seen.plain = not args and not kwargs and loss.ndim == 0
+        return loss
+
+    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if optimizer not in known:
+            model = _owner(optimizer)
+            run = watch(model, optimizer, name=f"{name} {len(runs) + 1}", on_finding=on_finding, **options)
+            calls: dict[str, Any] = {}
+            if model is not None:
+                model.register_forward_hook(_remember(calls), with_kwargs=True)
+            known[optimizer] = run, calls
+            runs.append(run)
+        run, calls = known[optimizer]
+        if seen.logits is None or seen.targets is None:
+            return
+        run.log(loss=seen.loss)
+        moment = run.moment
+        moment.output, moment.targets = seen.logits, seen.targets
+        output = calls.get("output")
+        if output is not None and seen.plain and _same(output, seen.logits):
+            moment.loss_fn = _cross_entropy
+            moment.batch = (calls["inputs"], seen.targets)
+        seen.logits = seen.targets = seen.loss = None
+
+    hook = register_optimizer_step_pre_hook(before_step)
+    F.cross_entropy = listening_loss
+    outcome = "finished"
+    try:
+        yield runs
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        hook.remove()
+        F.cross_entropy = plain_loss
+        for run in runs:
+            run.close(outcome)
+
+
+def _same(output: Tensor, logits: Tensor) -> bool:
+    """Whether the logits are the model's output itself, in another shape perhaps."""
+    return output.data_ptr() == logits.data_ptr() and output.numel() == logits.numel()
+
+
+def _cross_entropy(model: nn.Module, batch: tuple[tuple, Tensor]) -> Tensor:
+    inputs, targets = batch
+    logits = model(*inputs)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def _remember(calls: dict[str, Any]) -> Callable[..., None]:
+    def hook(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if model.training and torch.is_grad_enabled() and not kwargs and isinstance(output, Tensor):
+            calls.update(inputs=args, output=output.detach())
+
+    return hook
+
+
+def _owner(optimizer: torch.optim.Optimizer) -> nn.Module | None:
+    """The smallest living module that holds all of the optimizer's parameters; of equals, the outermost."""
+    wanted = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    best: tuple[int, int, nn.Module] | None = None
+    for thing in gc.get_objects():
+        # isinstance would run properties of strange objects; their type cannot lie.
+        if not issubclass(type(thing), nn.Module):
+            continue
+        held = {id(p) for p in thing.parameters()}
+        if wanted <= held:
+            rank = (len(held), -sum(1 for _ in thing.modules()))
+            if best is None or rank < best[:2]:
+                best = (*rank, thing)
+    return None if best is None else best[2]
