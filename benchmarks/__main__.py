@@ -1,0 +1,22 @@
+"""``make bench``: run every benchmark in this folder, or the ones named on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    folder = Path(__file__).parent
+    names = sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
+    for name in sys.argv[1:] or names:
+        if name not in names:
+            sys.exit(f"benchmark must be one of {', '.join(names)}; got {name!r}")
+        print(f"## {name}", flush=True)
+        importlib.import_module(f"benchmarks.{name}").main()
+        print(flush=True)
+
+
+main()
