@@ -17,6 +17,7 @@ from rich.table import Table
 
 import thalweg
 from thalweg.papers.cli import app as papers_app
+from thalweg.studies.cli import app as studies_app
 
 if TYPE_CHECKING:
     from thalweg.watch import Finding
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(papers_app, name="papers")
+app.add_typer(studies_app, name="study")
 COLOURS = {"info": "cyan", "warning": "yellow", "critical": "red"}
 STORE = Path("runs") / "thalweg.sqlite"
 

@@ -26,6 +26,16 @@ from thalweg.watch.readings import Finding
 
 __all__ = ["run_script", "watching_everything"]
 
+# What torch.nn.CrossEntropyLoss passes on when nothing was asked of it.
+USUAL = {
+    "weight": None,
+    "size_average": None,
+    "ignore_index": -100,
+    "reduce": None,
+    "reduction": "mean",
+    "label_smoothing": 0.0,
+}
+
 
 def run_script(
     path: str | Path, arguments: Sequence[str] = (), *, runs: list[Run] | None = None, **options: Any
@@ -84,7 +94,7 @@ def watching_everything(
         loss = plain_loss(input, target, *args, **kwargs)
         if loss.requires_grad and not target.is_floating_point():
             seen.logits, seen.targets, seen.loss = input.detach(), target, loss.detach()
-            seen.plain = not args and not kwargs and loss.ndim == 0
+            seen.plain = not args and kwargs.items() <= USUAL.items()
         return loss
 
     def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -1,0 +1,56 @@
+"""The main job: one command shows a run failing, the finding, the remedy and its effect."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from thalweg.watch import RunStore
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "thalweg", "demo"]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=280
+    ), folder / "runs/demo"
+
+
+def test_the_trouble_is_named_while_it_happens(demo):
+    done, _ = demo
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"memorised, not generalising at step \d+", done.stdout)
+    assert re.search(r"\[critical\] softmax collapse at step \d+|\[warning\] softmax collapse", done.stdout)
+
+
+def test_the_remedy_that_the_finding_names_brings_the_test_accuracy_from_chance_to_one(demo):
+    done, folder = demo
+    row = next(line for line in done.stdout.splitlines() if line.startswith("│ test accuracy "))
+    before, after = map(float, re.findall(r"\d\.\d+", row))
+    assert before < 0.05
+    assert after > 0.95
+    with RunStore(folder / "run.sqlite") as store:
+        first, second = store.runs()
+        code = {remedy.code for one in store.findings(first.id) for remedy in one.remedies}
+    assert second.about["optimizer"] == "PerpGrad"
+    assert any("optim.PerpGrad" in one for one in code)
+
+
+def test_watching_keeps_its_budget(demo):
+    done, _ = demo
+    row = next(line for line in done.stdout.splitlines() if "of it watching" in line)
+    assert all(float(share) <= 4.0 for share in re.findall(r"([\d.]+)%", row))
+
+
+def test_the_report_stands_alone_and_holds_findings_remedies_and_plots(demo):
+    done, folder = demo
+    page = (folder / "report.html").read_text(encoding="utf8")
+    assert f"report: {'runs/demo/report.html'}" in done.stdout
+    assert page.count("<svg") >= 5
+    assert "optim.PerpGrad(model.parameters(), lr=0.01)" in page
+    assert not re.search(r"<(script|link|img)\b", page)
+    assert not re.search(r"""(src|href)=["'](?!https://arxiv\.org|#)""", page)
