@@ -27,6 +27,7 @@ GROUP_KEYS = {
     "min_lr",
     "max_momentum",
     "base_momentum",
+    "swa_lr",
 }
 
 

@@ -6,6 +6,7 @@ tensors there are, and scalars come in as tensors, so that no schedule ever reco
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from thalweg.optim._chain import Pass
 from thalweg.optim._rounding import write
+from thalweg.optim.transform import PARTS
 
 Kernel = Callable[..., tuple[Tensor | None, Tensor | None]]
 _compiled: dict[Any, Kernel] = {}
 _broken: list[str] = []
+_count = itertools.count()
 
 
 def eager(part: Pass, rounding: str) -> Kernel:
@@ -50,19 +53,32 @@ def compiled(part: Pass, rounding: str) -> Kernel:
     key = (structure(part), rounding)
     if key not in _compiled:
         plain = eager(part, rounding)
-        assert isinstance(plain, FunctionType)
-        # Dynamo counts recompiles by code object: a copy a kernel keeps one recipe from using up another's.
-        code = plain.__code__.replace(
-            co_name=f"{part.links[-1].label if part.links else 'sgd'}_{len(_compiled)}"
-        )
-        own = FunctionType(code, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__)
-        _compiled[key] = _announced(_tensor_guarded(own), plain, part)
+        fast: dict[Any, Kernel] = {}
+
+        def kernel(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+            kinds = tuple(None if one is None else (one.dtype, one.device) for one in arguments)
+            if kinds not in fast:
+                fast[kinds] = _announced(_tensor_guarded(_copy(plain)), plain, part)
+            return fast[kinds](*arguments)
+
+        _compiled[key] = kernel
     return _compiled[key]
+
+
+def _copy(kernel: Kernel) -> Kernel:
+    """The kernel with a code object of its own, by which Dynamo counts recompiles and sets their limit."""
+    assert isinstance(kernel, FunctionType)
+    code = kernel.__code__.replace(co_name=f"kernel_{next(_count)}")
+    return FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__)
 
 
 def _tensor_guarded(kernel: Kernel) -> Kernel:
     """Compile for any length; what the kernel closes over is constant, so only its tensors are guarded."""
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+    options: dict[str, Any] = {
+        "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
+        # Kahan needs what rounding to 16 bits loses; Inductor would cancel the cast there and back.
+        "emulate_precision_casts": True,
+    }
     return torch.compile(kernel, dynamic=True, fullgraph=True, options=options)
 
 
@@ -72,8 +88,9 @@ def structure(part: Pass) -> tuple:
     for one in part.links[part.first : part.last + (part.measures is not None)]:
         t = one.transform
         fixed = {name: value for name, value in t.arguments.items() if name not in t.hyper}
-        identity = repr(sorted(fixed.items())) if t.name != "custom" else repr(t.update)
-        links.append((t.name, identity, tuple(one.slots.items()), one.owned, tuple(t.hyper)))
+        maker = PARTS.get(t.name) or (t.update, t.measure)
+        made = (maker, repr(sorted(fixed.items())))
+        links.append((*made, tuple(one.slots.items()), one.owned, tuple(t.hyper)))
     place = tuple(tuple(field) for field in part.layout.fields[part.first : part.last + 1])
     return (part.first, part.last, part.measures, len(part.links), tuple(links), place)
 

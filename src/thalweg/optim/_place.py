@@ -32,23 +32,29 @@ class Place:
 
     @classmethod
     def of(cls, p: Tensor, state: dict[str, Tensor]) -> Place:
+        """Find them; state whose strides are no longer the parameter's is laid out anew first."""
         weights = _layout.real(_layout.local(p.detach()))
         dense = weights if _layout.dense(weights) else torch.empty_like(weights)
+        for key, one in list(state.items()):
+            if key != "step" and _layout.real(_layout.local(one)).stride() != dense.stride():
+                state[key] = torch.empty_like(p.detach(), dtype=one.dtype).copy_(one)
         sources = {key: tensor for key, tensor in state.items() if key != "step"}
         slots = {
             key: _layout.in_order_of(dense, _layout.real(_layout.local(one))) for key, one in sources.items()
         }
         held = tuple(sources.values())
-        return cls(p.data_ptr(), weights, dense, _layout.flat(dense), slots, held, _layout.place_of(p))
+        return cls(weights.data_ptr(), weights, dense, _layout.flat(dense), slots, held, _layout.place_of(p))
 
     def still_holds(self, p: Tensor, state: dict[str, Tensor]) -> bool:
         """Whether neither the parameter nor its state has moved since."""
         now = [one for key, one in state.items() if key != "step"]
-        same = len(now) == len(self.sources) and all(map(_is, self.sources, now))
+        if len(now) != len(self.sources) or not all(map(_is, self.sources, now)):
+            return False
+        weights = _layout.real(_layout.local(p.detach()))
         return (
-            same
-            and self.address == p.data_ptr()
-            and self.weights.shape == _layout.real(_layout.local(p)).shape
+            self.address == weights.data_ptr()
+            and self.weights.shape == weights.shape
+            and self.weights.stride() == weights.stride()
         )
 
     def read(self) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from thalweg.optim._chain import GROUP_KEYS
 
 if TYPE_CHECKING:
     from thalweg.optim.descent import Descent
@@ -31,18 +32,25 @@ def refuse_foreign_state(optimizer: Descent, state_dict: Mapping[str, Any]) -> N
         missing = optimizer.defaults.keys() - group.keys()
         if missing:
             raise ValueError(f"state_dict is of another optimizer: its groups lack {sorted(missing)}")
+        foreign = group.keys() - GROUP_KEYS - {key for own in optimizer.param_groups for key in own}
+        if foreign:
+            raise ValueError(f"state_dict is of another optimizer: its groups hold {sorted(foreign)}")
+    for p, entry in _matched(optimizer, state_dict):
+        for key, saved in entry.items():
+            if key != "step" and saved.shape != p.shape:
+                raise ValueError(
+                    f"state_dict is of other parameters: {key} of shape {tuple(saved.shape)} "
+                    f"for a parameter of shape {tuple(p.shape)}"
+                )
 
 
 def restore_dtypes(optimizer: Descent, state_dict: Mapping[str, Any]) -> None:
     """Undo torch's cast of loaded state to the parameter's dtype, and give it the parameter's strides."""
     for p, entry in _matched(optimizer, state_dict):
         for key, saved in entry.items():
-            if key == "step" or not isinstance(saved, Tensor):
-                continue
-            if isinstance(saved, DTensor):
-                optimizer.state[p][key] = saved.detach().clone()
-            else:
+            if key != "step":
                 optimizer.state[p][key] = torch.empty_like(p, dtype=saved.dtype).copy_(saved)
+        optimizer.settle_kahan(p)
         step = entry["step"]
         optimizer.state[p]["step"] = torch.as_tensor(step, dtype=torch.float32, device="cpu").clone()
 
@@ -50,6 +58,6 @@ def restore_dtypes(optimizer: Descent, state_dict: Mapping[str, Any]) -> None:
 def _matched(optimizer: Descent, state_dict: Mapping[str, Any]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
     ours = [p for group in optimizer.param_groups for p in group["params"]]
     saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-    for p, index in zip(ours, saved, strict=True):
+    for p, index in zip(ours, saved, strict=False):
         if index in state_dict["state"]:
             yield p, state_dict["state"][index]

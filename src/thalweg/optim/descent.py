@@ -60,8 +60,8 @@ class Descent(Optimizer):
             if not isinstance(item, Transform):
                 raise ValueError(f"chain must hold transforms such as optim.adam(), got {item!r}")
         check_choice("rounding", rounding, ROUNDINGS)
-        if state_dtype is not None and not state_dtype.is_floating_point:
-            raise ValueError(f"state_dtype must be a floating-point dtype, got {state_dtype}")
+        if state_dtype is not None and not getattr(state_dtype, "is_floating_point", False):
+            raise ValueError(f"state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
         self.links: tuple[Link, ...] = link(chain)
         self.rounding, self.state_dtype, self.compile = rounding, state_dtype, compile
         self._passes: tuple = ()
@@ -143,9 +143,15 @@ class Descent(Optimizer):
             for one in self.links:
                 for slot in one.owned:
                     state[one.slots[slot]] = torch.zeros_like(p, dtype=dtype)
-            if self.rounding == "kahan" and p.dtype in HALF:
-                state["kahan"] = torch.zeros_like(p)
+            self.settle_kahan(p)
         return state
+
+    def settle_kahan(self, p: Tensor) -> None:
+        """Keep what storing ``p`` loses if this optimizer's rounding asks for it, and only then."""
+        if self.rounding == "kahan" and p.dtype in HALF:
+            self.state[p].setdefault("kahan", torch.zeros_like(p))
+        else:
+            self.state[p].pop("kahan", None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore state bit for bit, in the dtypes in which it was saved.

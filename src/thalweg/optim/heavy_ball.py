@@ -12,7 +12,8 @@ __all__ = ["momentum"]
 def momentum(momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False) -> Transform:
     r"""Accumulate the gradient: :math:`b_t = \mu b_{t-1} + (1-\tau) g_t`, with :math:`b_1 = g_1`.
 
-    The update is :math:`b_t`, or :math:`g_t + \mu b_t` with ``nesterov``.
+    The update is :math:`b_t`, or :math:`g_t + \mu b_t` with ``nesterov``. Without momentum there is no
+    buffer to dampen: the update is the gradient, whatever :math:`\tau`.
 
     Args:
         momentum: :math:`\mu`, in [0, 1).
@@ -27,7 +28,7 @@ def momentum(momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = Fal
         raise ValueError(f"dampening must be 0 with nesterov=True, got {dampening!r}")
 
     def scalars(k):
-        return {"fresh": 1.0 if k.step == 1 else 1 - k.dampening}
+        return {"fresh": 1.0 if k.step == 1 or k.momentum == 0 else 1 - k.dampening}
 
     def update(u, p, state, k):
         buffer = k.momentum * state.buffer + k.fresh * u
@@ -35,6 +36,8 @@ def momentum(momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = Fal
 
     def stability(k):
         b = k.momentum
+        if b == 0:
+            return 2.0
         return 2 * (1 + b) / (1 + 2 * b) if nesterov else 2 * (1 + b) / (1 - k.dampening)
 
     return element(

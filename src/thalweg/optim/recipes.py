@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from thalweg._core.checks import check_count, check_unit_interval
+from thalweg.optim._betas import check_betas
 from thalweg.optim.adaptive import adam
 from thalweg.optim.heavy_ball import momentum as heavy_ball
 from thalweg.optim.orthogonality import orthogonal
@@ -51,6 +53,8 @@ def AdEMAMix(
     ``warmup`` is the number of steps over which both the slow mean's weight and its half-life grow: the
     whole run in the paper. Without it, expect to need a 2 to 5 times smaller learning rate than AdamW's.
     """
+    if warmup is not None:
+        check_count("warmup", warmup)
     return two_speed(betas, slow_gain, eps, warmup, warmup), decay(weight_decay)
 
 
@@ -64,7 +68,14 @@ def SPAM(
     warmup: int = 150,
     grace: int = 20,
 ) -> Chain:
-    """Adam that cuts gradient spikes and resets its moments, then eases in (arXiv 2501.06842)."""
+    r"""Adam that cuts gradient spikes and resets its moments, then eases in (arXiv 2501.06842).
+
+    ``eps`` is added behind the bias correction, as in :func:`adam`; the released code adds it before,
+    which is the same but for an ``eps`` that shrinks by :math:`\sqrt{1-\beta_2^t}`.
+    """
+    check_betas(betas, 2)
+    check_count("reset_every", reset_every)
+    check_count("warmup", warmup, low=0)
     return (
         clip_spikes(threshold, grace, reset_every, betas[1]),
         adam(betas, eps),
@@ -82,6 +93,7 @@ def Grokfast(
     gain: float = 2.0,
 ) -> Chain:
     """AdamW on a gradient whose slow part is amplified (arXiv 2405.20233); decay is decoupled."""
+    check_unit_interval("slow_decay", slow_decay)
     return slow_component(slow_decay, gain), adam(betas, eps), decay(weight_decay)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -17,18 +17,21 @@ from thalweg.optim.transform import PARTS, Transform
 __all__ = ["Spec", "build", "spec"]
 
 
-class Spec(TypedDict):
+class _Required(TypedDict):
+    lr: float
+    chain: list[dict[str, Any]]
+
+
+class Spec(_Required, total=False):
     """JSON-serialisable description of a :class:`thalweg.optim.Descent`.
 
     ``chain`` holds one object a transform: ``part`` and its arguments. ``groups`` holds what each
     parameter group overrides, in order.
     """
 
-    lr: float
-    chain: list[dict[str, Any]]
-    rounding: NotRequired[str]
-    state_dtype: NotRequired[str | None]
-    groups: NotRequired[list[dict[str, Any]]]
+    rounding: str
+    state_dtype: str | None
+    groups: list[dict[str, Any]]
 
 
 def spec(optimizer: Descent) -> Spec:

@@ -15,6 +15,8 @@ from typing import Any, Literal, ParamSpec
 
 from torch import Tensor
 
+from thalweg._core.discover import modules
+
 __all__ = ["Transform", "element", "ema", "matrix", "model", "part", "tensor"]
 
 Scope = Literal["element", "tensor", "matrix", "model"]
@@ -78,6 +80,12 @@ class Transform:
     name: str = "custom"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    def __reduce__(self) -> Any:
+        """Copies and pickles hold the part's name and arguments: its functions are local and don't pickle."""
+        if self.name in PARTS:
+            return remade, (self.name, dict(self.arguments))
+        return super().__reduce__()
+
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments.items())})"
 
@@ -125,6 +133,12 @@ def part(make: Callable[P, Transform]) -> Callable[P, Transform]:
 
     PARTS[make.__name__] = named
     return named
+
+
+def remade(name: str, arguments: Mapping[str, Any]) -> Transform:
+    """The transform that the part ``name`` makes of ``arguments``."""
+    modules("thalweg.optim")
+    return PARTS[name](**arguments)
 
 
 def ema(old: Tensor, new: Tensor, decay: Any) -> Tensor:

@@ -1,0 +1,94 @@
+"""Two processes equal one: DDP, FSDP2 and distributed checkpoints, for every recipe."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_ranks
+from torch.nn import functional as F
+from toys import batch, net
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    """What two gloo processes report; all recipes share them, since starting costs more than training."""
+    path = tmp_path_factory.mktemp("ranks") / "findings.pt"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(Path(two_ranks.__file__)), str(path)],
+            env={**os.environ, **place, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    output = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(output)
+    return torch.load(path, weights_only=False)
+
+
+def one_process(name):
+    """The weights after the same steps, each on the whole batch, here."""
+    model = two_ranks.with_a_number(net(torch.float64))
+    optimizer = two_ranks.OPTIMIZERS[name](model.parameters())
+    for step in two_ranks.STEPS:
+        optimizer.zero_grad()
+        inputs, classes = batch(step, 8, torch.float64)
+        F.cross_entropy(model(inputs), classes).backward()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+every_optimizer = pytest.mark.parametrize("name", two_ranks.OPTIMIZERS)
+
+
+@every_optimizer
+def test_data_parallel_equals_one_process(findings, name):
+    assert_equal(findings[name]["ddp"], one_process(name))
+
+
+@every_optimizer
+def test_sharded_equals_one_process(findings, name):
+    assert_equal(findings[name]["fsdp"], one_process(name))
+
+
+@every_optimizer
+def test_sharded_state_is_sharded_like_its_weights(findings, name):
+    assert findings[name]["state"] == {"DTensor"}
+    assert findings[name]["placed alike"]
+
+
+@every_optimizer
+@pytest.mark.parametrize("form", range(3), ids=["sharded", "full", "flat"])
+def test_a_distributed_checkpoint_resumes(findings, name, form):
+    assert_equal(findings[name]["resumed"][form], one_process(name))
+
+
+def test_the_shards_were_uneven(findings):
+    assert findings["rows"] == [[3] * len(two_ranks.OPTIMIZERS), [2] * len(two_ranks.OPTIMIZERS)]
+
+
+def test_stochastic_rounding_does_not_depend_on_the_sharding(findings):
+    whole, sharded = findings["stochastic"]
+    assert whole.dtype == torch.bfloat16
+    assert torch.equal(whole, sharded)
+
+
+def test_a_matrix_method_refuses_shards_and_moves_nothing(findings):
+    error, unmoved = findings["refusal"]
+    assert error.startswith("custom needs whole matrices, got shard (3, 6) of (5, 6): train these parameters")
+    assert unmoved

@@ -1,0 +1,78 @@
+"""Small models, batches and loops for the tests of this room."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from thalweg import optim
+
+RECIPES = optim.list_recipes()
+
+# What makes a recipe show all that it can do within a few steps; a recipe that is not here runs as it comes.
+LIVELY = {
+    "SGD": {"momentum": 0.9, "weight_decay": 0.1},
+    "Lion": {"weight_decay": 0.1},
+    "AdEMAMix": {"warmup": 10, "weight_decay": 0.1},
+    "SPAM": {"threshold": 2.0, "reset_every": 7, "warmup": 3, "grace": 2, "weight_decay": 0.1},
+}
+
+
+def make(name, params, **arguments):
+    """The recipe ``name`` at a pace at which a few steps show."""
+    return RECIPES[name](params, **{"lr": 0.01, "compile": False, **LIVELY.get(name, {}), **arguments})
+
+
+def net(dtype=torch.float32, seed=3):
+    """Two linear layers: matrices 5 x 6 and 3 x 5, vectors 5 and 3."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+
+
+def batch(step, size=8, dtype=torch.float32):
+    """Inputs (size, 6) and classes (size,) that depend on ``step`` alone."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    inputs = torch.randn(size, 6, generator=generator)
+    return inputs.to(dtype), torch.randint(3, (size,), generator=generator)
+
+
+def loss_of(model, step, size=8):
+    inputs, classes = batch(step, size, next(model.parameters()).dtype)
+    return F.cross_entropy(model(inputs), classes)
+
+
+def train(model, optimizer, steps, scheduler=None):
+    """One batch a step, for every step in ``steps``."""
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler(step)
+    return model
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(ours, theirs):
+    """Whether two lists of tensors agree bit for bit."""
+    return len(ours) == len(theirs) and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def state_of(optimizer):
+    """Every tensor and number of the state, in order, as copies."""
+    return [
+        (index, key, value.clone())
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in sorted(entry.items())
+    ]
+
+
+def same_state(ours, theirs):
+    return [one[:2] for one in ours] == [one[:2] for one in theirs] and equal(
+        [one[2] for one in ours], [one[2] for one in theirs]
+    )
