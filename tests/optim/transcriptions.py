@@ -101,9 +101,8 @@ def spam(
             since = c % reset_every
             if c >= reset_every and since < warmup:
                 k = 1 - 0.99 * (1 + math.cos(math.pi * since / (warmup + 1))) / 2
-            # The released code's order, with the epsilon that makes it Adam's: behind the bias correction.
             root = math.sqrt(1 - b2**c)
-            w = w - lr * k * root / (1 - b1**c) * m / (torch.sqrt(v) + eps * root)
+            w = w - lr * k * root / (1 - b1**c) * m / (torch.sqrt(v) + eps)
             w = w - lr * weight_decay * w
         yield w
 

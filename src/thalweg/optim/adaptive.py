@@ -10,7 +10,9 @@ __all__ = ["adam"]
 
 
 @part
-def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Transform:
+def adam(
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, eps_uncorrected: bool = False
+) -> Transform:
     r"""Divide the mean of the gradient by the root of its mean square, both corrected for starting at zero.
 
     .. math:: m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \quad
@@ -19,6 +21,8 @@ def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Transf
     Args:
         betas: :math:`(\beta_1, \beta_2)`, each in [0, 1).
         eps: :math:`\epsilon`, at least 0, added outside the root.
+        eps_uncorrected: add it to :math:`\sqrt{v_t}` before the correction, as some released codes do; it
+            then counts for more in the first :math:`1/(1-\beta_2)` steps.
 
     State: ``mean`` and ``square``, each shaped like the parameter.
     """
@@ -26,7 +30,9 @@ def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Transf
     check_not_negative("eps", eps)
 
     def scalars(k):
-        return {"unbias": 1 / (1 - k.betas[0] ** k.step), "unbias_root": (1 - k.betas[1] ** k.step) ** -0.5}
+        unbias_root = (1 - k.betas[1] ** k.step) ** -0.5
+        added = k.eps * unbias_root if eps_uncorrected else k.eps
+        return {"unbias": 1 / (1 - k.betas[0] ** k.step), "unbias_root": unbias_root, "added": added}
 
     def update(u, p, state, k):
         mean = ema(state.mean, u, k.betas[0])
@@ -34,7 +40,7 @@ def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Transf
         return mean * k.unbias * precondition(state, k), state
 
     def precondition(state, k):
-        return 1 / (state.square.sqrt() * k.unbias_root + k.eps)
+        return 1 / (state.square.sqrt() * k.unbias_root + k.added)
 
     return element(
         update,

@@ -68,17 +68,13 @@ def SPAM(
     warmup: int = 150,
     grace: int = 20,
 ) -> Chain:
-    r"""Adam that cuts gradient spikes and resets its moments, then eases in (arXiv 2501.06842).
-
-    ``eps`` is added behind the bias correction, as in :func:`adam`; the released code adds it before,
-    which is the same but for an ``eps`` that shrinks by :math:`\sqrt{1-\beta_2^t}`.
-    """
+    """Adam that cuts gradient spikes and resets its moments, then eases in (arXiv 2501.06842)."""
     check_betas(betas, 2)
     check_count("reset_every", reset_every)
     check_count("warmup", warmup, low=0)
     return (
         clip_spikes(threshold, grace, reset_every, betas[1]),
-        adam(betas, eps),
+        adam(betas, eps, eps_uncorrected=True),
         ease_in(reset_every, warmup),
         decay(weight_decay, after_step=True),
     )

@@ -21,6 +21,7 @@ class Account:
     share: float
     every: int
     passes: float
+    part: float = 0.0
     saved: float = 0.0
     price: float | None = None
     spent: float = 0.0
@@ -36,13 +37,16 @@ class Budget:
     Attributes:
         fraction: seconds of watching allowed per second of training, at least 0.
         trained: seconds of training so far, watching excluded.
-        hooks: seconds spent in the hooks themselves; they are paid for first.
+        hooks: seconds spent in the hooks and the recorder themselves; they are paid for first.
+        closed: seconds spent by sensors that have been closed since.
     """
 
     fraction: float
     accounts: dict[str, Account] = field(default_factory=dict)
     trained: float = 0.0
     hooks: float = 0.0
+    closed: float = 0.0
+    owed: float = 0.0
     spare: float = 0.0
     step_time: float = 0.0
     steps: int = 0
@@ -50,30 +54,41 @@ class Budget:
     def add(self, name: str, *, share: float, every: int, passes: float) -> None:
         """Open an account: share of the budget, least steps between runs, cost in forward passes."""
         self.accounts[name] = Account(share, every, passes)
+        self._divide()
 
     def earn(self, seconds: float) -> None:
-        """One step of training took ``seconds``: pay out its share of the budget."""
+        """One step of training took ``seconds``: pay out its share of the budget, less what is owed."""
         self.trained += seconds
         self.steps += 1
         # A median would resist hiccups better; a mean of the recent past costs nothing and is enough here.
         self.step_time += (seconds - self.step_time) * max(1 / self.steps, 0.05)
-        for account, part in self._parts():
-            account.saved += self.fraction * seconds * part
+        income, self.owed = self.fraction * seconds - self.owed, 0.0
+        for account in self.accounts.values():
+            if not account.part:
+                continue
+            account.saved += income * account.part
             most = 2 * self._price(account)
             if account.saved > most:
                 self.spare += account.saved - most
                 account.saved = most
 
     def overhead(self, seconds: float) -> None:
-        """The hooks themselves took ``seconds``: everybody pays."""
+        """The hooks themselves took ``seconds``: everybody pays, out of the next earnings."""
         self.hooks += seconds
-        for account, part in self._parts():
-            account.saved -= seconds * part
+        self.owed += seconds
 
     def idle(self, names: set[str]) -> None:
         """These sensors lack what they need: the others share the budget."""
         for name, account in self.accounts.items():
             account.idle = name in names
+            if account.idle:
+                self.spare += max(account.saved, 0.0)
+                account.saved = min(account.saved, 0.0)
+        self._divide()
+
+    def expect(self, name: str, passes: float) -> None:
+        """A better estimate of what ``name`` costs before it has been measured, in forward passes."""
+        self.accounts[name].passes = passes
 
     def due(self, step: int) -> list[str]:
         """The sensors that may run before this step, those that have waited longest first."""
@@ -104,13 +119,17 @@ class Budget:
         account.price = seconds if account.runs <= 2 else 0.7 * (account.price or seconds) + 0.3 * seconds
 
     def close(self, name: str) -> None:
-        """Stop paying for ``name``."""
-        self.accounts.pop(name, None)
+        """Stop paying for ``name``; what it has spent stays spent, what it has saved others may use."""
+        account = self.accounts.pop(name, None)
+        if account is not None:
+            self.closed += account.spent
+            self.spare += account.saved
+            self._divide()
 
-    def _parts(self) -> list[tuple[Account, float]]:
-        active = [account for account in self.accounts.values() if not account.idle]
-        total = sum(account.share for account in active)
-        return [(account, account.share / total) for account in active]
+    def _divide(self) -> None:
+        total = sum(account.share for account in self.accounts.values() if not account.idle)
+        for account in self.accounts.values():
+            account.part = 0.0 if account.idle else account.share / total
 
     def _price(self, account: Account) -> float:
         # A training step is about three forward passes: one forward, and one backward that costs two.
@@ -119,7 +138,7 @@ class Budget:
     @property
     def spent(self) -> float:
         """Seconds of watching per second of training so far."""
-        seconds = self.hooks + sum(account.spent for account in self.accounts.values())
+        seconds = self.hooks + self.closed + sum(account.spent for account in self.accounts.values())
         return seconds / self.trained if self.trained else 0.0
 
     def left_out(self) -> dict[str, str]:

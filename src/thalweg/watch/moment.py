@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Moment", "Raw", "Sensor", "few", "sensor"]
+__all__ = ["Moment", "Raw", "Sensor", "examples", "few", "how_to_give", "kept", "number", "sensor"]
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Moment:
         step: which step comes next, from 1.
         named: parameters of the optimizer by name.
         batch: what the loop logged, or what the model was called with.
+        inputs: (positional, keyword) arguments of the last forward pass in training mode.
         output, targets: of the last forward pass, detached, if they could be told.
         evaluate: (train, test), each a pair of inputs and targets.
         memory: what a sensor keeps from one reading to the next.
@@ -31,6 +32,7 @@ class Moment:
     model: nn.Module | None = None
     loss_fn: Callable[..., Tensor] | None = None
     batch: Any = None
+    inputs: tuple[tuple, dict[str, Any]] | None = None
     output: Tensor | None = None
     targets: Tensor | None = None
     evaluate: tuple[Any, Any] | None = None
@@ -38,7 +40,7 @@ class Moment:
 
     def available(self) -> set[str]:
         """The optional fields that are there."""
-        optional = ("model", "loss_fn", "batch", "output", "targets", "evaluate")
+        optional = ("model", "loss_fn", "batch", "inputs", "output", "targets", "evaluate")
         return {name for name in optional if getattr(self, name) is not None}
 
 
@@ -60,7 +62,8 @@ class Sensor:
     Attributes:
         share: its part of the time budget, relative to the other sensors'.
         every: least number of steps between two readings.
-        passes: what one reading costs, in forward passes, until it has been measured.
+        passes: what one reading costs, in forward passes of the training batch, until it has been measured;
+            or a function of the moment that says so.
         needs: fields of the moment that must not be None.
     """
 
@@ -68,8 +71,12 @@ class Sensor:
     read: Callable[[Moment], list[Raw]]
     share: float
     every: int
-    passes: float
+    passes: float | Callable[[Moment], float]
     needs: tuple[str, ...]
+
+    def estimate(self, at: Moment) -> float:
+        """What one reading costs, in forward passes, as far as it can be told."""
+        return self.passes(at) if callable(self.passes) else self.passes
 
     def missing(self, available: Collection[str]) -> list[str]:
         """The fields of the moment that it needs and that are not there."""
@@ -77,7 +84,12 @@ class Sensor:
 
 
 def sensor(
-    name: str, *, share: float = 1.0, every: int = 1, passes: float = 1.0, needs: tuple[str, ...] = ()
+    name: str,
+    *,
+    share: float = 1.0,
+    every: int = 1,
+    passes: float | Callable[[Moment], float] = 1.0,
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Moment], list[Raw]]], Sensor]:
     """Make a sensor of a function; a file in ``watch/sensors`` that defines one is all it takes."""
     return lambda read: Sensor(name, read, share, every, passes, needs)
@@ -85,10 +97,54 @@ def sensor(
 
 def few(batch: Any, count: int) -> Any:
     """The first ``count`` examples of every tensor in a batch."""
+    return _map(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
+
+
+def kept(batch: Any) -> Any:
+    """A copy of every tensor in a batch: the loop may write its next batch into the same memory."""
+    return _map(batch, lambda tensor: tensor.detach().clone())
+
+
+def examples(batch: Any) -> int:
+    """The length of the first tensor in a batch, at least 1."""
+    found: list[int] = []
+    _map(batch, lambda tensor: found.append(len(tensor) if tensor.ndim else 1))
+    return max(found[0], 1) if found else 1
+
+
+def _map(batch: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(batch, Tensor):
-        return batch[:count] if batch.ndim else batch
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {key: few(value, count) for key, value in batch.items()}
+        return {key: _map(value, change) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_map(value, change) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(few(value, count) for value in batch)
+        return type(batch)(_map(value, change) for value in batch)
     return batch
+
+
+def how_to_give(need: str) -> str:
+    """In words, how a loop provides what a sensor needs."""
+    ways = {
+        "loss_fn": "watch(..., loss_fn=...)",
+        "evaluate": "watch(..., evaluate=(train, test))",
+        "batch": "run.log(batch=...)",
+        "targets": "run.log(batch=(inputs, targets))",
+        "inputs": "the model to be called in training mode",
+        "output": "the model's output to be logits",
+        "model": "the model",
+    }
+    return ways[need]
+
+
+def number(name: str, value: Any) -> float | Tensor:
+    """One number, or a copy of a tensor that holds one: the loop may go on writing into it."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
+        return value.detach().clone()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number or a tensor with one element, got {value!r}") from None

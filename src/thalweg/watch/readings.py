@@ -74,7 +74,7 @@ class Finding:
             "name": self.name,
             "step": self.step,
             "message": self.message,
-            "evidence": dict(self.evidence),
+            "evidence": plain(self.evidence),
             "severity": self.severity,
             "layers": list(self.layers),
             "papers": list(self.papers),
@@ -86,7 +86,8 @@ class Finding:
         """The finding that :meth:`as_dict` described."""
         remedies = tuple(Remedy(**one) for one in data["remedies"])
         lists = {key: tuple(data[key]) for key in ("layers", "papers")}
-        return cls(**{**data, **lists, "remedies": remedies})
+        evidence = {key: float(value) for key, value in data["evidence"].items()}
+        return cls(**{**data, **lists, "evidence": evidence, "remedies": remedies})
 
     def __str__(self) -> str:
         lines = [f"[{self.severity}] {self.name} at step {self.step}: {self.message}"]
@@ -96,3 +97,8 @@ class Finding:
             lines.append(f"  try: {remedy.title} ({remedy.paper})")
             lines += [f"      {line}" for line in remedy.code.splitlines()]
         return "\n".join(lines)
+
+
+def plain(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    """Numbers for JSON, which knows no NaN and no infinity: those as words that ``float`` reads."""
+    return {key: value if math.isfinite(value) else str(value) for key, value in numbers.items()}

@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from thalweg.watch.moment import Raw
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.rule import Rule
@@ -24,12 +22,20 @@ from thalweg.watch.store import RunStore
 __all__ = ["Recorder"]
 
 EVERY = 0.25
-# Readings that could not be stored (a full disk) are kept and tried again, up to this many.
-KEPT = 100_000
+# Readings that could not be stored (a full disk) are kept up to this many, and tried again ever less often.
+KEPT = 20_000
+SELDOM = 5.0
 
 
 class Recorder(threading.Thread):
-    """Takes (step, readings) from ``put`` until ``close``; ``findings`` grows meanwhile."""
+    """Takes (step, readings) from ``put`` until ``close``.
+
+    Attributes:
+        findings: grows meanwhile.
+        step: optimizer steps so far, set by the run.
+        busy: seconds of processor time that this thread has taken from the training so far.
+        lost: readings that were given up.
+    """
 
     def __init__(
         self,
@@ -39,17 +45,22 @@ class Recorder(threading.Thread):
         on_finding: Callable[[Finding], None] | None,
     ):
         super().__init__(name="thalweg recorder", daemon=True)
-        self.rules, self.store, self.run_id, self.on_finding = rules, store, run, on_finding
+        self.store, self.run_id, self.on_finding = store, run, on_finding
         self.findings: list[Finding] = []
-        self.lost = 0
-        self.problem = ""
+        self.step = self.lost = 0
+        self.busy = 0.0
+        self.problems: list[str] = []
+        self._rules: dict[str, list[Rule]] = {}
+        for rule in rules:
+            for name in rule.reads:
+                self._rules.setdefault(name, []).append(rule)
         self._inbox: deque[Any] = deque()
         self._wake = threading.Event()
         self._ending = False
         self._readings: list[tuple[float, Reading]] = []
         self._unsaved: list[Finding] = []
-        self._step = 0
-        self._done = threading.Event()
+        self._failures = 0
+        self._retry = 0.0
         self.start()
 
     def put(self, step: int, raws: Sequence[Raw]) -> None:
@@ -80,71 +91,93 @@ class Recorder(threading.Thread):
             self.store.end(self.run_id, outcome)
         except sqlite3.Error as error:
             self._complain(error)
-        if self._readings or self._unsaved:
-            self.lost += len(self._readings)
-            warnings.warn(f"thalweg: {self.lost} readings could not be stored: {self.problem}", stacklevel=3)
+        self.lost += len(self._readings)
         self.store.close()
+        if self.lost or self._unsaved:
+            what = f"{self.lost} readings and {len(self._unsaved)} findings"
+            warnings.warn(f"thalweg: {what} could not be stored: {'; '.join(self.problems)}", stacklevel=3)
 
     def run(self) -> None:
-        while not self._ending:
+        ending = False
+        while not ending:
             self._wake.wait(EVERY)
             self._wake.clear()
+            ending = self._ending
             waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
             for item in waiting:
-                try:
-                    if isinstance(item, Finding):
-                        self._found(item)
-                    elif isinstance(item, tuple):
-                        self._take(*item)
-                except Exception as error:
-                    self._complain(error)
-            self._save()
-            for item in waiting:
-                if isinstance(item, threading.Event):
-                    item.set()
+                if isinstance(item, Finding):
+                    self._found(item)
+                elif isinstance(item, tuple):
+                    self._take(*item)
+            asked = [item for item in waiting if isinstance(item, threading.Event)]
+            self._save(now=ending or bool(asked))
+            self.busy = time.thread_time()
+            for done in asked:
+                done.set()
 
     def _take(self, when: float, step: int, raws: Sequence[Raw]) -> None:
-        self._step = max(self._step, step)
         for raw in raws:
-            values = [] if raw.values is None else raw.values.detach().tolist()
-            layers = dict(zip(raw.layers, values, strict=True))
-            extra = {key: float(value) for key, value in raw.extra.items()}
-            reading = Reading(step, raw.name, float(raw.value), layers, extra)
+            try:
+                reading = _reading(step, raw)
+            except Exception as error:
+                self._complain(error)
+                continue
             self._readings.append((when, reading))
-            for rule in self.rules:
-                if reading.name in rule.reads:
-                    for finding in rule.see(reading):
-                        self._found(finding)
+            for rule in list(self._rules.get(reading.name, ())):
+                try:
+                    found = list(rule.see(reading))
+                except Exception as error:
+                    self._complain(error, f"the rule {rule.name!r} failed and is switched off")
+                    for readers in self._rules.values():
+                        readers[:] = [one for one in readers if one is not rule]
+                    continue
+                for finding in found:
+                    self._found(finding)
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(finding)
         self._unsaved.append(finding)
         if self.on_finding:
-            self.on_finding(finding)
+            try:
+                self.on_finding(finding)
+            except Exception as error:
+                self._complain(error, "on_finding failed")
 
-    def _save(self) -> None:
-        if self.store is None:
-            self._readings.clear()
-            self._unsaved.clear()
-            return
-        try:
-            self.store.write(self.run_id, self._step, self._readings, self._unsaved)
-        except sqlite3.Error as error:
-            self._complain(error)
-            if len(self._readings) > KEPT:
-                self.lost += len(self._readings) - KEPT
-                del self._readings[:-KEPT]
-            return
+    def _save(self, now: bool) -> None:
+        if self.store is not None:
+            if not now and time.monotonic() < self._retry:
+                return
+            try:
+                self.store.write(self.run_id, self.step, self._readings, self._unsaved)
+            except sqlite3.Error as error:
+                self._complain(error)
+                self._failures += 1
+                self._retry = time.monotonic() + min(EVERY * 2**self._failures, SELDOM)
+                excess = max(0, len(self._readings) - KEPT)
+                self.lost += excess
+                del self._readings[:excess]
+                return
+            except Exception as error:
+                self._complain(error)
+                self.lost += len(self._readings)
+        self._failures, self._retry = 0, 0.0
         self._readings.clear()
         self._unsaved.clear()
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: Exception, what: str = "the recorder had a problem and goes on") -> None:
         """Say once what went wrong; a monitor must not end the run that it watches."""
-        if str(error) != self.problem:
-            self.problem = str(error)
-            warnings.warn(f"thalweg: the recorder had a problem and goes on: {error}", stacklevel=2)
+        if str(error) in self.problems:
+            return
+        self.problems.append(str(error))
+        try:
+            warnings.warn(f"thalweg: {what}: {error}", stacklevel=2)
+        except Warning:
+            # The user turned warnings into errors; here one would end this thread and nothing else.
+            return
 
 
-def detached(value: Any) -> Any:
-    """A tensor without its graph; anything else as it is."""
-    return value.detach() if isinstance(value, torch.Tensor) else value
+def _reading(step: int, raw: Raw) -> Reading:
+    values = [] if raw.values is None else raw.values.detach().tolist()
+    layers = dict(zip(raw.layers, values, strict=True))
+    extra = {key: float(value) for key, value in raw.extra.items()}
+    return Reading(step, raw.name, float(raw.value), layers, extra)

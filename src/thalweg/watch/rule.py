@@ -10,6 +10,19 @@ from thalweg.watch.readings import Finding, Reading
 
 __all__ = ["Rule", "all_rules"]
 
+ADAPTIVE = (
+    "Adam",
+    "AdamW",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "RMSprop",
+    "SPAM",
+    "AdEMAMix",
+    "Grokfast",
+    "PerpGrad",
+)
+
 
 class Rule:
     """Sees every reading whose name is in ``reads``, in order, and says what it means.
@@ -22,6 +35,21 @@ class Rule:
 
     def __init__(self, about: Mapping[str, Any]):
         self.about = about
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the run's optimizer divides by the size of past gradients, as Adam does."""
+        return str(self.about.get("optimizer", "")) in ADAPTIVE
+
+    @property
+    def lr(self) -> float:
+        """The run's learning rate."""
+        return float(self.about.get("lr", 1e-3))
+
+    @property
+    def adam_lr(self) -> float:
+        """A learning rate for a remedy of Adam's kind: gradient descent's would be far too large."""
+        return self.lr if self.adaptive else 1e-3
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         raise TypeError(f"{type(self).__name__} must define see(reading)")

@@ -10,12 +10,12 @@ import array
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.readings import Finding, Reading, plain
 
 __all__ = ["RunInfo", "RunStore"]
 
@@ -64,33 +64,45 @@ class RunStore:
         try:
             if write:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            uri = f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
-            self.db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=5)
+            self.db = self._connect("rwc" if write else "ro")
         except (sqlite3.Error, OSError) as error:
             raise ValueError(f"store {str(self.path)!r} cannot be opened: {error}") from None
         try:
-            self._check(write)
+            try:
+                self._check(write)
+            except sqlite3.OperationalError:
+                # A closed store where nobody may write: reading it needs no lock, but SQLite must be told.
+                if write or Path(f"{self.path}-wal").exists():
+                    raise
+                self.db.close()
+                self.db = self._connect("ro&immutable=1")
+                self._check(write)
         except sqlite3.Error as error:
             self.db.close()
-            why = (
-                f"cannot be {'written' if write else 'read'}"
-                if "readonly" in str(error)
-                else "is not a run store"
-            )
+            why = "is not a run store"
+            if isinstance(error, sqlite3.OperationalError):
+                why = f"cannot be {'written' if write else 'read'}"
             raise ValueError(f"store {str(self.path)!r} {why}: {error}") from None
         except ValueError:
             self.db.close()
             raise
 
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=5)
+
     def _check(self, write: bool) -> None:
-        (application,) = self.db.execute("pragma application_id").fetchone()
-        (version,) = self.db.execute("pragma user_version").fetchone()
-        (tables,) = self.db.execute("select count(*) from sqlite_master").fetchone()
-        if write and application == 0 and tables == 0:
+        if write and self._stamps() == (0, 0, 0):
             self.db.execute("pragma journal_mode = wal")
-            stamp = f"pragma application_id = {APPLICATION}; pragma user_version = {SCHEMA};"
-            self.db.executescript(f"begin immediate; {TABLES} {stamp} commit;")
-            application, version = APPLICATION, SCHEMA
+            self.db.execute("begin immediate")
+            # Another process may have made the store since we looked.
+            if self._stamps() == (0, 0, 0):
+                for statement in TABLES.split(";")[:-1]:
+                    self.db.execute(statement)
+                self.db.execute(f"pragma application_id = {APPLICATION}")
+                self.db.execute(f"pragma user_version = {SCHEMA}")
+            self.db.execute("commit")
+        application, version, _ = self._stamps()
         if application != APPLICATION:
             raise ValueError(f"store {str(self.path)!r} is not a run store of thalweg")
         if version > SCHEMA:
@@ -104,7 +116,14 @@ class RunStore:
             self.db.execute("update runs set seen = seen where 0")
             self.db.execute("commit")
 
+    def _stamps(self) -> tuple[int, int, int]:
+        """Application, schema version and how many tables there are."""
+        asked = ("pragma application_id", "pragma user_version", "select count(*) from sqlite_master")
+        application, version, tables = (self.db.execute(one).fetchone()[0] for one in asked)
+        return application, version, tables
+
     def close(self) -> None:
+        """Let go of the file; closing again does nothing."""
         self.db.close()
 
     def __enter__(self) -> RunStore:
@@ -190,11 +209,10 @@ class RunStore:
         found = []
         for step, value, layers, packed, extra in self.db.execute(query, (run, name, after)):
             names = json.loads(layers)
-            values = _unpack(packed) if names else []
+            parts = dict(zip(names, _unpack(packed) if names else [], strict=True))
             number = float("nan") if value is None else value
-            found.append(
-                Reading(step, name, number, dict(zip(names, values, strict=True)), json.loads(extra or "{}"))
-            )
+            numbers = {key: float(one) for key, one in json.loads(extra or "{}").items()}
+            found.append(Reading(step, name, number, parts, numbers))
         return found
 
     def findings(self, run: int) -> list[Finding]:
@@ -211,5 +229,5 @@ def _unpack(packed: bytes) -> Sequence[float]:
     return array.array("f", packed)
 
 
-def _json(extra: Any) -> str | None:
-    return json.dumps(dict(extra)) if extra else None
+def _json(extra: Mapping[str, float]) -> str | None:
+    return json.dumps(plain(extra)) if extra else None

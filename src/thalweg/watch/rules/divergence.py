@@ -23,7 +23,6 @@ class Divergence(Rule):
             return
         self.seen = True
         layers = tuple(name for name, value in reading.layers.items() if not abs(value) < float("inf"))
-        lr = float(self.about.get("lr", 1e-3))
         where = f", first in {layers[0]}" if layers else ""
         yield Finding(
             self.name,
@@ -38,7 +37,7 @@ class Divergence(Rule):
                     "a lower learning rate with warm-up, and clipping",
                     "from thalweg import optim\n"
                     "chain = optim.clip_norm(1.0), optim.adam()\n"
-                    f"opt = optim.Descent(model.parameters(), *chain, lr={lr / 10:g})\n"
+                    f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr / 10:g})\n"
                     "warm = optim.linear_decay(steps, warmup=steps // 20)\n"
                     "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)",
                     "loss-curvature",

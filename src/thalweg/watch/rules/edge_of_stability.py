@@ -8,15 +8,20 @@ from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.rule import Rule
 
 IN_A_ROW = 3
+NEAR = 0.9
+NEAR_IN_A_ROW = 5
 FAR = 2.0
+GRACE = 20
 
 
 class EdgeOfStability(Rule):
-    """Sharpness over the optimizer's own limit: above 1 in three readings in a row, or once above 2.
+    """Sharpness over the optimizer's own limit: once above 2, three in a row above 1, or five above 0.9.
 
     The limit is 2/lr for gradient descent, 2(1+b)/lr with momentum b, and 2(1+b1)/((1-b1) lr) for Adam,
     whose sharpness is that of the preconditioned Hessian. Hovering near 1 at a constant learning rate is
     normal, hence ``info``; far above it, or a learning rate that has just risen, is what breaks runs.
+    Adam's first 20 steps are not judged: where no gradient has come yet its preconditioner is 1/eps, which
+    says nothing about the steps to come (the same grace as in SPAM, arXiv 2501.06842).
     """
 
     name = "edge of stability"
@@ -24,24 +29,26 @@ class EdgeOfStability(Rule):
 
     def __init__(self, about):
         super().__init__(about)
-        self.above: list[Reading] = []
+        self.near: list[Reading] = []
         self.said = 0
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         ratio = reading.extra.get("ratio", 0.0)
-        if not ratio > 1:
-            self.above = []
+        if not ratio >= NEAR or (self.adaptive and reading.step <= GRACE):
+            self.near = []
             return
-        self.above.append(reading)
-        level = 2 if ratio > FAR else 1 if len(self.above) >= IN_A_ROW else 0
+        self.near.append(reading)
+        above = [one.extra["ratio"] > 1 for one in self.near[-IN_A_ROW:]]
+        reached = (len(above) == IN_A_ROW and all(above)) or len(self.near) >= NEAR_IN_A_ROW
+        level = 2 if ratio > FAR else 1 if reached else 0
         if level <= self.said:
             return
         self.said = level
-        lr = float(self.about.get("lr", 1e-3))
+        lr = reading.extra.get("lr", self.lr)
         limit = reading.extra["limit"]
         yield Finding(
             self.name,
-            self.above[0].step,
+            self.near[0].step if level == 1 else reading.step,
             f"sharpness {reading.value:.3g} is {ratio:.2f} times the stability limit {limit:.3g} of "
             f"{self.about.get('optimizer', 'the optimizer')}: "
             + ("steps along the top eigenvector grow." if level == 2 else "training has reached the edge."),
@@ -49,7 +56,7 @@ class EdgeOfStability(Rule):
                 "sharpness": reading.value,
                 "limit": limit,
                 "ratio": ratio,
-                "threshold": FAR if level == 2 else 1.0,
+                "threshold": FAR if level == 2 else NEAR,
             },
             "warning" if level == 2 else "info",
             (),

@@ -38,7 +38,8 @@ class GradientSpike(Rule):
             return
         past = list(self.past)
         self.past.append(reading)
-        if len(past) < ENOUGH:
+        # The smallest of the past is below the median: most readings are settled without sorting.
+        if len(past) < ENOUGH or reading.value < TIMES * min(one.value for one in past):
             return
         usual = median(one.value for one in past)
         logs = [math.log(one.value / usual) for one in past]
@@ -65,7 +66,7 @@ class GradientSpike(Rule):
             "warning",
             self._worst(reading, past),
             ("spam", "gradient-clipping", "opposing-signals"),
-            self._remedies(),
+            self._remedies(usual),
         )
 
     def _worst(self, reading: Reading, past: list[Reading]) -> tuple[str, ...]:
@@ -76,18 +77,19 @@ class GradientSpike(Rule):
             rises[name] = value / usual if usual > 0 else 0.0
         return tuple(sorted(rises, key=lambda name: -rises[name])[:3])
 
-    def _remedies(self) -> tuple[Remedy, ...]:
-        lr = float(self.about.get("lr", 1e-3))
+    def _remedies(self, usual: float) -> tuple[Remedy, ...]:
         return (
             Remedy(
                 "Adam that cuts spikes entry by entry and resets its momentum",
-                f"from thalweg import optim\nopt = optim.SPAM(model.parameters(), lr={lr:g}, threshold=50)",
+                "from thalweg import optim\n"
+                f"opt = optim.SPAM(model.parameters(), lr={self.adam_lr:g}, threshold=50)",
                 "spam",
             ),
             Remedy(
-                "clip the norm of the whole gradient",
+                "clip the norm of the whole gradient, here at twice its median",
                 "from thalweg import optim\n"
-                f"opt = optim.Descent(model.parameters(), optim.clip_norm(1.0), optim.adam(), lr={lr:g})",
+                f"chain = optim.clip_norm({2 * usual:.3g}), optim.adam()\n"
+                f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})",
                 "gradient-clipping",
             ),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
@@ -29,8 +31,7 @@ class Memorised(Rule):
         self.train: Reading | None = None
         self.began: list[Reading] = []
         self.said = self.moving = False
-        self.tests: list[float] = []
-        self.losses: list[float] = []
+        self.accuracy, self.loss = Slow(), Slow()
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         if not reading.finite:
@@ -39,12 +40,12 @@ class Memorised(Rule):
             self.train = reading
             return
         if self.train is None or self.train.value < LEARNT:
-            self.began, self.tests, self.losses = [], [], []
+            self.began, self.accuracy, self.loss = [], Slow(), Slow()
             return
         if reading.name == "test loss":
-            self.losses.append(reading.value)
+            self.loss.add(reading.value)
         else:
-            self.tests.append(reading.value)
+            self.accuracy.add(reading.value)
             self.began = [*self.began, reading] if self.train.value - reading.value > GAP else []
             if len(self.began) >= IN_A_ROW and not self.said:
                 self.said = True
@@ -56,20 +57,16 @@ class Memorised(Rule):
     def _signs(self) -> dict[str, float]:
         """How far the slow signs have moved from their worst, if far enough."""
         signs = {}
-        if len(self.tests) > WINDOW:
-            means = _means(self.tests)
-            if means[-1] - min(means) > MOVE:
-                signs["test accuracy risen by"] = means[-1] - min(means)
-        if len(self.losses) > WINDOW:
-            means = _means(self.losses)
-            if means[-1] < (1 - MOVE) * max(means):
-                signs["test loss fallen by"] = 1 - means[-1] / max(means)
+        risen, fallen = self.accuracy.mean - self.accuracy.lowest, self.loss.highest - self.loss.mean
+        if risen > MOVE:
+            signs["test accuracy risen by"] = risen
+        if fallen > MOVE * self.loss.highest:
+            signs["test loss fallen by"] = fallen / self.loss.highest
         return signs
 
     def _memorised(self, reading: Reading) -> Finding:
         assert self.train is not None
         train, test = self.train.value, reading.value
-        lr = float(self.about.get("lr", 1e-3))
         return Finding(
             self.name,
             self.began[0].step,
@@ -81,13 +78,14 @@ class Memorised(Rule):
             (
                 Remedy(
                     "step orthogonally to the weights, so that growing logits cannot stand in for learning",
-                    f"from thalweg import optim\nopt = optim.PerpGrad(model.parameters(), lr={lr:g})",
+                    "from thalweg import optim\n"
+                    f"opt = optim.PerpGrad(model.parameters(), lr={self.adam_lr:g})",
                     "softmax-collapse",
                 ),
                 Remedy(
                     "decoupled weight decay",
                     "from thalweg import optim\n"
-                    f"opt = optim.AdamW(model.parameters(), lr={lr:g}, weight_decay=1.0)",
+                    f"opt = optim.AdamW(model.parameters(), lr={self.adam_lr:g}, weight_decay=1.0)",
                     "grokfast",
                 ),
             ),
@@ -108,12 +106,23 @@ class Memorised(Rule):
                 Remedy(
                     "amplify the slow part of the gradient",
                     "from thalweg import optim\nopt = optim.Grokfast(model.parameters(), "
-                    f"lr={float(self.about.get('lr', 1e-3)):g}, weight_decay=0.01)",
+                    f"lr={self.adam_lr:g}, weight_decay=0.01)",
                     "grokfast",
                 ),
             ),
         )
 
 
-def _means(values: list[float]) -> list[float]:
-    return [sum(values[i : i + WINDOW]) / WINDOW for i in range(len(values) - WINDOW + 1)]
+class Slow:
+    """Mean of the last five values, and the lowest and highest that this mean has been; nan before five."""
+
+    def __init__(self) -> None:
+        self.last: deque[float] = deque(maxlen=WINDOW)
+        self.mean = self.lowest = self.highest = math.nan
+
+    def add(self, value: float) -> None:
+        self.last.append(value)
+        if len(self.last) == WINDOW:
+            self.mean = sum(self.last) / WINDOW
+            self.lowest = self.mean if math.isnan(self.lowest) else min(self.lowest, self.mean)
+            self.highest = self.mean if math.isnan(self.highest) else max(self.highest, self.mean)

@@ -26,7 +26,6 @@ class SoftmaxCollapse(Rule):
             return
         self.said = level
         threshold, severity = LEVELS[level - 1]
-        lr = float(self.about.get("lr", 1e-3))
         yield Finding(
             self.name,
             reading.step,
@@ -39,7 +38,8 @@ class SoftmaxCollapse(Rule):
             (
                 Remedy(
                     "take the growth of the logits out of the gradient",
-                    f"from thalweg import optim\nopt = optim.PerpGrad(model.parameters(), lr={lr:g})",
+                    "from thalweg import optim\n"
+                    f"opt = optim.PerpGrad(model.parameters(), lr={self.adam_lr:g})",
                     "softmax-collapse",
                 ),
                 Remedy(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thalweg.probe import preconditioned_sharpness, stability_limit
-from thalweg.watch.moment import Moment, Raw, few, sensor
+from thalweg.watch.moment import Moment, Raw, few, kept, sensor
 
 EXAMPLES = 256
 PRODUCTS = 4
@@ -18,11 +18,13 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     """Top eigenvalue of the (preconditioned) Hessian on one fixed batch, four products a visit.
 
     Each visit goes on from where the last one stopped, so that even the first reading never costs much at
-    once; a value is given once its error bound is below a tenth.
+    once; a value is given once its error bound is below a tenth, or when it is above the limit already.
     """
     assert at.model is not None and at.loss_fn is not None
     model, loss_fn, memory = at.model, at.loss_fn, at.memory
-    batch = memory.setdefault("batch", few(at.batch, EXAMPLES))
+    batch = memory.get("batch")
+    if batch is None:
+        batch = memory["batch"] = kept(few(at.batch, EXAMPLES))
 
     def loss() -> Tensor:
         return loss_fn(model, batch)
@@ -33,14 +35,23 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             params = [p for p in at.named.values() if p.requires_grad]
             warm = memory.get("vectors")
+            if warm and len(warm[0]) != sum(p.numel() for p in params):
+                warm = None
             found = preconditioned_sharpness(loss, params, at.optimizer, iterations=PRODUCTS, warm_start=warm)
     finally:
         for module, training in flags:
             module.training = training
     memory["vectors"] = found.vectors
     memory["products"] = memory.get("products", 0) + found.hvps
-    if found.residual > SURE * abs(found.top):
-        return []
     limit = stability_limit(at.optimizer, 0)
-    extra = {"limit": limit, "ratio": found.top / limit, "products": float(memory["products"])}
+    # The value comes from below, so one above the limit is worth saying however far it is from converged.
+    if found.residual > SURE * abs(found.top) and found.top <= limit:
+        return []
+    extra = {
+        "limit": limit,
+        "ratio": found.top / limit,
+        "lr": float(at.optimizer.param_groups[0]["lr"]),
+        "products": float(memory["products"]),
+        "residual": found.residual,
+    }
     return [Raw("sharpness", found.top, extra=extra)]

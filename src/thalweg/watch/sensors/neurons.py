@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
+from torch import nn
 
 from thalweg.probe import dormant_neurons
 from thalweg.watch.moment import Moment, Raw, few, sensor
@@ -10,11 +14,17 @@ from thalweg.watch.moment import Moment, Raw, few, sensor
 EXAMPLES = 256
 
 
-@sensor("dormant units", share=0.7, every=20, passes=1.0, needs=("model", "batch"))
+@sensor("dormant units", share=0.7, every=20, passes=1.0, needs=("model", "inputs"))
 def dormant(at: Moment) -> list[Raw]:
     """Share of hidden units whose mean activation is at most 0.025 of their layer's mean."""
-    assert at.model is not None
-    found = dormant_neurons(at.model, few(at.memory.get("inputs", at.batch), EXAMPLES))
-    return [
-        Raw("dormant units", found.total, tuple(found.fraction), torch.tensor(list(found.fraction.values())))
-    ]
+    assert at.model is not None and at.inputs is not None
+    found = dormant_neurons(at.model, few(_as_batch(at.model, *at.inputs), EXAMPLES))
+    shares = torch.tensor(list(found.fraction.values()))
+    return [Raw("dormant units", found.total, tuple(found.fraction), shares)]
+
+
+def _as_batch(model: nn.Module, positional: tuple, keywords: dict[str, Any]) -> Any:
+    """The arguments of a call as a probe takes them: all positional or all by keyword."""
+    if positional and keywords:
+        return inspect.signature(model.forward).bind(*positional, **keywords).arguments
+    return positional or keywords

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import torch
+
 from thalweg.probe import softmax_collapse
 from thalweg.watch.moment import Moment, Raw, few, sensor
 
 EXAMPLES = 1024
+# What torch's cross entropy leaves out.
+IGNORED = -100
 
 
 @sensor("softmax collapse", share=0.7, every=5, passes=0.2, needs=("output", "targets"))
 def collapsed(at: Moment) -> list[Raw]:
     """Share of examples in which every logit but the largest has vanished from the softmax's sum."""
     assert at.output is not None and at.targets is not None
-    if at.output.ndim != at.targets.ndim + 1 or not at.output.is_floating_point():
+    logits, targets = few(at.output, EXAMPLES), few(at.targets, EXAMPLES)
+    classes = logits.ndim and logits.is_floating_point() and targets.dtype is torch.int64
+    if not classes or logits.shape[:-1] != targets.shape or not bool((targets != IGNORED).any()):
         return []
-    found = softmax_collapse(few(at.output, EXAMPLES), few(at.targets, EXAMPLES))
+    found = softmax_collapse(logits, targets)
     return [Raw("softmax collapse", found.fraction, extra={"zero loss": found.zero_loss})]
