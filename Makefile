@@ -17,8 +17,8 @@ test: $(VENV)/.ready
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready
-	$(VENV)/bin/ruff check src tests
-	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.ready

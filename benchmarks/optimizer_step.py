@@ -50,8 +50,8 @@ def main() -> None:
     count = sum(p.numel() for p in peers)
     print(f"{count / 1e6:.1f}M parameters, {len(peers)} tensors, {torch.get_num_threads()} threads, float32")
     fused = torch.optim.AdamW(peers, fused=True)
-    heads = (f"{'optimizer':28}", f"{'ms':>7}", f"{'fused AdamW ms':>15}", f"{'ratio':>7}", f"{'quartiles':>15}")
-    print(*heads, f"{'first step s':>13}")
+    heads = f"{'optimizer':28} {'ms':>7} {'fused AdamW ms':>15} {'ratio':>7} {'quartiles':>15}"
+    print(heads, f"{'first step s':>13}")
     rows = [(f"thalweg {name}", make, {"compile": True}) for name, make in optim.list_recipes().items()]
     rows.append(("torch AdamW (foreach)", torch.optim.AdamW, {"foreach": True}))
     for name, make, options in rows:
