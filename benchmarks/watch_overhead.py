@@ -1,0 +1,104 @@
+"""What watching costs: blocks of steps, watched and not in turn, in one process.
+
+``python benchmarks/watch_overhead.py [BLOCKS]``. Each pair of neighbouring blocks gives one ratio of their
+times; the median of those is little moved by whatever else the machine does. The run stays attached over all
+watched blocks, so that its budget has reached its steady state; unwatched blocks take its hooks off.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import thalweg
+from thalweg import tasks
+
+Batch = tuple[Tensor, Tensor]
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
+
+
+def gpt() -> tuple[nn.Module, Callable[[], Batch]]:
+    text = tasks.library_text()
+    source = torch.Generator().manual_seed(0)
+    return tasks.GPT(97, 64, seed=0), lambda: text.batch("train", 16, 64, source)
+
+
+def mlp() -> tuple[nn.Module, Callable[[], Batch]]:
+    inputs, targets = tasks.handwritten_digits().train
+    source = torch.Generator().manual_seed(0)
+
+    def draw() -> Batch:
+        index = torch.randint(0, len(inputs), (128,), generator=source)
+        return inputs[index], targets[index]
+
+    return tasks.MLP((64, 256, 256, 10), seed=0), draw
+
+
+def measure(
+    make: Callable[[], tuple[nn.Module, Callable[[], Batch]]], block: int, blocks: int, store: str
+) -> str:
+    model, draw = make()
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    run = thalweg.watch(model, opt, loss_fn=cross_entropy, store=store)
+
+    def train(watched: bool) -> float:
+        start = time.perf_counter()
+        for _ in range(block):
+            batch = draw()
+            loss = cross_entropy(model, batch)
+            loss.backward()
+            if watched:
+                run.log(loss=loss, batch=batch)
+            opt.step()
+            opt.zero_grad()
+        return (time.perf_counter() - start) / block
+
+    train(True)
+    ratios, plain = [], []
+    for pair in range(blocks):
+        times = {}
+        # The order alternates, so that a machine that slows down favours neither.
+        for watched in (True, False) if pair % 2 else (False, True):
+            hooks = opt._optimizer_step_pre_hooks, model._forward_hooks
+            kept = [dict(hook) for hook in hooks]
+            if watched:
+                # Time in unwatched blocks is not this run's.
+                run._mark = 0.0
+            else:
+                for hook in hooks:
+                    hook.clear()
+            times[watched] = train(watched)
+            for hook, entries in zip(hooks, kept, strict=True):
+                hook.update(entries)
+        plain.append(times[False])
+        ratios.append(times[True] / times[False])
+    spent = run.budget.spent
+    runs = {name: account.runs for name, account in run.budget.accounts.items() if account.runs}
+    run.close()
+    low, _, high = quantiles(ratios, n=4)
+    return (
+        f"{make.__name__}: step {median(plain) * 1e3:.2f} ms, overhead {median(ratios) - 1:+.1%} "
+        f"(quartiles {low - 1:+.1%} to {high - 1:+.1%}, {blocks} pairs of {block} steps), "
+        f"accounted {spent:.1%}, readings {runs}"
+    )
+
+
+def main() -> None:
+    blocks = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    with tempfile.TemporaryDirectory() as folder:
+        for make, block in ((mlp, 30), (gpt, 3)):
+            print(measure(make, block, blocks, f"{folder}/runs.sqlite"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Rules speak on planted faults, are silent on healthy runs, and their remedies run as they are."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from thalweg import papers, tasks
+from thalweg.watch import Reading, all_rules
+
+SEEDS = range(5)
+FAULTS = {
+    "spiked": ("gradient spike", 150, 150),
+    "too_fast_descent": ("edge of stability", 101, 122),
+    "too_fast_adam": ("edge of stability", 100, 600),
+    "silenced": ("dormant units growing", 101, 142),
+    "collapsed": ("softmax collapse", 101, 107),
+    "broken": ("not finite", 50, 50),
+    "memorising": ("memorised, not generalising", 1, 300),
+    "grokking": ("generalisation under way", 10, 45),
+}
+
+
+def feed(rows, optimizer="AdamW", lr=1e-3):
+    """Findings of every rule on (step, name, value, extra) rows."""
+    rules = all_rules({"optimizer": optimizer, "lr": lr})
+    found = []
+    for step, name, value, *extra in rows:
+        reading = Reading(step, name, value, {}, *extra)
+        found += [one for rule in rules if name in rule.reads for one in rule.see(reading)]
+    return found
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_at_its_step(rates, fault):
+    name, first, last = FAULTS[fault]
+    found = [one for one in getattr(rates, fault)(0) if one.name == name]
+    assert found and first <= found[0].step <= last
+
+
+@pytest.mark.parametrize("run", ["digits_mlp", "digits_cnn", "text_gpt", "teacher_sgd"])
+def test_a_healthy_run_raises_no_alarm(rates, run):
+    for seed in SEEDS:
+        assert [one for one in getattr(rates, run)(seed) if one.severity != "info"] == []
+
+
+def noisy(count, seed, spread, drift=0.0):
+    source = torch.Generator().manual_seed(seed)
+    logs = spread * torch.randn(count, generator=source)
+    return [math.exp(value + drift * step) for step, value in enumerate(logs.tolist())]
+
+
+@pytest.mark.parametrize(("spread", "height"), [(0.05, 10.0), (0.3, 100.0), (0.7, 1000.0)])
+def test_lognormal_gradient_noise_is_no_spike_but_what_stands_far_out_of_it_is(spread, height):
+    for seed in SEEDS:
+        quiet = [(step, "gradient norm", value) for step, value in enumerate(noisy(500, seed, spread), 1)]
+        assert feed(quiet) == []
+        (found,) = feed([*quiet, (501, "gradient norm", height)])
+        assert found.name == "gradient spike" and found.step == 501
+        assert found.evidence["times median"] == pytest.approx(height, rel=0.4)
+
+
+def test_a_falling_initial_transient_is_no_spike_and_a_lasting_rise_is_one_finding():
+    falling = [(s, "gradient norm", 50 * v) for s, v in enumerate(noisy(200, 0, 0.2, drift=-0.03), 1)]
+    assert feed(falling) == []
+    risen = [(s, "gradient norm", v * (1 if s < 100 else 30)) for s, v in enumerate(noisy(400, 0, 0.1), 1)]
+    assert [one.step for one in feed(risen)] == [100]
+
+
+def sharp(ratios, start=100):
+    extra = [{"ratio": r, "limit": 20.0, "lr": 0.1} for r in ratios]
+    return [(start + 20 * i, "sharpness", 20.0 * e["ratio"], e) for i, e in enumerate(extra)]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "severities"),
+    [
+        ([0.5] * 10, []),
+        ([1.1, 0.8] * 5, []),
+        ([0.8, 1.1, 1.2, 1.05], ["info"]),
+        ([0.95, 0.97, 0.96, 0.94, 0.96, 0.95], ["info"]),
+        ([0.5, 2.5], ["warning"]),
+        ([1.1, 1.1, 1.1, 3.0, 3.0], ["info", "warning"]),
+    ],
+)
+def test_the_edge_is_three_above_one_five_near_it_or_one_above_two(ratios, severities):
+    assert [one.severity for one in feed(sharp(ratios), "SGD")] == severities
+
+
+def test_the_lower_learning_rate_that_is_proposed_is_below_the_limit_at_that_sharpness():
+    (found,) = feed(sharp([4.0]), "SGD", lr=0.01)
+    parameter = nn.Parameter(torch.ones(1))
+    opt = torch.optim.SGD([parameter], lr=0.1)
+    exec(found.remedies[1].code, {"opt": opt})
+    sharpness, rate = found.evidence["sharpness"], opt.param_groups[0]["lr"]
+    assert sharpness == 80 and rate * sharpness == pytest.approx(0.8 * 2, rel=0.01)
+
+
+def test_a_state_learnt_by_heart_for_ever_is_never_called_under_way():
+    for seed in SEEDS:
+        source = torch.Generator().manual_seed(seed)
+        rows = []
+        for step in range(10, 3000, 10):
+            jitter = 0.004 * torch.randn(1, generator=source).item()
+            rows += [(step, "train accuracy", 1.0), (step, "test accuracy", 0.1 + jitter)]
+        assert [one.name for one in feed(rows)] == ["memorised, not generalising"]
+
+
+def test_dormant_units_that_were_there_from_the_start_are_not_the_runs_doing():
+    assert feed([(step, "dormant units", 0.3) for step in range(20, 1000, 20)]) == []
+
+
+def every_finding():
+    rows = [(step, "gradient norm", 1.0) for step in range(1, 60)] + [(60, "gradient norm", 90.0)]
+    rows += [*sharp([1.1] * 3 + [3.0]), (5, "softmax collapse", 0.9), (6, "loss", math.nan)]
+    rows += [(20, "dormant units", 0.0), (40, "dormant units", 0.4), (60, "dormant units", 0.4)]
+    for step in range(1, 40):
+        rows += [(step, "train accuracy", 1.0), (step, "test accuracy", 0.1 + 0.01 * step)]
+    return rows
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("AdamW", 3e-4), ("SGD", 0.5)])
+def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog(optimizer, lr):
+    found = feed(every_finding(), optimizer, lr)
+    assert {one.name for one in found} == {name for name, *_ in FAULTS.values()}
+    for finding in found:
+        assert finding.remedies and finding.papers
+        for key in {*finding.papers, *(remedy.paper for remedy in finding.remedies)}:
+            assert papers.find(key).key == key
+        for remedy in finding.remedies:
+            model, inputs = tasks.MLP((8, 16, 4), seed=0), torch.randn(64, 8)
+            names = {"model": model, "inputs": inputs, "steps": 100, "torch": torch}
+            names["opt"] = torch.optim.SGD(model.parameters(), lr=lr)
+            exec(remedy.code, names)
+            loss_fn = names.get("loss_fn", nn.functional.cross_entropy)
+            before = loss_fn(model(inputs), torch.zeros(64, dtype=torch.long))
+            before.backward()
+            names["opt"].step()
+            after = loss_fn(model(inputs), torch.zeros(64, dtype=torch.long))
+            assert after < before, remedy.code
+            rates = [group["lr"] for group in names["opt"].param_groups]
+            assert optimizer != "SGD" or "Adam" not in type(names["opt"]).__name__ or max(rates) <= 1e-3

@@ -1,0 +1,122 @@
+"""The budget, on a simulated clock."""
+
+import pytest
+
+import thalweg
+from thalweg.watch import Budget
+
+SENSORS = {
+    "cheap": {"share": 2.0, "every": 1, "passes": 0.3},
+    "middling": {"share": 1.0, "every": 10, "passes": 1.0},
+    "dear": {"share": 3.0, "every": 20, "passes": 60.0},
+}
+COSTS = {"cheap": 0.0005, "middling": 0.03, "dear": 0.9}
+
+
+def simulate(budget, steps, *, step_time=0.1, costs=COSTS, hooks=0.0):
+    ran = {name: [] for name in costs}
+    for step in range(1, steps + 1):
+        if step > 1:
+            budget.earn(step_time)
+        for name in budget.due(step):
+            budget.pay(name, step, costs[name])
+            ran[name].append(step)
+        budget.overhead(hooks)
+    return ran
+
+
+def make(fraction, sensors=SENSORS):
+    budget = Budget(fraction)
+    for name, options in sensors.items():
+        budget.add(name, **options)
+    return budget
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.03, 0.1])
+def test_the_fraction_is_used_and_kept_within_a_tenth(fraction):
+    budget = make(fraction)
+    ran = simulate(budget, 20_000)
+    spent = sum(len(steps) * COSTS[name] for name, steps in ran.items())
+    assert budget.trained == pytest.approx(19_999 * 0.1)
+    assert spent / budget.trained == pytest.approx(budget.spent)
+    assert 0.9 * fraction <= budget.spent <= 1.1 * fraction
+
+
+def test_every_affordable_sensor_runs_and_the_dear_one_gets_at_least_its_share():
+    ran = simulate(make(0.03), 20_000)
+    assert all(ran.values())
+    assert len(ran["dear"]) * COSTS["dear"] >= 0.9 * 0.5 * 0.03 * 2000
+    gaps = [b - a for a, b in zip(ran["dear"], ran["dear"][1:], strict=False)]
+    assert max(gaps) < 2 * 0.9 / (0.03 * 0.1 * 0.5)
+
+
+def test_a_dear_sensor_whose_estimate_was_far_too_low_still_keeps_the_fraction():
+    budget = make(0.03, {"dear": {"share": 1.0, "every": 1, "passes": 0.1}})
+    simulate(budget, 20_000, costs={"dear": 3.0})
+    assert 0.9 * 0.03 <= budget.spent <= 1.1 * 0.03
+
+
+def test_no_sensor_runs_more_often_than_it_wants_to():
+    ran = simulate(make(1.0), 400, costs=dict.fromkeys(SENSORS, 1e-6))
+    assert ran["cheap"] == list(range(2, 401))
+    assert {b - a for a, b in zip(ran["middling"], ran["middling"][1:], strict=False)} == {10}
+
+
+def test_the_hooks_are_paid_for_first():
+    plain, hooked = make(0.03), make(0.03)
+    simulate(plain, 20_000)
+    simulate(hooked, 20_000, hooks=0.001)
+    assert hooked.hooks == pytest.approx(20.0)
+    assert 0.9 * 0.03 <= hooked.spent <= 1.1 * 0.03
+    sensors = sum(account.spent for account in hooked.accounts.values())
+    assert sensors == pytest.approx(0.02 * 2000, rel=0.1)
+
+
+def test_where_the_hooks_alone_cost_the_budget_no_sensor_runs_and_it_says_so():
+    budget = make(0.03)
+    ran = simulate(budget, 1000, hooks=0.004)
+    assert not any(ran.values()) and set(budget.left_out()) == set(SENSORS)
+    assert all(words.startswith("never ran: needs about") for words in budget.left_out().values())
+
+
+def test_a_sensor_that_lacks_its_inputs_gives_its_share_away():
+    idle = make(0.03)
+    idle.idle({"dear", "cheap"})
+    ran = simulate(idle, 5000)
+    assert not ran["dear"] and not ran["cheap"]
+    assert len(ran["middling"]) == pytest.approx(0.03 * 500 / 0.03, rel=0.02)
+    assert set(idle.left_out()) == set()
+
+
+def test_what_a_closed_sensor_spent_stays_spent():
+    budget = make(0.03)
+    simulate(budget, 5000)
+    before = budget.spent
+    budget.close("dear")
+    assert budget.spent == before and "dear" not in budget.due(10_000)
+
+
+def test_left_out_tells_how_often_a_sensor_ran_instead():
+    budget = make(0.03, {"dear": {"share": 1.0, "every": 20, "passes": 9.0}})
+    (steps,) = simulate(budget, 10_000, costs={"dear": 0.9}).values()
+    assert budget.left_out() == {"dear": f"ran every {9999 / len(steps):.0f} steps rather than every 20"}
+
+
+def test_left_out_says_what_to_give_to_sensors_that_lack_something(small):
+    with thalweg.watch(small.model, small.opt, store=None) as run:
+        small.train(3)
+    words = run.left_out()
+    assert "watch(..., loss_fn=...)" in words["sharpness"]
+    assert "watch(..., evaluate=(train, test))" in words["accuracy"]
+    assert "run.log(batch=(inputs, targets))" in words["softmax collapse"]
+
+
+def test_time_in_the_recorder_is_charged(small):
+    with thalweg.watch(small.model, small.opt, budget=0, store=None) as run:
+        for step in range(300):
+            run.log(**{f"number_{index}": float(step) for index in range(20)})
+            small.opt.step()
+        assert run.findings == []
+        small.opt.step()
+        assert run.recorder.busy > 0
+        assert run.budget.hooks > run.recorder.busy
