@@ -111,12 +111,16 @@ class Budget:
     def pay(self, name: str, step: int, seconds: float) -> None:
         """``name`` ran before ``step`` and took ``seconds``."""
         account = self.accounts[name]
+        expected = self._price(account) * CAUTION
         account.saved -= seconds
         account.spent += seconds
         account.runs += 1
         account.last = step
-        # The first run warms caches up and says little about the next.
-        account.price = seconds if account.runs <= 2 else 0.7 * (account.price or seconds) + 0.3 * seconds
+        if account.runs == 1:
+            # The first run warms caches up: what it took beyond the estimate is a debt, not yet the price.
+            account.price = min(seconds, expected)
+        else:
+            account.price = seconds if account.runs == 2 else 0.7 * (account.price or 0.0) + 0.3 * seconds
 
     def close(self, name: str) -> None:
         """Stop paying for ``name``; what it has spent stays spent, what it has saved others may use."""

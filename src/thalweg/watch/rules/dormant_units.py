@@ -17,6 +17,7 @@ class DormantUnits(Rule):
     """A tenth of the units dormant twice in a row, half of one layer, or 0.05 more within 10 readings.
 
     Measured against the first reading: units that never were active are the architecture's, not the run's.
+    The last of the three alone is an early sign, ``info``.
     """
 
     name = "dormant units growing"
@@ -53,7 +54,7 @@ class DormantUnits(Rule):
             f"{reading.value:.0%} of the hidden units are dormant, {first.value:.0%} were at step "
             f"{first.step}: they learn no more.",
             {"dormant": reading.value, "at first": first.value, "threshold": SHARE},
-            "critical" if reading.value > LAYER else "warning",
+            "critical" if reading.value > LAYER else "warning" if many or layer else "info",
             worst,
             ("dormant-neurons", "plasticity", "continual-backprop"),
             (

@@ -12,7 +12,7 @@ EXAMPLES = 1024
 IGNORED = -100
 
 
-@sensor("softmax collapse", share=0.7, every=5, passes=0.2, needs=("output", "targets"))
+@sensor("softmax collapse", share=1.0, every=5, passes=0.2, needs=("output", "targets"))
 def collapsed(at: Moment) -> list[Raw]:
     """Share of examples in which every logit but the largest has vanished from the softmax's sum."""
     assert at.output is not None and at.targets is not None
