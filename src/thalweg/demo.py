@@ -55,7 +55,7 @@ class Outcome:
             f"step of {GENERALISED:.0%} test accuracy": str(self.generalised_at or "never"),
             "softmax collapsed": f"{self.collapsed:.1%}",
             "seconds": f"{self.seconds:.0f}",
-            "of it watching": f"{self.watching:.1%}",
+            "watching / training time": f"{self.watching:.1%}",
         }
 
 
@@ -184,5 +184,5 @@ def _outcome(name: str, run: Any, model: torch.nn.Module, split: Any, seconds: f
         collapsed,
         next((one.step for one in tests if one.value >= GENERALISED), None),
         seconds,
-        run.budget.spent / (1 + run.budget.spent),
+        run.budget.spent,
     )

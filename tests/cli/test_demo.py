@@ -42,7 +42,7 @@ def test_the_remedy_that_the_finding_names_brings_the_test_accuracy_from_chance_
 
 def test_watching_keeps_its_budget(demo):
     done, _ = demo
-    row = next(line for line in done.stdout.splitlines() if "of it watching" in line)
+    row = next(line for line in done.stdout.splitlines() if "watching / training time" in line)
     assert all(float(share) <= 4.0 for share in re.findall(r"([\d.]+)%", row))
 
 

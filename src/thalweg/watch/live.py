@@ -133,7 +133,7 @@ class Run:
         atexit.unregister(self.close)
         for hook in self._hooks:
             hook.remove()
-        self.recorder.close(outcome)
+        self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
 
     def __enter__(self) -> Run:
         return self

@@ -79,8 +79,8 @@ class Recorder(threading.Thread):
         while self.is_alive() and not done.wait(0.05):
             pass
 
-    def close(self, outcome: str) -> None:
-        """Judge and store the rest, mark the run as ended, and stop."""
+    def close(self, outcome: str, **about: Any) -> None:
+        """Judge and store the rest, mark the run as ended, and stop; ``about`` joins what the store says of it."""
         self.flush()
         self._ending = True
         self._wake.set()
@@ -88,7 +88,7 @@ class Recorder(threading.Thread):
         if self.store is None:
             return
         try:
-            self.store.end(self.run_id, outcome)
+            self.store.end(self.run_id, outcome, **about)
         except sqlite3.Error as error:
             self._complain(error)
         self.lost += len(self._readings)

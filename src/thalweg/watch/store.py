@@ -173,9 +173,11 @@ class RunStore:
             raise
         self.series = series
 
-    def end(self, run: int, outcome: str) -> None:
-        """Mark a run as ended: ``finished`` or the name of the exception that ended it."""
-        self.db.execute("update runs set ended = ?, outcome = ? where id = ?", (time.time(), outcome, run))
+    def end(self, run: int, outcome: str, **about: Any) -> None:
+        """Mark a run as ended, ``finished`` or the name of the exception that ended it; add to what it is about."""
+        (before,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
+        row = (time.time(), outcome, json.dumps({**json.loads(before), **about}), run)
+        self.db.execute("update runs set ended = ?, outcome = ?, about = ? where id = ?", row)
 
     def _series(self, series: dict, run: int, reading: Reading) -> int:
         key = (run, reading.name, tuple(reading.layers))
