@@ -12,6 +12,8 @@ __all__ = ["Budget"]
 
 # An unmeasured sensor waits until it can pay this multiple of its estimate: estimates from passes are rough.
 CAUTION = 1.5
+# Between looks at who can pay, at most so many steps pass.
+ASLEEP = 32
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Budget:
         trained: seconds of training so far, watching excluded.
         hooks: seconds spent in the hooks and the recorder themselves; they are paid for first.
         closed: seconds spent by sensors that have been closed since.
+        step_time, net: recent means: seconds of training a step, and what of them sensors may spend.
     """
 
     fraction: float
@@ -49,6 +52,7 @@ class Budget:
     owed: float = 0.0
     spare: float = 0.0
     step_time: float = 0.0
+    net: float = 0.0
     steps: int = 0
 
     def add(self, name: str, *, share: float, every: int, passes: float) -> None:
@@ -56,13 +60,14 @@ class Budget:
         self.accounts[name] = Account(share, every, passes)
         self._divide()
 
-    def earn(self, seconds: float) -> None:
-        """One step of training took ``seconds``: pay out its share of the budget, less what is owed."""
+    def earn(self, seconds: float, steps: int = 1) -> None:
+        """``steps`` of training took ``seconds``: pay out its share of the budget, less what is owed."""
         self.trained += seconds
-        self.steps += 1
+        self.steps += steps
         # A median would resist hiccups better; a mean of the recent past costs nothing and is enough here.
-        self.step_time += (seconds - self.step_time) * max(1 / self.steps, 0.05)
+        self.step_time += (seconds / steps - self.step_time) * max(steps / self.steps, 0.05)
         income, self.owed = self.fraction * seconds - self.owed, 0.0
+        self.net += (income / steps - self.net) * max(steps / self.steps, 0.05)
         for account in self.accounts.values():
             if not account.part:
                 continue
@@ -107,6 +112,19 @@ class Budget:
                 account.saved += borrowed
                 able.append(name)
         return able
+
+    def wake(self, step: int) -> int:
+        """The next step, behind ``step``, before which any sensor could be due."""
+        earliest = step + ASLEEP
+        for account in self.accounts.values():
+            if account.idle:
+                continue
+            need = self._price(account) * (CAUTION if account.price is None else 1.0)
+            lacking = need - account.saved - max(self.spare, 0.0)
+            wait = lacking / (self.net * account.part) if self.net > 0 else ASLEEP
+            due = step if account.last is None else account.last + account.every
+            earliest = min(earliest, max(due, step + int(min(wait, ASLEEP))))
+        return max(earliest, step + 1)
 
     def pay(self, name: str, step: int, seconds: float) -> None:
         """``name`` ran before ``step`` and took ``seconds``."""

@@ -22,6 +22,9 @@ from thalweg.watch.store import RunStore
 
 __all__ = ["ProbeDisabled", "Run"]
 
+# In its first steps a run shows what it offers: look at each of them.
+SETTLING = 3
+
 
 class ProbeDisabled(UserWarning):
     """A sensor failed and was switched off; training goes on."""
@@ -60,7 +63,9 @@ class Run:
         self._memories: dict[str, dict[str, Any]] = {one: {} for one in self.sensors}
         self._mark = 0.0
         self._available: set[str] = set()
-        self._charged = 0.0
+        # Seconds that the budget has not been told of yet, and the step of the last time it was.
+        self._trained = self._own = self._charged = 0.0
+        self._settled = self._wake = 0
         group = optimizer.param_groups[0]
         about: dict[str, Any] = {"optimizer": type(optimizer).__name__}
         # A schedule that warms up has already set lr to its first, small value.
@@ -118,6 +123,7 @@ class Run:
 
     def left_out(self) -> dict[str, str]:
         """Sensors that did not run as often as they wanted, or not at all, and why."""
+        self._settle()
         words = dict(self.budget.left_out())
         for name, one in self.sensors.items():
             missing = one.missing(self._available)
@@ -133,6 +139,7 @@ class Run:
         atexit.unregister(self.close)
         for hook in self._hooks:
             hook.remove()
+        self._settle()
         self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
 
     def __enter__(self) -> Run:
@@ -161,13 +168,28 @@ class Run:
         return changed
 
     def _look(self) -> None:
-        """Take the readings that are due: gradients are there, weights not yet moved."""
+        """Gradients are there, weights not yet moved: take the readings that are due, if any can be."""
         start = time.perf_counter()
-        if self._mark:
-            self.budget.earn(start - self._mark)
         moment = self.moment
         moment.step += 1
         self.recorder.step = moment.step
+        if self._mark:
+            self._trained += start - self._mark
+        raws: list[Raw] = []
+        paid = 0.0
+        if moment.step >= self._wake:
+            paid = self._read(raws)
+            self._wake = self.budget.wake(moment.step) if moment.step > SETTLING else moment.step + 1
+        if raws:
+            self.recorder.put(moment.step, raws)
+        moment.output = moment.targets = None
+        self._mark = time.perf_counter()
+        self._own += self._mark - start - paid
+
+    def _read(self, raws: list[Raw]) -> float:
+        """Run every sensor that is due; gives the seconds that they took."""
+        self._settle()
+        moment = self.moment
         available = moment.available()
         groups = moment.optimizer.param_groups
         if not available <= self._available or moment.step == 1:
@@ -175,7 +197,6 @@ class Run:
         if len(groups) != self._groups:
             held = [p for group in groups for p in group["params"]]
             moment.named, self._groups = named_parameters(moment.model, held), len(groups)
-        raws: list[Raw] = []
         paid = 0.0
         for name in self.budget.due(moment.step):
             one = self.sensors[name]
@@ -193,13 +214,16 @@ class Run:
             took = time.perf_counter() - began
             self.budget.pay(name, moment.step, took)
             paid += took
-        if raws:
-            self.recorder.put(moment.step, raws)
-        moment.output = moment.targets = None
+        return paid
+
+    def _settle(self) -> None:
+        """Enter what has been earned and spent since the last look."""
+        steps = self.moment.step - self._settled
+        if self._trained:
+            self.budget.earn(self._trained, max(steps, 1))
         busy = self.recorder.busy
-        self._mark = time.perf_counter()
-        self.budget.overhead(self._mark - start - paid + busy - self._charged)
-        self._charged = busy
+        self.budget.overhead(self._own + busy - self._charged)
+        self._trained, self._own, self._charged, self._settled = 0.0, 0.0, busy, self.moment.step
 
     def _plan(self, available: set[str]) -> None:
         """Something is there for the first time: share the budget out anew."""
@@ -217,7 +241,7 @@ class Run:
         now = time.perf_counter()
         if self._mark:
             self._mark += now - start
-        self.budget.overhead(now - start)
+        self._own += now - start
 
     def _switch_off(self, name: str, error: Exception) -> None:
         why = f"{type(error).__name__}: {error}"

@@ -143,7 +143,8 @@ def number(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
-        return value.detach().clone()
+        # On the CPU nothing has to be waited for, and a float is the cheaper copy.
+        return value.item() if value.device.type == "cpu" else value.detach().clone()
     try:
         return float(value)
     except (TypeError, ValueError):

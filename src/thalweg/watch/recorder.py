@@ -80,7 +80,7 @@ class Recorder(threading.Thread):
             pass
 
     def close(self, outcome: str, **about: Any) -> None:
-        """Judge and store the rest, mark the run as ended, and stop; ``about`` joins what the store says of it."""
+        """Judge and store the rest, mark the run as ended, and stop; ``about`` is stored with it."""
         self.flush()
         self._ending = True
         self._wake.set()

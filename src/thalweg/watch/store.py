@@ -174,7 +174,7 @@ class RunStore:
         self.series = series
 
     def end(self, run: int, outcome: str, **about: Any) -> None:
-        """Mark a run as ended, ``finished`` or the name of the exception that ended it; add to what it is about."""
+        """Mark a run as ended: ``finished`` or the name of an exception; ``about`` joins what is known."""
         (before,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
         row = (time.time(), outcome, json.dumps({**json.loads(before), **about}), run)
         self.db.execute("update runs set ended = ?, outcome = ?, about = ? where id = ?", row)
