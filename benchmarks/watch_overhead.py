@@ -1,13 +1,12 @@
 """What watching costs: blocks of steps, watched and not in turn, in one process.
 
-``python benchmarks/watch_overhead.py [BLOCKS]``. Each pair of neighbouring blocks gives one ratio of their
+``python -m benchmarks watch_overhead``. Each pair of neighbouring blocks gives one ratio of their
 times; the median of those is little moved by whatever else the machine does. The run stays attached over all
 watched blocks, so that its budget has reached its steady state; unwatched blocks take its hooks off.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -94,10 +93,10 @@ def measure(
 
 
 def main() -> None:
-    blocks = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    print(f"budget 3%, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as folder:
-        for make, block in ((mlp, 30), (gpt, 3)):
-            print(measure(make, block, blocks, f"{folder}/runs.sqlite"), flush=True)
+        for make, block in ((gpt, 10), (mlp, 100)):
+            print(measure(make, block, 60, f"{folder}/runs.sqlite"), flush=True)
 
 
 if __name__ == "__main__":
