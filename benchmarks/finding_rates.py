@@ -244,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs=2, default=(100, 10), metavar=("FIRST", "COUNT"))
     parser.add_argument("--write", type=Path)
-    chosen = parser.parse_args()
+    chosen = parser.parse_known_args()[0]
     first, count = chosen.seeds
     torch.set_num_threads(1)
     seeds = range(first, first + count)
@@ -255,8 +255,9 @@ def main() -> None:
 
 Made by `python benchmarks/finding_rates.py --seeds {first} {count} --write {chosen.write}`: seeds {first} to
 {first + count - 1}; the rules were designed on seeds below 100. torch {torch.__version__}, one thread, every
-sensor as often as it wants. What each run does is written in that script. Ten seeds of runs of 110 to 600
-steps bound little: 0 of 10 is compatible with a true rate of up to 26 % (one-sided, 95 % confidence).
+sensor as often as it wants. What each run does is written in that script. Runs last 110 to 600
+steps. None of {count} is compatible with a true rate of up to {1 - 0.05 ** (1 / count):.0%} (one-sided, 95 %
+confidence).
 
 ## Misses
 

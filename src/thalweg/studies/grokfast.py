@@ -58,9 +58,9 @@ STUDY = Study(
         ),
         Setting(
             setting="transformer, the paper's optimizer",
-            metric="steps to 95% test accuracy of a one-layer transformer on multiplication mod 31 (a run that "
-            "diverges or does not arrive by step 3000 counts as 3000): Adam without decay / Grokfast with "
-            "L2 0.005, both at learning rate 1e-3 as in the paper",
+            metric="steps to 95% test accuracy of a one-layer transformer on multiplication mod 31 (a run "
+            "that diverges or does not arrive by step 3000 counts as 3000): Adam without decay / Grokfast "
+            "with L2 0.005, both at learning rate 1e-3 as in the paper",
             verdict=RULES,
             worst=PAPER_CAP,
             axes=("steps", "test accuracy"),
@@ -75,10 +75,10 @@ STUDY = Study(
     "slow decay of 0.98 and a gain of 2, the paper's. In the paper's optimizer the L2 term joins the "
     "gradient after the filter, so that Grokfast's threefold slow gradient weakens it against the "
     "gradient; Adam with a third of it is the control; that comparison was added after a pilot and before "
-    "its runs. The transformer was added after the rest, under the same rules: 31 x 31 pairs as four tokens, "
-    "one block of width 64 with 4 heads, read out at the last token. In a first run the decays were 0.3 and 1 and "
-    "the learning rates ended at 0.1; every choice had decay 1 and the baseline 0.1, so that both "
-    "grids were moved up.",
+    "its runs. The transformer was added after the rest, under the same rules: 31 x 31 pairs as four "
+    "tokens, one block of width 64 with 4 heads, read out at the last token. In a first run the decays "
+    "were 0.3 and 1 and the learning rates ended at 0.1; every choice had decay 1 and the baseline 0.1, "
+    "so that both grids were moved up.",
 )
 
 
