@@ -483,6 +483,7 @@ def one_cycle(optimizer):
 
 @every_recipe
 @pytest.mark.parametrize("schedule", [plateau, restarts, by_function, one_cycle])
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_step_equals_the_eager_one_and_no_schedule_recompiles_it(name, schedule):
     ready = net()
     train(ready, make(name, ready.parameters(), compile=True), range(2))
@@ -507,6 +508,7 @@ def test_a_compiled_step_equals_the_eager_one_and_no_schedule_recompiles_it(name
 
 
 @every_recipe
+@pytest.mark.usefixtures("compiler")
 def test_other_shapes_do_not_recompile(name):
     ready = net()
     train(ready, make(name, ready.parameters(), compile=True), range(1))
