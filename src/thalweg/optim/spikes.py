@@ -14,7 +14,7 @@ __all__ = ["clip_spikes", "ease_in"]
 
 @part
 def clip_spikes(
-    threshold: float = 5000.0, grace: int = 20, reset_every: int | None = 500, square_decay: float = 0.999
+    threshold: float = 5000.0, grace: int = 20, reset_every: int | None = None, square_decay: float = 0.999
 ) -> Transform:
     r"""Limit each entry to :math:`\sqrt{\theta v}`, and zero the chain's state every so often.
 
@@ -27,8 +27,8 @@ def clip_spikes(
     Args:
         threshold: :math:`\theta`, greater than 0.
         grace: steps at the start, and after each reset, without clipping.
-        reset_every: steps between resets of the state of the whole chain; None for never. Put
-            :func:`ease_in` behind the preconditioner to soften the steps that follow.
+        reset_every: steps between resets of the state of the whole chain (500 in the paper); None for
+            never. Put :func:`ease_in` behind the preconditioner: the steps that follow are too large.
         square_decay: decay of its own mean square, if it has to keep one.
 
     State: none behind which a preconditioner keeps ``square``, else ``square``, shaped like the parameter.

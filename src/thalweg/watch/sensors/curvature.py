@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from thalweg.probe import preconditioned_sharpness, stability_limit
+from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.watch.moment import Moment, Raw, few, kept, sensor
 
 EXAMPLES = 256
@@ -19,6 +23,7 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
 
     Each visit goes on from where the last one stopped, so that even the first reading never costs much at
     once; a value is given once its error bound is below a tenth, or when it is above the limit already.
+    Of an optimizer without a known preconditioner or limit, the plain sharpness is given, and no ratio.
     """
     assert at.model is not None and at.loss_fn is not None
     model, loss_fn, memory = at.model, at.loss_fn, at.memory
@@ -37,21 +42,27 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
             warm = memory.get("vectors")
             if warm and len(warm[0]) != sum(p.numel() for p in params):
                 warm = None
-            found = preconditioned_sharpness(loss, params, at.optimizer, iterations=PRODUCTS, warm_start=warm)
+            diagonal = _known(preconditioner_of, at.optimizer, params)
+            found = sharpness(loss, params, iterations=PRODUCTS, warm_start=warm, preconditioner=diagonal)
     finally:
         for module, training in flags:
             module.training = training
     memory["vectors"] = found.vectors
     memory["products"] = memory.get("products", 0) + found.hvps
-    limit = stability_limit(at.optimizer, 0)
+    limit = _known(stability_limit, at.optimizer, 0) or math.inf
     # The value comes from below, so one above the limit is worth saying however far it is from converged.
     if found.residual > SURE * abs(found.top) and found.top <= limit:
         return []
-    extra = {
-        "limit": limit,
-        "ratio": found.top / limit,
-        "lr": float(at.optimizer.param_groups[0]["lr"]),
-        "products": float(memory["products"]),
-        "residual": found.residual,
-    }
+    extra = {"products": float(memory["products"]), "residual": found.residual}
+    if limit < math.inf:
+        lr = float(at.optimizer.param_groups[0]["lr"])
+        extra |= {"limit": limit, "ratio": found.top / limit, "lr": lr}
     return [Raw("sharpness", found.top, extra=extra)]
+
+
+def _known(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``ask`` says of an optimizer, or None if it is of no kind that it knows."""
+    try:
+        return ask(*arguments)
+    except ValueError:
+        return None
