@@ -1,5 +1,8 @@
 """Small models, batches and loops for the tests of this room."""
 
+import io
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,6 +10,8 @@ from torch.nn import functional as F
 from thalweg import optim
 
 RECIPES = optim.list_recipes()
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+either_path = pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 
 # What makes a recipe show all that it can do within a few steps; a recipe that is not here runs as it comes.
 LIVELY = {
@@ -76,3 +81,41 @@ def same_state(ours, theirs):
     return [one[:2] for one in ours] == [one[:2] for one in theirs] and equal(
         [one[2] for one in ours], [one[2] for one in theirs]
     )
+
+
+def through_disk(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_near(ours, theirs, relative=1e-6):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=relative, atol=relative * b.abs().max().item())
+
+
+def steps_of(name, params, gradients, **arguments):
+    """Run the recipe on ``params`` with rows of given gradients; None leaves a parameter without one."""
+    optimizer = make(name, params, **arguments)
+    for row in gradients:
+        for p, g in zip(params, row, strict=True):
+            p.grad = g
+        optimizer.step()
+    return optimizer
+
+
+def updates_of(optimizer, p, gradients):
+    """The change of ``p`` in every step, divided by -lr: the updates of the chain."""
+    (group,) = optimizer.param_groups
+    updates = []
+    for g in gradients:
+        before = p.detach().clone()
+        p.grad = torch.as_tensor(g, dtype=p.dtype).expand(p.shape).clone()
+        optimizer.step()
+        updates.append((before - p.detach()) / group["lr"])
+    return updates
+
+
+def zeros(*shape):
+    return nn.Parameter(torch.zeros(*shape, dtype=torch.float64))
