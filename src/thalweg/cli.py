@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import thalweg
+from thalweg._core.terminal import console, progress_bar, user_errors
 from thalweg.papers.cli import app as papers_app
 from thalweg.studies.cli import app as studies_app
 
@@ -34,27 +31,17 @@ COLOURS = {"info": "cyan", "warning": "yellow", "critical": "red"}
 STORE = Path("runs") / "thalweg.sqlite"
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """What the user can put right is one line on stderr and exit code 2, never a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"thalweg: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the run store and the report go.")] = Path("runs/demo"),
 ) -> None:
     """Watch a run fail, apply the remedy that the finding names, and compare (about half a minute)."""
-    console = _console()
-    console.print("An MLP learns modular addition with AdamW and no weight decay, watched.\n")
+    screen = console()
+    screen.print("An MLP learns modular addition with AdamW and no weight decay, watched.\n")
     with user_errors():
         from thalweg.demo import demo as run_demo
 
-        with _progress(console) as bar:
+        with progress_bar(screen) as bar:
             rows: dict[str, Any] = {}
             said: set[str] = set()
 
@@ -64,7 +51,7 @@ def demo(
                 bar.update(rows[name], completed=step)
 
             outcomes, path = run_demo(
-                folder, progress=progress, on_finding=lambda one: _say(console, one, said)
+                folder, progress=progress, on_finding=lambda one: _say(screen, one, said)
             )
     table = Table(title="before and after")
     lines = [one.row() for one in outcomes]
@@ -73,8 +60,8 @@ def demo(
         table.add_column(line["run"], justify="right")
     for key in list(lines[0])[1:]:
         table.add_row(key, *(line[key] for line in lines))
-    console.print(table)
-    console.print(f"report: {path}", soft_wrap=True)
+    screen.print(table)
+    screen.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -88,7 +75,7 @@ def run(
     report: Annotated[Path | None, typer.Option(help="Also write a page about the run.")] = None,
 ) -> None:
     """Watch a training script without changing it."""
-    console = _console(stderr=True)
+    screen = console(stderr=True)
     code = 0
     with user_errors():
         from thalweg.watch import RunStore, run_script
@@ -107,7 +94,7 @@ def run(
             runs=runs,
             budget=budget,
             store=store,
-            on_finding=lambda one: _say(console, one, said),
+            on_finding=lambda one: _say(screen, one, said),
         )
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
@@ -122,7 +109,7 @@ def run(
             trace = trace.tb_next
         traceback.print_exception(type(error), error, trace or error.__traceback__)
         code = 1
-    _summary(console, runs, store)
+    _summary(screen, runs, store)
     if report is not None and runs:
         with user_errors():
             from thalweg.report import write_report
@@ -130,7 +117,7 @@ def run(
             written = write_report(
                 store, report, runs=[one.id for one in runs], title=f"{script.name}, watched"
             )
-            console.print(f"report: {written}", soft_wrap=True)
+            screen.print(f"report: {written}", soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -158,39 +145,27 @@ def version(
         raise typer.Exit
 
 
-def _summary(console: Console, runs: list[Any], store: Path) -> None:
+def _summary(screen: Console, runs: list[Any], store: Path) -> None:
     if not runs:
-        console.print("thalweg: no optimizer took a step, so there was nothing to watch")
+        screen.print("thalweg: no optimizer took a step, so there was nothing to watch")
         return
     for one in runs:
         count = len(one.findings)
         words = f"{one.step} steps, {count or 'no'} finding{'' if count == 1 else 's'}, "
-        console.print(
-            f"thalweg: {escape(one.name)}: {words}{one.budget.spent:.1%} of the time spent watching"
-        )
+        screen.print(f"thalweg: {escape(one.name)}: {words}{one.budget.spent:.1%} of the time spent watching")
         for name, why in one.left_out().items():
-            console.print(f"  {name} {escape(why)}", style="dim", soft_wrap=True)
-    console.print(f"readings: {store}", soft_wrap=True)
+            screen.print(f"  {name} {escape(why)}", style="dim", soft_wrap=True)
+    screen.print(f"readings: {store}", soft_wrap=True)
 
 
-def _say(console: Console, finding: Finding, said: set[str]) -> None:
+def _say(screen: Console, finding: Finding, said: set[str]) -> None:
     """Print a finding; what to try is told once a name."""
     head, *rest = str(finding).splitlines()
     rest = [] if finding.name in said else rest
     said.add(finding.name)
-    console.print(escape(head), style=COLOURS[finding.severity], soft_wrap=True, highlight=False)
+    screen.print(escape(head), style=COLOURS[finding.severity], soft_wrap=True, highlight=False)
     if rest:
-        console.print(escape("\n".join(rest)), style="dim", soft_wrap=True, highlight=False)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
-
-
-def _console(stderr: bool = False) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160)
+        screen.print(escape("\n".join(rest)), style="dim", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
 import pytest
 from typer.testing import CliRunner
 
-from thalweg.studies import cli, runner
+from thalweg.studies import runner
 from thalweg.studies.cli import app
 
 
 @pytest.fixture
 def run(toys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_WIDE", 400)
+    monkeypatch.setattr("thalweg._core.terminal.WIDE", 400)
     folders = ["--studies", str(toys), "--evidence", str(tmp_path / "evidence")]
     return lambda command, *rest: CliRunner().invoke(app, [command, *rest, *folders])
 

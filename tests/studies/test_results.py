@@ -115,7 +115,7 @@ def test_a_study_is_short_enough_to_read_in_one_sitting(key):
 
 
 def test_the_list_shows_every_study_with_its_verdict(monkeypatch):
-    monkeypatch.setattr(cli, "_WIDE", 400)
+    monkeypatch.setattr("thalweg._core.terminal.WIDE", 400)
     result = CliRunner().invoke(cli.app, ["list"])
     assert result.exit_code == 0
     rows = {line.split()[0]: line for line in result.stdout.splitlines()[1:-1]}

@@ -6,23 +6,18 @@ import dataclasses
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from thalweg._core.checks import check_choice
+from thalweg._core.terminal import console, print_table, user_errors
 from thalweg.papers.entry import ROOMS, TIERS, find, load
 from thalweg.papers.search import search as search_catalog
 from thalweg.papers.status import STATES, Status, read_evidence
 from thalweg.papers.status import status as status_of
 
 app = typer.Typer(help="The catalog of papers.", no_args_is_help=True)
-_WIDE = 240  # columns where nobody looks: a file or a pipe gets one line a row
 
 
 @app.command()
@@ -31,12 +26,12 @@ def search(
     limit: Annotated[int, typer.Option(help="How many papers at most.")] = 10,
 ) -> None:
     """Find papers by word and by meaning."""
-    with _user_errors():
+    with user_errors("thalweg papers"):
         hits = search_catalog(question, limit)
     if not hits:
         typer.echo(f"no paper matches {question!r}")
         return
-    _print_table(
+    print_table(
         ("key", "title", "room", "why"),
         [(hit.entry.key, hit.entry.title, hit.entry.room, hit.why) for hit in hits],
     )
@@ -45,7 +40,7 @@ def search(
 @app.command()
 def show(key: Annotated[str, typer.Argument(help="The paper's key, as search and list print it.")]) -> None:
     """Print what a paper says, how far it has come here, and the code to paste."""
-    with _user_errors():
+    with user_errors("thalweg papers"):
         entry = find(key)
     found = status_of(entry)
     evidence = read_evidence(entry.key)
@@ -84,7 +79,7 @@ def list_papers(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the catalog, or the part of it that fits the filters."""
-    with _user_errors():
+    with user_errors("thalweg papers"):
         if room is not None:
             check_choice("room", room, ROOMS)
         if status is not None:
@@ -101,7 +96,7 @@ def list_papers(
         )
         return
     if rows:
-        _print_table(
+        print_table(
             ("key", "title", "room", "form", "tier", "status"),
             [
                 (entry.key, entry.title, entry.room, entry.form, str(entry.tier), state)
@@ -125,29 +120,6 @@ def _imports(found: Status) -> list[str]:
     return lines
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """A mistake in the question is one line on stderr and exit code 2, never a traceback."""
-    try:
-        yield
-    except ValueError as error:
-        typer.echo(f"thalweg papers: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
-
-
 def _say(text: str, style: str | None = None) -> None:
     # Titles may hold brackets, which are not markup; text to paste is never broken over lines off a terminal.
-    _console().print(text, style=style, markup=False, soft_wrap=not sys.stdout.isatty())
-
-
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column == "key")
-    for row in rows:
-        table.add_row(*map(Text, row))  # as text, because brackets in a string are markup to rich
-    _console().print(table)
+    console().print(text, style=style, markup=False, soft_wrap=not sys.stdout.isatty())

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+from rich.progress import Progress
 
+from thalweg._core.terminal import print_table, progress_bar, user_errors
 from thalweg.studies.discovery import find_study, study_keys
 from thalweg.studies.evidence import load_evidence
 from thalweg.studies.plot import finding, plot_evidence
 from thalweg.studies.study import LEAST_SEEDS
 
 app = typer.Typer(help="Papers' claims, measured here.", no_args_is_help=True)
-_WIDE = 240  # columns where nobody looks: a file or a pipe gets one line a row
 
 Evidence = Annotated[
     Path | None, typer.Option(help="Folder of the evidence files.", show_default="evidence/")
@@ -40,7 +36,7 @@ def run(
     studies: Studies = None,
 ) -> None:
     """Run a study, or all, and write its evidence."""
-    with _user_errors():
+    with user_errors("thalweg study"):
         if (key is None) != all_of_them:
             raise ValueError("name one study, or give --all")
         if seeds is not None and seeds < LEAST_SEEDS:
@@ -65,15 +61,11 @@ def run(
 @app.command("list")
 def list_studies(evidence: Evidence = None, studies: Studies = None) -> None:
     """List every study with its claim and what was measured."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("key", "claim", "verdict", "effect", "minutes"):
-        table.add_column(column, no_wrap=column == "key", justify="right" if column == "minutes" else "left")
-    with _user_errors():
+    with user_errors("thalweg study"):
         keys = study_keys(studies)
-        for key in keys:
-            table.add_row(*map(Text, _row(key, evidence, studies)))
-    if keys:
-        _console().print(table)
+        rows = [_row(key, evidence, studies) for key in keys]
+    if rows:
+        print_table(("key", "claim", "verdict", "effect", "minutes"), rows)
     typer.echo(f"{len(keys)} {'study' if len(keys) == 1 else 'studies'}")
 
 
@@ -86,7 +78,7 @@ def plot(
     studies: Studies = None,
 ) -> None:
     """Draw the curves of a study that was run."""
-    with _user_errors():
+    with user_errors("thalweg study"):
         find_study(key, studies)
         try:
             found = load_evidence(key, evidence)
@@ -141,20 +133,5 @@ def _report(evidence: dict[str, Any]) -> None:
 
 
 def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """A mistake in the question is one line on stderr and exit code 2, never a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"thalweg study: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+    on = Console(stderr=True)
+    return progress_bar(on, transient=True, disable=not on.is_terminal)
