@@ -7,14 +7,18 @@ import pkgutil
 import sys
 from pathlib import Path
 
+import torch
+
 
 def main() -> None:
     folder = Path(__file__).parent
     names = sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
+    threads = torch.get_num_threads()
     for name in sys.argv[1:] or names:
         if name not in names:
             sys.exit(f"benchmark must be one of {', '.join(names)}; got {name!r}")
         print(f"## {name}", flush=True)
+        torch.set_num_threads(threads)  # a benchmark may have chosen its own
         importlib.import_module(f"benchmarks.{name}").main()
         print(flush=True)
 
