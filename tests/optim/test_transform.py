@@ -345,3 +345,12 @@ def test_a_group_whose_betas_ask_for_other_state_is_refused():
     with pytest.raises(ValueError, match=r"^two_speed keeps other state with .*their own optimizer"):
         optimizer.add_param_group({"params": [nn.Parameter(double(1))], "betas": (0.0, 0.9, 0.99)})
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_complex_parameter_has_no_preconditioner_of_its_shape():
+    p = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = optim.AdamW([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    with pytest.raises(ValueError, match="must be real"):
+        optimizer.preconditioner(p)

@@ -164,7 +164,13 @@ class Descent(Optimizer):
         restore_dtypes(self, state_dict)
 
     def preconditioner(self, p: Tensor) -> Tensor | None:
-        """The diagonal, shaped like ``p``, that multiplies the gradient; None before the first step."""
+        """The diagonal, shaped like ``p``, that multiplies the gradient; None before the first step.
+
+        Raises:
+            ValueError: for a complex parameter, whose real and imaginary parts are scaled apart.
+        """
+        if p.is_complex():
+            raise ValueError(f"p must be real to have a diagonal of its shape, got {p.dtype}")
         group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
         state = self.state.get(p)
         if not state:
