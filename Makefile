@@ -2,12 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# curvlinops, which the curvature tests compare with, also asks for torchvision; it does without, and the wheel
+# of torchvision does not load beside a CPU build of torch (and then neither does transformers).
+BARE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt_einsum unfoldNd
+# trackio refuses pillow 13, which it does not need for numbers and text; what it does need comes before it.
+TRACKIO := gradio-client orjson brotli python-multipart
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint bench evidence clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tasks,test]"
+	$(PIP) -e ".[tasks,trackers,test]" $(TRACKIO)
+	$(PIP) --no-deps $(BARE) trackio
 	touch $@
 
 demo: $(VENV)/.ready
@@ -26,6 +33,7 @@ bench: $(VENV)/.ready
 
 evidence: $(VENV)/.ready
 	$(RUN) -m thalweg study run --all
+	$(RUN) -m benchmarks.findings --seeds 300 30 --processes 2 --write
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache runs

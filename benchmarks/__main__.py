@@ -1,4 +1,7 @@
-"""``make bench``: run every benchmark in this folder, or the ones named first on the command line."""
+"""``make bench``: run every benchmark in this folder, or the ones named first on the command line.
+
+Folders are not among them: ``python -m benchmarks.findings`` takes an hour.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import torch
 
 def main() -> None:
     folder = Path(__file__).parent
-    names = sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
+    infos = [info for info in pkgutil.iter_modules([str(folder)]) if not info.ispkg]
+    names = sorted(info.name for info in infos if not info.name.startswith("_"))
     threads = torch.get_num_threads()
     given = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
     for name in given or names:

@@ -25,6 +25,7 @@ from thalweg import optim
 
 ROUNDS, PEER_ROUNDS = 30, 7
 BAR, MARGIN = 1.15, 1.25
+TINY = 1e-7  # a learning rate at which weights and gradients stay at right angles
 SLOW = 0.2  # seconds; a step that takes longer is timed a few times only
 
 
@@ -45,6 +46,8 @@ PEERS: dict[str, Callable[[list], torch.optim.Optimizer]] = {
     "AdEMAMix": peers.AdEMAMix,
     "Grokfast": peers.GrokFastAdamW,
     "SGDP": lambda params: peers.SGDP(params, momentum=0.9),
+    "AdamP, scale-invariant": lambda params: peers.AdamP(params, lr=TINY),
+    "SGDP, scale-invariant": lambda params: peers.SGDP(params, lr=TINY, momentum=0.9),
     "PerpGrad": _orthogonal,
     "GaLore": lambda params: peers.GaLore(
         _two_groups(params, rank=128, update_proj_gap=200, scale=0.25, projection_type="std")
@@ -79,6 +82,16 @@ def parameters() -> list[torch.nn.Parameter]:
     made = [torch.nn.Parameter(0.02 * torch.randn(shape)) for shape in shapes()]
     for p in made:
         p.grad = torch.randn_like(p)
+    return made
+
+
+def scale_invariant(originals: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """The same weights, each row with a gradient at right angles to it, as behind a normalisation."""
+    made = [torch.nn.Parameter(p.detach().clone()) for p in originals]
+    for p, q in zip(made, originals, strict=True):
+        rows, g = p.detach().view(len(p), -1), q.grad.view(len(q), -1)
+        along = (rows * g).sum(1, keepdim=True) / rows.square().sum(1, keepdim=True)
+        p.grad = (g - along * rows).view_as(p) if p.ndim > 1 else q.grad
     return made
 
 
@@ -157,11 +170,17 @@ def main() -> None:
     rows = [
         (name, make, {"compile": True, **LIVELY.get(name, {})}) for name, make in optim.list_recipes().items()
     ]
+    turned = scale_invariant(params)
+    settings: dict[str, dict[str, Any]] = {"AdamP": {}, "SGDP": {"momentum": 0.9}}
+    for name, own in settings.items():
+        make = optim.list_recipes()[name]
+        rows.append((f"{name}, scale-invariant", make, {"compile": True, "lr": TINY, **own}))
     rows.append(("AdamW, eager", optim.AdamW, {"compile": False}))
     rows.append(("torch AdamW, foreach", torch.optim.AdamW, {"foreach": True}))
     for name, make, options in rows:
         if chosen.only is None or name in chosen.only:
-            lines.append(f"| {' | '.join([name, *row(name, make, params, fused, **options)])} |")
+            given = turned if "scale-invariant" in name else params
+            lines.append(f"| {' | '.join([name, *row(name, make, given, fused, **options)])} |")
             print(lines[-1], flush=True)
     if chosen.write is not None:
         about = f"# Speed of a step\n\n{__doc__}\n{title}; torch {torch.__version__}.\n\n"

@@ -23,7 +23,7 @@ from thalweg.watch import Finding, watch
 PRIME = 59
 WIDTH = 128
 LR = 0.01
-BEFORE_STEPS = 2000
+BEFORE_STEPS = 2800
 AFTER_STEPS = 1000
 EVALUATE = 25
 GENERALISED = 0.95

@@ -22,3 +22,9 @@ def compiler():
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    """Tests compile what they use, whatever an earlier process has kept on disk."""
+    monkeypatch.setattr("thalweg.optim._kept.read", lambda name: None)

@@ -15,6 +15,7 @@ from thalweg.optim._blocks import (
     to_table,
     unpack,
 )
+from thalweg.optim._codes import state_code
 
 
 def random(*shape, seed=0):
@@ -53,7 +54,7 @@ def test_every_number_goes_to_the_nearest_value_of_its_block(bits, length):
 
 
 @pytest.mark.parametrize(("bits", "signed"), [(8, True), (8, False), (4, True), (4, False)])
-def test_the_quick_look_up_is_a_binary_search(bits, signed):
+def test_the_quick_look_up_and_the_arithmetic_are_a_binary_search(bits, signed):
     """On numbers of every size, on the ends of the codes themselves, and on their neighbours in float32."""
     table = state_table(bits, signed)
     ends = (table[1:] + table[:-1]) / 2
@@ -63,6 +64,7 @@ def test_the_quick_look_up_is_a_binary_search(bits, signed):
     codes, scale = to_table(x, table, 1 << 20)
     assert scale.tolist() == [1.0]
     assert torch.equal(codes.int(), torch.bucketize(x, ends).int())
+    assert torch.equal(state_code(bits, signed).nearest(x), codes)
 
 
 def test_the_largest_of_a_block_and_zeros_are_kept_exactly():

@@ -160,3 +160,51 @@ class Idle(nn.Module):
 def test_dormant_neurons_refuses(model, batch, arguments, message):
     with pytest.raises(ValueError, match=message):
         dormant_neurons(model, batch, **arguments)
+
+
+def test_dead_units_are_those_that_never_answer_and_dormant_ones_hardly():
+    model = nn.Sequential(nn.Identity(), nn.ReLU())
+    x = torch.tensor([[1.0, -1.0, 0.01, 1.0], [2.0, -3.0, 0.01, 1.0]])
+    found = dormant_neurons(model, x)
+    assert found.fraction == {"1": 0.5} and found.total == 0.5
+    assert found.dead == {"1": 0.25} and found.total_dead == 0.25
+
+
+def test_feed_forward_units_behind_a_function_are_what_the_next_layer_reads():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    x = torch.randn(5, 3, 8)
+    layer.eval()
+    heard = []
+    layer.linear1.register_forward_hook(lambda _m, _i, out: heard.append(out.detach().relu()))
+    found = dormant_neurons(layer, x, inputs_of=["linear2"])
+    torch.testing.assert_close(found.scores["linear2"], score(heard[0].mean((0, 1))))
+
+
+class Gated(nn.Module):
+    """The feed-forward layer of Llama and its like: a unit is a product."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+def test_gated_units_are_products_and_activations_of_transformers_count_as_such():
+    activations = pytest.importorskip("transformers.activations")
+    torch.manual_seed(0)
+    model, x = Gated(activations.NewGELUActivation()), torch.randn(5, 3, 4)
+    gate = functional.gelu(model.gate(x).detach(), approximate="tanh")
+    torch.testing.assert_close(dormant_neurons(model, x).scores["activation"], score(gate.abs().mean((0, 1))))
+    unit = gate * model.up(x).detach()
+    by_name = dormant_neurons(model, x, inputs_of=["down"])
+    torch.testing.assert_close(by_name.scores["down"], score(unit.abs().mean((0, 1))))
+
+
+def test_a_module_is_heard_at_one_end_only():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(ValueError, match="inputs_of must name other modules than layers, got '1' in both"):
+        dormant_neurons(model, torch.ones(2, 2), layers=["1"], inputs_of=["1"])

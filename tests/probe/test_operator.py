@@ -9,7 +9,7 @@ from thalweg.probe import hvp_operator
 
 
 def test_operator_equals_explicit_hessian(problem):
-    matvec, n, like = hvp_operator(problem.loss_fn, problem.params)
+    matvec, n, like, _ = hvp_operator(problem.loss_fn, problem.params)
     explicit = problem.hessian()
     columns = torch.stack([matvec(e) for e in torch.eye(n, dtype=like.dtype)], dim=1)
     torch.testing.assert_close(columns, explicit, rtol=1e-9, atol=1e-11)
@@ -18,14 +18,14 @@ def test_operator_equals_explicit_hessian(problem):
 def test_operator_of_a_quadratic_is_its_matrix_also_in_float32():
     matrix = torch.tensor([[2.0, 1.0, 0.0], [1.0, -3.0, 0.5], [0.0, 0.5, 1.0]])
     w = torch.randn(3, requires_grad=True)
-    matvec, n, like = hvp_operator(lambda: 0.5 * w @ matrix @ w, [w])
+    matvec, n, like, _ = hvp_operator(lambda: 0.5 * w @ matrix @ w, [w])
     assert (n, like.dtype) == (3, torch.float32)
     torch.testing.assert_close(torch.stack([matvec(e) for e in torch.eye(3)]), matrix)
 
 
 def test_parameter_outside_the_graph_and_a_linear_one_have_zero_rows():
     used, unused, linear = (torch.ones(2, requires_grad=True) for _ in range(3))
-    matvec, _, _ = hvp_operator(lambda: 3 * used.square().sum() + linear.sum(), [used, unused, linear])
+    matvec, *_ = hvp_operator(lambda: 3 * used.square().sum() + linear.sum(), [used, unused, linear])
     assert matvec(torch.ones(6)).tolist() == [6, 6, 0, 0, 0, 0]
 
 
@@ -36,7 +36,7 @@ def test_linear_loss_has_no_curvature():
 
 def test_bfloat16_parameters_are_multiplied_in_float32_vectors():
     w = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
-    matvec, _, like = hvp_operator(lambda: 2 * w.float().square().sum(), [w])
+    matvec, _, like, _ = hvp_operator(lambda: 2 * w.float().square().sum(), [w])
     assert like.dtype is torch.float32
     assert matvec(torch.tensor([1.0, 0.5])).tolist() == [4, 2]
 
@@ -48,7 +48,7 @@ def test_gradients_and_random_state_stay_and_dropout_is_one_function():
     for p in model.parameters():
         p.grad = torch.full_like(p, 7)
     before = torch.get_rng_state()
-    matvec, n, _ = hvp_operator(lambda: model(inputs).square().mean(), model.parameters())
+    matvec, n, _, _ = hvp_operator(lambda: model(inputs).square().mean(), model.parameters())
     direction = torch.ones(n)
     products = [matvec(direction) for _ in range(3)]
     assert torch.equal(torch.get_rng_state(), before)

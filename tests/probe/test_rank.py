@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.probe import effective_rank, feature_rank, feature_rank_of, stable_rank
+from thalweg.probe import effective_rank, feature_rank, feature_rank_of, feature_ranks, stable_rank
 
 
 def with_singular_values(values: list[float], rows: int = 12) -> torch.Tensor:
@@ -83,3 +83,15 @@ def test_layer_and_threshold_are_checked():
         feature_rank(torch.eye(2), threshold=1)
     with pytest.raises(ValueError, match=r"must return \(batch, features, ...\), got shape \(2,\)"):
         feature_rank_of(model, torch.ones(2), layer="0")
+
+
+def test_all_activations_are_ranked_in_one_run():
+    torch.manual_seed(0)
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Linear(6, 8), act, nn.Linear(8, 5), act, nn.Linear(5, 2))
+    x = torch.randn(30, 6)
+    found = feature_ranks(model, x)
+    assert list(found) == ["1", "1[1]"]
+    second = act(model[2](act(model[0](x)))).detach()
+    assert found["1[1]"].effective_rank == pytest.approx(effective_rank(second))
+    assert found["1[1]"] == feature_rank_of(model, x, layer="1")

@@ -13,9 +13,11 @@ from thalweg.studies.evidence import judged, load_evidence
 from thalweg.studies.study import TUNING_SEED
 
 KEYS = study_keys()
+# A study is stated, and committed, before it is run.
+MEASURED = [key for key in KEYS if papers.status(key).has_evidence]
 
 
-@pytest.fixture(params=KEYS)
+@pytest.fixture(params=MEASURED)
 def key(request):
     return request.param
 
@@ -34,9 +36,16 @@ def test_the_first_six_are_here():
     assert set(KEYS) >= {"ademamix", "dormant-neurons", "grokfast", "sgdr", "softmax-collapse", "spam"}
 
 
-def test_a_study_is_about_a_paper_of_the_catalog(key):
-    assert papers.find(key).key == key
-    assert papers.status(key).has_study and papers.status(key).has_evidence
+@pytest.mark.parametrize("any_key", KEYS)
+def test_a_study_is_about_a_paper_of_the_catalog(any_key):
+    found = papers.status(any_key)
+    assert papers.find(any_key).key == any_key and found.has_study
+    # Until it has been run nobody is told that it works.
+    assert found.has_evidence or found.state == "partial"
+
+
+def test_most_studies_have_been_run():
+    assert len(MEASURED) >= 25
 
 
 def test_a_study_states_claim_metric_and_rules(study):
@@ -123,5 +132,5 @@ def test_the_list_shows_every_study_with_its_verdict(monkeypatch):
     rows = {line.split()[0]: line for line in result.stdout.splitlines()[1:-1]}
     assert tuple(rows) == KEYS
     for key, row in rows.items():
-        assert load_evidence(key)["verdict"] in row
+        assert (load_evidence(key)["verdict"] if key in MEASURED else "not run") in row
     assert result.stdout.splitlines()[-1] == f"{len(KEYS)} studies"

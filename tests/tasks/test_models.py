@@ -14,6 +14,7 @@ MODELS = {
     "mlp-he": lambda seed: MLP((8, 16, 4), init="he", seed=seed),
     "cnn": lambda seed: CNN(width=4, seed=seed),
     "gpt": lambda seed: GPT(**SMALL_GPT, seed=seed),
+    "gpt-qk-norm": lambda seed: GPT(**SMALL_GPT, seed=seed, qk_norm=True),
 }
 
 
@@ -87,6 +88,8 @@ def test_gpt_size_formula(vocabulary, context, layers, width):
     common = vocabulary * width + context * width + layers * (12 * width**2 + 13 * width) + 2 * width
     assert parameters(GPT(vocabulary, context, layers, 4, width)) == common + vocabulary * width
     assert parameters(GPT(vocabulary, context, layers, 4, width, tied=True)) == common
+    with_norms = GPT(vocabulary, context, layers, 4, width, tied=True, qk_norm=True)
+    assert parameters(with_norms) == common + 2 * layers * width // 4
 
 
 def test_gpt_is_causal_and_uses_the_past():
@@ -110,6 +113,28 @@ def test_gpt_attention_equals_explicit_masked_softmax():
         scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -math.inf)
         heads.append(scores.softmax(dim=-1) @ value[..., part])
     torch.testing.assert_close(attention(x), attention.project(torch.cat(heads, dim=2)))
+
+
+def test_gpt_qk_norm_is_the_written_out_normalisation_of_each_head():
+    attention = GPT(**SMALL_GPT, seed=0, qk_norm=True).double().blocks[0].attention
+    with torch.no_grad():
+        attention.query_norm.weight.uniform_(0.5, 2)
+    x = torch.randn(2, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    query, key, value = attention.query_key_value(x).split(16, dim=2)
+    heads = []
+    for part in (slice(0, 8), slice(8, 16)):
+        q, k = ((t[..., part] - t[..., part].mean(-1, keepdim=True)) for t in (query, key))
+        q, k = (t / (t.square().mean(-1, keepdim=True) + 1e-5).sqrt() for t in (q, k))
+        scores = (q * attention.query_norm.weight) @ k.mT / math.sqrt(8)
+        scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -math.inf)
+        heads.append(scores.softmax(dim=-1) @ value[..., part])
+    torch.testing.assert_close(attention(x), attention.project(torch.cat(heads, dim=2)))
+
+
+def test_gpt_weights_are_the_same_with_and_without_qk_norm():
+    plain, normalised = (GPT(**SMALL_GPT, seed=3, qk_norm=qk_norm).state_dict() for qk_norm in (False, True))
+    assert plain.keys() < normalised.keys()
+    assert all(torch.equal(value, normalised[name]) for name, value in plain.items())
 
 
 def test_gpt_last_readout_is_the_last_row_of_all():

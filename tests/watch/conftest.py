@@ -1,6 +1,6 @@
-"""Small models to watch, and the planted and healthy runs whose rates are published."""
+"""Small models to watch; the planted and healthy runs whose rates are published can be imported."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from thalweg import tasks
 
+# For ``benchmarks``, which is beside the package, not in it.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
@@ -18,15 +21,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def rates():
-    path = Path(__file__).parents[2] / "benchmarks" / "finding_rates.py"
-    spec = importlib.util.spec_from_file_location("finding_rates", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Small:

@@ -115,7 +115,7 @@ def newer(path):
 OTHERS = {
     "text": (lambda path: path.write_text("step,loss\n" * 500), "is not a run store"),
     "another database": (foreign, "is not a run store of thalweg"),
-    "newer schema": (newer, "has schema 99, this thalweg reads up to 1"),
+    "newer schema": (newer, "has schema 99, this thalweg reads up to 2"),
     "directory": (lambda path: path.mkdir(), "cannot be opened|no such file"),
 }
 
@@ -171,7 +171,7 @@ def test_a_full_disk_warns_once_loses_nothing_and_is_made_up_for_when_space_retu
         (pages,) = db.execute("pragma page_count").fetchone()
         db.execute(f"pragma max_page_count = {pages}")
         for step in range(3000):
-            run.log(loss=float(step))
+            run.log(count=float(step))
             small.opt.step()
             if step % 1000 == 999:
                 assert run.findings == []
@@ -179,7 +179,7 @@ def test_a_full_disk_warns_once_loses_nothing_and_is_made_up_for_when_space_retu
         run.close()
     assert len(caught) == 1 and run.step == 3000 and run.recorder.lost == 0
     with RunStore(path) as store:
-        assert [one.value for one in store.readings(1, "loss")] == [float(step) for step in range(3000)]
+        assert [one.value for one in store.readings(1, "count")] == [float(step) for step in range(3000)]
     assert sqlite3.connect(path).execute("pragma integrity_check").fetchone() == ("ok",)
 
 
@@ -191,11 +191,11 @@ def test_what_a_disk_that_stays_full_lost_is_said_at_the_end(small, tmp_path):
         (pages,) = db.execute("pragma page_count").fetchone()
         db.execute(f"pragma max_page_count = {pages}")
         for step in range(3000):
-            run.log(loss=float(step))
+            run.log(count=float(step))
             small.opt.step()
         run.close()
     said = [str(one.message) for one in caught]
     assert len(said) == 2 and "3000 readings and 0 findings could not be stored" in said[1]
     with RunStore(path) as store:
-        assert store.readings(1, "loss") == []
+        assert store.readings(1, "count") == []
     assert sqlite3.connect(path).execute("pragma integrity_check").fetchone() == ("ok",)

@@ -1,9 +1,11 @@
 """The budget, on a simulated clock."""
 
 import pytest
+import torch
+from torch import nn
 
 import thalweg
-from thalweg.watch import Budget
+from thalweg.watch import Budget, RunStore
 
 SENSORS = {
     "cheap": {"share": 2.0, "every": 1, "passes": 0.3},
@@ -121,3 +123,23 @@ def test_time_in_the_recorder_is_charged(small):
         assert run.recorder.busy > 0
         run.left_out()  # brings the account up to date
         assert run.budget.hooks > run.recorder.busy
+
+
+@pytest.mark.parametrize(("price", "every"), [(0.0, 1), (0.00049, 1), (0.00149, 3), (0.00151, 4), (1.0, 32)])
+def test_what_does_not_fit_into_its_part_of_the_budget_comes_less_often(price, every):
+    budget = make(0.03)
+    simulate(budget, 100)  # 0.1 s a step: a sixth of the budget is 0.0005 s
+    assert budget.every(price, 1 / 6) == every
+    assert make(0.0).every(price, 1 / 6) == 1
+
+
+def test_losses_that_cost_too_much_to_judge_are_all_stored_and_a_nan_is_still_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(Budget, "every", lambda self, price, part: 8)
+    with thalweg.watch(None, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), store=tmp_path / "s") as run:
+        run.left_out()  # settles what it costs
+        for step in range(1, 101):
+            run.log(loss=float("nan") if step == 51 else 1.0, step=step)
+        assert [(one.name, one.step) for one in run.findings] == [("not finite", 51)]
+        assert "loss" in run.left_out() and "every 8 steps" in run.left_out()["loss"]
+    with RunStore(tmp_path / "s") as store:
+        assert len(store.readings(1, "loss")) == 100

@@ -22,9 +22,7 @@ def modules(package: str) -> tuple[ModuleType, ...]:
 
 def public_names(package: str) -> dict[str, Any]:
     """Every name that a module of ``package`` lists in its ``__all__``, with what it stands for."""
-    return {
-        name: getattr(module, name) for module in modules(package) for name in getattr(module, "__all__", ())
-    }
+    return {name: getattr(module, name) for name, module in _places(package).items()}
 
 
 def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -36,9 +34,15 @@ def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
     def get(name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        public = public_names(package)
-        if name not in public:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, public)}")
-        return public[name]
+        # Only what is asked for: a name may bring a heavy import of its own.
+        places = _places(package)
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, places)}")
+        return getattr(places[name], name)
 
-    return get, lambda: sorted(public_names(package))
+    return get, lambda: sorted(_places(package))
+
+
+def _places(package: str) -> dict[str, ModuleType]:
+    """The file of every public name."""
+    return {name: module for module in modules(package) for name in getattr(module, "__all__", ())}

@@ -12,31 +12,23 @@ import functools
 import torch
 from torch import Tensor
 
-
-@functools.cache
-def state_table(bits: int, signed: bool, device: torch.device | None = None) -> Tensor:
-    """What state is stored against; without a zero in 4 bits unsigned, lest a mean square vanish."""
-    unsigned = torch.arange(1, 17, dtype=torch.float32) / 16
-    return (unsigned if bits == 4 and not signed else dynamic_table(bits, signed)).to(device)
+from thalweg.optim._codes import Code, state_code, tree
 
 
-@functools.cache
+def state_table(bits: int, signed: bool) -> Tensor:
+    """What state is stored against."""
+    return table_of(state_code(bits, signed), torch.device("cpu"))
+
+
 def dynamic_table(bits: int, signed: bool) -> Tensor:
     """2^bits values in increasing order, in [-1, 1] or [0, 1]: decades, each divided evenly, and 0 and 1."""
-    decades = bits - 1
-    values = [0.0, 1.0]
-    for index in range(decades):
-        steps = 2**index if signed else 2 ** (index + 1)
-        edges = torch.linspace(0.1, 1, steps + 1, dtype=torch.float64)
-        middles = (edges[1:] + edges[:-1]) / 2 * 10.0 ** (index + 1 - decades)
-        values += middles.tolist()
-        if signed:
-            values += (-middles).tolist()
-    missing = 2**bits - len(values)
-    assert missing in (0, 1), (bits, signed, len(values))
-    if missing:
-        values.append(-1.0 if signed else 0.0)
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return table_of(tree(bits, signed), torch.device("cpu"))
+
+
+@functools.cache
+def table_of(code: Code, device: torch.device) -> Tensor:
+    """All values of a code, in increasing order."""
+    return code.values(torch.arange(2**code.bits)).to(device)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -45,14 +37,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return codes
     if len(codes) % 2:
         codes = torch.cat([codes, codes.new_zeros(1)])
-    return codes[0::2] | (codes[1::2] << 4)
+    pairs = codes.contiguous().view(torch.int16)  # the first of two is the low byte on all our machines
+    return ((pairs | (pairs >> 4)) & 255).to(torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first ``count`` codes of what :func:`pack` gave."""
     if bits == 8:
-        return packed
-    return torch.stack([packed & 15, packed >> 4], dim=1).view(-1)[:count]
+        return packed[:count]
+    pairs = packed.to(torch.int16)
+    return ((pairs | (pairs << 4)) & 0x0F0F).view(torch.uint8)[:count]
 
 
 def by_block(x: Tensor, block: int) -> Tensor:
@@ -78,16 +72,25 @@ def _guesses(table: Tensor) -> tuple[Tensor, Tensor]:
     return torch.bucketize(least, ends[:-1]).to(torch.uint8), ends
 
 
-def to_table(x: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Codes (uint8, as many as ``x``) and scale of each block; nearest value of the table."""
-    blocks = by_block(x, block)
-    scale = blocks.abs().amax(dim=1)
-    unit = (blocks / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).view(-1)[: len(x)].float()
+def look_up(unit: Tensor, table: Tensor) -> Tensor:
+    """The code of the nearest value of the table; halfway between two, the lower."""
     # A look-up by the high bits, then one comparison: ten times as fast as a binary search.
     guesses, ends = _guesses(table)
     high = (unit.view(torch.int32) >> DROPPED) & ((1 << (32 - DROPPED)) - 1)
     guess = guesses.index_select(0, high)
-    return guess + (unit > ends.index_select(0, guess.int())), scale
+    return guess + (unit > ends.index_select(0, guess.int()))
+
+
+def scaled(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The blocks (rows) as float32 in [-1, 1], and the scale of each."""
+    scale = blocks.abs().amax(dim=1)
+    return (blocks / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).float(), scale
+
+
+def to_table(x: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes (uint8, as many as ``x``) and scale of each block; nearest value of the table."""
+    unit, scale = scaled(by_block(x, block))
+    return look_up(unit.view(-1)[: len(x)], table), scale
 
 
 def from_table(codes: Tensor, scale: Tensor, table: Tensor, block: int) -> Tensor:
@@ -96,21 +99,39 @@ def from_table(codes: Tensor, scale: Tensor, table: Tensor, block: int) -> Tenso
     return (by_block(values, block) * scale[:, None]).view(-1)[: len(codes)]
 
 
+def store(code: Code, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, and the scale of each row, of blocks of numbers."""
+    unit, scale = scaled(blocks)
+    if torch.compiler.is_compiling():
+        return code.nearest(unit), scale
+    return look_up(unit.view(-1), table_of(code, unit.device)).view(unit.shape), scale
+
+
+def read(codes: Tensor, table: Tensor) -> Tensor:
+    """The values of a table that codes stand for."""
+    return table.index_select(0, codes.view(-1).int()).view(codes.shape)
+
+
 def to_grid(x: Tensor, bits: int, group: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (uint8), step and zero point of each group of ``group`` consecutive numbers.
 
     The grid of a group always holds 0, so that a group of one sign keeps its values. With ``noise``,
     uniform in [0, 1) and as long as ``x``, rounding is up with the probability of the remainder.
     """
-    groups = by_block(x, group)
+    rounding = None if noise is None else by_block(noise, group)
+    codes, step, zero = grid_of(by_block(x, group), bits, rounding)
+    return codes.to(torch.uint8).view(-1)[: len(x)], step, zero.to(torch.uint8)
+
+
+def grid_of(groups: Tensor, bits: int, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for groups as rows, in floating point."""
     top = 2**bits - 1
     low, high = groups.amin(dim=1).clamp_max(0), groups.amax(dim=1).clamp_min(0)
     step = (high - low).clamp_min(torch.finfo(torch.float32).tiny * top) / top
     zero = (-low / step).round().clamp(0, top)
     place = groups / step[:, None]
-    place = place.round() if noise is None else (place + by_block(noise, group)).floor()
-    codes = (place + zero[:, None]).clamp(0, top).to(torch.uint8)
-    return codes.view(-1)[: len(x)], step, zero.to(torch.uint8)
+    place = place.round() if noise is None else (place + noise).floor()
+    return (place + zero[:, None]).clamp(0, top), step, zero
 
 
 def from_grid(codes: Tensor, step: Tensor, zero: Tensor, group: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.optim.transform import PARTS, Scalars, Transform
+from thalweg.optim.transform import PARTS, Scalars, State, Transform
 
 # Settings a group may carry besides hyper-parameters: torch's own and its schedulers'.
 GROUP_KEYS = {
@@ -24,8 +24,14 @@ GROUP_KEYS = {
     "base_momentum",
     "swa_lr",
 }
+
+
+def _unchanged(u: Tensor, p: Tensor, state: State, k: Scalars) -> tuple[Tensor, State]:
+    return u, state
+
+
 # What a parameter goes through where a link leaves it alone.
-NOTHING = Transform("element", lambda u, p, state, k: (u, state), name="nothing")
+NOTHING = Transform("element", _unchanged, name="nothing")
 
 
 @dataclass(frozen=True)

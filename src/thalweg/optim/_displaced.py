@@ -61,6 +61,7 @@ class Displaced(Wrapper, ABC):
     @torch.no_grad()
     def _move(self, moves: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Add to each parameter its move, a tensor of local real values; what is not finite moves nothing."""
+        self._not_for_another(self.first_call)
         self._kept = []
         for p, move in moves:
             weights = values(p)
@@ -109,6 +110,33 @@ class Displaced(Wrapper, ABC):
         if self._overflowed():
             return loss
         self._step_inner()
+        return loss
+
+    def _gradients(self, closure: Callable[[], Any]) -> Any:
+        """The loss of ``closure``, whose gradients must be the only ones: older ones are of other places.
+
+        Raises:
+            RuntimeError: if it has added its gradients to those that were there.
+        """
+        held = [p for p in self._graded() if p.grad is not None and values(p.grad).numel()]
+        if not held:
+            return closure()
+        p = min(held, key=lambda p: p.numel())
+        assert p.grad is not None
+        # A gradient that is cleared is another tensor or zero for a while; NaN outlives all else.
+        old, p.grad = p.grad, torch.full_like(p.grad, torch.nan)
+        marked = p.grad
+        try:
+            loss = closure()
+        finally:
+            added = p.grad is marked and bool(values(marked).isnan().all())
+            if added:
+                p.grad = old
+        if added:
+            raise RuntimeError(
+                f"the closure of {type(self).__name__}.step() must clear the gradients, but it added to "
+                "older ones: to accumulate, take all the backward passes inside of the closure"
+            )
         return loss
 
     def _put_back(self) -> None:

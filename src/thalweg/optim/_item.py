@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,25 +34,100 @@ class Scalars:
     restart: bool
     none: Tensor
 
+    @functools.cached_property
+    def address(self) -> int:
+        """Where ``packed`` lies in memory."""
+        return self.packed.data_ptr()
+
 
 class Item:
     """One parameter on its way through a step; ``u`` and ``sums`` carry what one pass leaves for the next."""
 
-    def __init__(self, source: Tensor, place: Place, line: Line, scalars: Scalars, seed: Tensor):
+    u: Tensor
+    gradient: Tensor
+
+    def __init__(
+        self,
+        source: Tensor,
+        place: Place,
+        line: Line,
+        scalars: Scalars,
+        seed: Tensor,
+        otherwise: Scalars | None = None,
+    ):
         self.source, self.place, self.line, self.scalars, self.seed = source, place, line, scalars, seed
-        self.u = self.gradient = place.flat_gradient(source)
+        self.otherwise = otherwise  # scalars of the line that a gate may send it to
         self.sums = scalars.none
-        self.position = line.members[source], len(line.members)
         self.stage = 0
+        self.started = False
+
+    def start(self) -> None:
+        """Lay the gradient out flat, unless that is done: it costs time, and a fleet does without."""
+        if not self.started:
+            self.u = self.gradient = self.place.flat_gradient(self.source)
+            self.started = True
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Which of the parameters that go this way it is, and of how many."""
+        return self.line.members[self.source], len(self.line.members)
 
     def run_stage(self) -> None:
         """Take the passes of the stage that is due."""
-        if self.stage:
-            self._add_totals(self.line.stages[self.stage - 1][-1][0])
+        self.start()
+        if self.stage == 0 and self.line.gate is not None and self.otherwise is not None:
+            self._ask(*self.line.gate, self.otherwise)
+        self._add_totals(self.line.stages[self.stage][0][0])
         for part, kernel in self.line.stages[self.stage]:
             if self.place.flat.numel() or part.measures is not None:
                 self._run(part, kernel)
         self.stage += 1
+
+    @property
+    def joins(self) -> bool:
+        """Whether what is left to do can be done for many parameters at once."""
+        last = self.line.fleet is not None and self.stage == len(self.line.stages) - 1
+        return last and (not self.started or self.u is self.gradient)
+
+    def last_call(self) -> tuple[Any, ...]:
+        """The arguments of the line's last kernel."""
+        self.start()
+        place, (part, _) = self.place, self.line.stages[-1][0]
+        gradient = self.gradient if part.gradient else None
+        scalars = (self.scalars.packed, self.seed, self.sums)
+        return *scalars, place.flat, self.u, gradient, place.slots.get("kahan"), *place.in_order(part.slots)
+
+    def last_addresses(self) -> list[int]:
+        """Where those arguments are; 0 for one that is None."""
+        place, (part, _) = self.place, self.line.stages[-1][0]
+        weights, lost, *slots = place.addresses(part.slots)
+        if self.started or not place.lies_like(self.source.grad):
+            self.start()
+            u = self.u.data_ptr()
+        else:
+            assert self.source.grad is not None
+            u = self.source.grad.data_ptr()
+        sums = 0 if self.sums is self.scalars.none else self.sums.data_ptr()
+        gradient = u if part.gradient else 0
+        return [self.scalars.address, self.seed.data_ptr(), sums, weights, u, gradient, lost, *slots]
+
+    def _ask(self, part: Pass, kernel: Kernel, otherwise: Scalars) -> None:
+        """Leave the line for a shorter one if its gate says so; on a GPU the answer would cost more."""
+        place, shorter = self.place, self.line.ungated
+        if place.flat.device.type != "cpu" or not place.flat.numel():
+            return
+        rows = [place.by_rows(one) for one in (place.flat, self.u)]
+        _, applies = kernel(self.scalars.packed, self.seed, self.sums, *rows, rows[1], None)
+        assert applies is not None and shorter is not None
+        ways = [(self.line, self.scalars), (shorter, otherwise)]
+        taken, left = ways if applies.item() else reversed(ways)
+        if place.shape not in self.line.known:
+            self.line.known.add(place.shape)
+            # Walked once to no effect, so that a change of ways compiles nothing in the middle of a run.
+            twin = Item(self.source, place.copied(), *left, self.seed)
+            while not twin.done:
+                twin.run_stage()
+        self.line, self.scalars = taken
 
     def _run(self, part: Pass, kernel: Kernel) -> None:
         place = self.place
@@ -91,20 +167,17 @@ class Item:
             self.u[piece] = update
 
     def _add_totals(self, part: Pass) -> None:
-        """Put beside the sums over rows, now complete, what the next link adds up from them."""
-        totals = None if part.measures is None else part.links[part.measures].transform.totals
-        if totals is None:
+        """Put beside the sums over rows, now complete, what ``part`` wants added up from them."""
+        if not part.wants_totals or part.adds_up:
             return
-        assert part.measures is not None
-        k = part.layout.unpack(part.measures, self.scalars.plain, ())
-        own = torch.stack(totals(self.sums.unbind(), k))
+        own = torch.stack(part.totals(self.sums.unbind(), self.scalars.plain))
         own = _layout.add_over_shards(own, self.source, of_rows=False)
         self.sums = torch.cat([self.sums, own.view(-1, 1, 1).expand(-1, self.sums.shape[1], -1)])
 
     @property
     def owned(self) -> bool:
         """Whether ``u`` is not the gradient itself, which a link may have handed on and nobody may change."""
-        return self.u.data_ptr() != self.gradient.data_ptr()
+        return self.u is not self.gradient and self.u.data_ptr() != self.gradient.data_ptr()
 
     @property
     def awaits(self) -> int | None:
@@ -122,7 +195,8 @@ class Item:
 
     def finish(self) -> None:
         self.place.write_back()
-        self.u = self.gradient  # the next parameter can have the memory
+        if self.started:
+            self.u = self.gradient  # the next parameter can have the memory
 
 
 class Parcel(Item):
@@ -131,11 +205,23 @@ class Parcel(Item):
     def __init__(self, items: Sequence[Item]):
         first = items[0]
         self.items, self.line, self.scalars, self.seed = items, first.line, first.scalars, first.seed
-        self.source, self.sums, self.stage = first.source, first.sums, 0
+        self.source, self.sums, self.stage, self.started = first.source, first.sums, 0, True
+        for item in items:
+            item.start()
         places = [item.place for item in items]
         flat = torch.cat([place.flat for place in places])
         slots = {key: torch.cat([place.slots[key] for place in places]) for key in first.place.slots}
-        self.place = replace(first.place, weights=flat, dense=flat, flat=flat, slots=slots)
+        self.place = replace(
+            first.place,
+            weights=flat,
+            dense=flat,
+            flat=flat,
+            slots=slots,
+            shape=flat.shape,
+            strides=flat.stride(),
+            length=len(flat),
+            known_addresses={},
+        )
         self.u = self.gradient = torch.cat([item.u for item in items])
 
     def finish(self) -> None:
@@ -156,7 +242,8 @@ def parcelled(items: Sequence[Item]) -> list[Item]:
         place, size = item.place, item.place.flat.numel()
         key: tuple = (id(item),)
         if size <= SMALL and place.plain and item.line.packs:
-            key = (id(item.line), id(item.scalars), item.u.dtype, place.kind)
+            assert item.source.grad is not None
+            key = (id(item.line), id(item.scalars), item.source.grad.dtype, place.kind)
             lengths[key] = lengths.get(key, 0) + size
             key = (*key, lengths[key] // LONGEST)
         kinds.setdefault(key, []).append(item)

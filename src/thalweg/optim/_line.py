@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from thalweg.optim import _layout
 from thalweg.optim._chain import Layout, Link, numbers, route
+from thalweg.optim._fleet import fleet
 from thalweg.optim._kernel import Kernel, compiled, eager, shaped
-from thalweg.optim._pass import Pass, cut
+from thalweg.optim._pass import Pass, cut, gate
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -23,6 +25,9 @@ class Line:
         links: with the slots that each reads and owns.
         stages: passes with their kernels; only between two stages may sums have to be shared.
         other: keys of the state that is not shaped like the parameter.
+        fleet: the last stage for many parameters at once, if it can be taken so.
+        gate, ungated: what asks in each step whether a link applies, and the way if it does not.
+        known: shapes that have gone both ways.
         rows: whether some pass needs rows that lie in memory one after the other.
         packs: whether several parameters may run as one, end to end.
         members: the parameters that go this way, in order.
@@ -36,20 +41,38 @@ class Line:
         group: Mapping[str, Any],
         compiles: bool,
         rounding: str,
+        sharded: bool,
     ):
         self.links = route(links, hops)
         self.members: dict[Tensor, int] = {}
         self.layout = Layout(self.links, group)
         parts = cut(self.links, self.layout)
         self.stages: list[list[tuple[Pass, Kernel]]] = [[]]
+        made = compiled if compiles else eager
         for part in parts:
-            make = shaped if part.view == "whole" else compiled if compiles else eager
-            self.stages[-1].append((part, make(part, rounding)))
+            part = replace(part, adds_up=part.wants_totals and compiles and not sharded)
+            whole = part.view == "whole"
+            # Moving the weights by what is there already is one operation of torch: nothing to compile.
+            single = part.first == part.last and part.writes and rounding == "none"
+            kernel = (
+                shaped(part, rounding, compiles) if whole else (eager if single else made)(part, rounding)
+            )
+            self.stages[-1].append((part, kernel))
             if part.measures is not None:
                 self.stages.append([])
         self.other = frozenset(
             one.slots[slot] for one in self.links for slot in one.owned if slot in one.transform.fresh
         )
+        self.fleet = fleet(self.stages[-1])
+        gated = next((at for at, one in enumerate(self.links) if one.transform.gate), None)
+        self.gate: tuple[Pass, Kernel] | None = None
+        self.ungated: Line | None = None
+        self.known: set[torch.Size] = set()
+        if gated is not None and not sharded:
+            asked = gate(self.links, self.layout, gated)
+            self.gate = asked, made(asked, rounding)
+            further = (*hops[:gated], hops[gated] + 1, *hops[gated + 1 :])
+            self.ungated = Line(links, further, group, compiles, rounding, sharded)
         self.rows = any(part.view == "rows" for part in parts)
         scopes = {one.transform.scope for one in self.links}
         self.packs = scopes <= {"element", "model"} and not self.other and rounding != "stochastic"

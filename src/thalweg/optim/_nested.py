@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.optim._pieces import PIECE, pieces
+from thalweg.optim._kernel import made
+from thalweg.optim._loop import Work, entries
 from thalweg.optim.transform import Scalars, State, Transform
 
 ALONE = ("element", "rows", "tensor", "whole")
@@ -46,26 +47,35 @@ def run_inner(
 ) -> tuple[Tensor, State]:
     """One update of the inner transform on ``u``, whose sums are taken here and now.
 
-    With ``owned`` it may write to ``u``. An element-wise one goes over ``u`` a few rows at a time.
+    With ``owned`` it may write to ``u``. An element-wise one works in place, in one compiled loop or
+    eagerly a few rows at a time.
     """
+    kept = [state.slots[slot] for slot in inner.slots]
+    if inner.scope == "element" and all(one.shape == u.shape for one in kept):
+        out = u if owned else torch.empty_like(u)
+        entries(inner.name, made(inner), element_work(inner), k, out, None if owned else u, p, *kept)
+        return out, state
     further: dict[str, Any] = {"gradient": u, "owned": owned}
     if inner.measure is not None:
         seen = u.reshape(len(u), -1) if inner.scope == "rows" else u
         measured = inner.measure(seen, p, state, Scalars({**k.values, **further}))
         further["sums"] = tuple(one.double() for one in measured)
-    k = Scalars({**k.values, **further})
-    if inner.scope != "element" or u.dim() != 2 or u.numel() <= PIECE or not inner.slots:
-        update, new = inner.update(u, p, state, k)
-        taken = any(update is one for one in new.slots.values()) or (update is u and not owned)
-        return (update.clone() if taken else update), new  # the caller may write to it
-    out = u if owned else torch.empty_like(u)
-    kept = [state.slots[slot] for slot in inner.slots]
-    for into, *rows in pieces(out, u, *kept, *(() if p is None else (p,))):
-        own = dict(zip(inner.slots, rows[1:], strict=False))
-        k = Scalars({**k.values, "gradient": rows[0]})
-        update, new = inner.update(rows[0], None if p is None else rows[-1], State(own), k)
-        for slot, old in own.items():
-            if new.slots[slot] is not old:
-                old.copy_(new.slots[slot])
-        into.copy_(update)
-    return out, state
+    update, new = inner.update(u, p, state, Scalars({**k.values, **further}))
+    taken = any(update is one for one in new.slots.values()) or (update is u and not owned)
+    return (update.clone() if taken else update), new  # the caller may write to it
+
+
+def element_work(inner: Transform) -> Work:
+    """The inner transform in place: ``out`` becomes the update of ``u`` (of ``out``, if there is none)."""
+
+    def work(k: Scalars, out: Tensor, u: Tensor | None, p: Tensor | None, *slots: Tensor) -> None:
+        u = out if u is None else u
+        stored = [slot.to(u.dtype) for slot in slots]
+        state = State(dict(zip(inner.slots, stored, strict=True)))
+        update, new = inner.update(u, p, state, Scalars({**k.values, "gradient": u}))
+        for name, slot, old in zip(inner.slots, slots, stored, strict=True):
+            if new.slots[name] is not old:
+                slot.copy_(new.slots[name])
+        out.copy_(update)
+
+    return work

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -29,27 +29,58 @@ class Pass:
 
     Attributes:
         first, last: the slice of links that it runs.
+        reads: the link for which the pass before it has measured, or None.
         measures: the link whose sums it produces on the way out, or None.
         slots: the state keys that it reads, in the order in which it is given their tensors.
         view: whether tensors come flat, as (rows, everything else), or in their own shape.
         gradient: whether it also reads the parameter's own gradient.
         rehearses: whether it only measures; the next pass runs its links again.
+        adds_up: whether it adds up the totals itself, from the sums over all rows.
+        gates: whether it gives no sums, but whether the link for which it measures applies now.
     """
 
     links: tuple[Link, ...]
     layout: Layout
     first: int
     last: int
+    reads: int | None
     measures: int | None
     slots: tuple[str, ...]
     view: View
     gradient: bool
     rehearses: bool
+    adds_up: bool = False
+    gates: bool = False
 
     @property
     def writes(self) -> bool:
         """Whether the update that comes out moves the weights."""
         return self.measures is None and self.last == len(self.links)
+
+    @property
+    def wants_totals(self) -> bool:
+        """Whether the link whose sums it reads wants them added up over the rows as well."""
+        return self.reads is not None and self.links[self.reads].transform.totals is not None
+
+    def totals(self, sums: Sequence[Tensor], scalars: Sequence[Any]) -> tuple[Tensor, ...]:
+        """What that link adds up, each a 0-d tensor."""
+        assert self.reads is not None
+        add = self.links[self.reads].transform.totals
+        assert add is not None
+        return add(sums, self.layout.unpack(self.reads, scalars, ()))
+
+    def with_totals(self, sums: Tensor, scalars: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Sums over rows, and behind them the totals, repeated for each row."""
+        received = sums.unbind()
+        return *received, *(one.expand_as(received[0]) for one in self.totals(received, scalars))
+
+    def verdict(self, measured: Tensor, scalars: Sequence[Any]) -> Tensor:
+        """What the gate says to the sums, as one number."""
+        assert self.measures is not None
+        gate = self.links[self.measures].transform.gate
+        assert gate is not None
+        sums = replace(self, reads=self.measures).with_totals(measured, scalars)
+        return gate(self.layout.unpack(self.measures, scalars, sums)).any().double().view(1)
 
     @property
     def used(self) -> tuple[Link, ...]:
@@ -110,7 +141,7 @@ def cut(links: tuple[Link, ...], layout: Layout) -> tuple[Pass, ...]:
     if links and links[0].transform.measure:
         edges.insert(0, 0)
     found = []
-    again = None
+    again = reads = None
     for first, last in itertools.pairwise(edges if len(edges) > 1 else [0, 0]):
         follows = links[last] if last < len(links) else None
         measures = last if follows is not None and follows.transform.measure else None
@@ -120,11 +151,19 @@ def cut(links: tuple[Link, ...], layout: Layout) -> tuple[Pass, ...]:
             measures is not None and last > first and again is None and not links[first].transform.measure
         )
         rehearses = rehearses and links[first].transform.scope not in WHOLE
-        found.append(_pass(links, layout, start, last, measures, rehearses))
+        found.append(_pass(links, layout, start, last, reads, measures, rehearses))
+        reads = measures
         again = first if rehearses else None
     if links and links[-1].transform.scope in WHOLE:
-        found.append(_pass(links, layout, len(links), len(links), None))  # a flat pass writes the weights
+        end = len(links)
+        found.append(_pass(links, layout, end, end, None, None))  # a flat pass writes the weights
     return tuple(found)
+
+
+def gate(links: tuple[Link, ...], layout: Layout, index: int) -> Pass:
+    """The pass over gradient and weights that asks whether the link at ``index`` applies to them."""
+    asked = _pass(links, layout, 0, 0, None, index)
+    return replace(asked, slots=(), gates=True)
 
 
 def _pass(
@@ -132,6 +171,7 @@ def _pass(
     layout: Layout,
     first: int,
     last: int,
+    reads: int | None,
     measures: int | None,
     rehearses: bool = False,
 ) -> Pass:
@@ -140,4 +180,5 @@ def _pass(
     scopes = {one.transform.scope for one in used}
     view: View = "whole" if scopes & set(WHOLE) else "rows" if "rows" in scopes else "flat"
     gradient = any(one.transform.gradient for one in used)
-    return Pass(links, layout, first, last, measures, tuple(dict.fromkeys(keys)), view, gradient, rehearses)
+    slots = tuple(dict.fromkeys(keys))
+    return Pass(links, layout, first, last, reads, measures, slots, view, gradient, rehearses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Place:
         plain: whether parameter and gradient are ordinary real tensors.
         kind: what must be the same for parameters to be laid end to end.
         offset: index of the first element in the whole parameter.
+        shape, strides, length: of ``dense``, ``dense`` and ``flat``.
     """
 
     address: int
@@ -37,6 +38,10 @@ class Place:
     plain: bool
     kind: tuple
     offset: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    length: int
+    known_addresses: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -83,6 +88,9 @@ class Place:
             plain=not p.is_complex() and not _layout.is_distributed(p),
             kind=(dense.dtype, dense.device, dtypes),
             offset=_layout.place_of(p),
+            shape=dense.shape,
+            strides=dense.stride(),
+            length=dense.numel(),
         )
 
     def still_holds(self, p: Tensor, state: dict[str, Tensor]) -> bool:
@@ -111,6 +119,32 @@ class Place:
         """Bring the parameter up to date with its copy."""
         if self.dense is not self.weights:
             self.weights.copy_(self.dense)
+
+    def in_order(self, keys: Collection[str]) -> tuple[Tensor, ...]:
+        """The slots of these keys."""
+        return tuple(self.slots[key] for key in keys)
+
+    def addresses(self, keys: tuple[str, ...]) -> list[int]:
+        """Addresses of the weights, of what Kahan's summation lost (else 0) and of these slots."""
+        if keys not in self.known_addresses:
+            lost = self.slots.get("kahan")
+            found = [self.flat.data_ptr(), 0 if lost is None else lost.data_ptr()]
+            self.known_addresses[keys] = found + [self.slots[key].data_ptr() for key in keys]
+        return self.known_addresses[keys]
+
+    def lies_like(self, gradient: Tensor | None) -> bool:
+        """Whether the gradient lies in memory in the order of ``flat``."""
+        if not self.plain or gradient is None:
+            return False
+        return gradient.stride() == self.strides and gradient.shape == self.shape
+
+    def copied(self) -> Place:
+        """The same in memory of its own."""
+        dense = self.dense.clone(memory_format=torch.preserve_format)
+        slots = {key: one.clone() for key, one in self.slots.items()}
+        return replace(
+            self, weights=dense, dense=dense, flat=_layout.flat(dense), slots=slots, known_addresses={}
+        )
 
     def shaped(self, line: Tensor) -> Tensor:
         """A flat tensor in the parameter's shape, sharing its memory."""

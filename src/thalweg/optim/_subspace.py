@@ -44,14 +44,19 @@ def down(u: Tensor, basis: Tensor) -> Tensor:
     return u @ basis if tall(u) else basis.T @ u
 
 
-def up(r: Tensor, basis: Tensor, like: Tensor, into: Tensor | None = None) -> Tensor:
-    """Back to the shape of ``like``, in the memory of ``into`` if given."""
-    return torch.mm(r, basis.T, out=into) if tall(like) else torch.mm(basis, r, out=into)
+def factors(r: Tensor, basis: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The two matrices whose product is what ``r`` is outside, in the shape of ``like``."""
+    return (r, basis.T) if tall(like) else (basis, r)
+
+
+def up(r: Tensor, basis: Tensor, factor: float, into: Tensor) -> Tensor:
+    """``factor`` times what ``r`` is outside, in the memory of ``into``."""
+    return torch.addmm(into, *factors(r, basis, into), beta=0, alpha=factor, out=into)
 
 
 def add_up(total: Tensor, r: Tensor, basis: Tensor, factor: float) -> Tensor:
     """``total`` plus ``factor`` times what ``r`` is outside, in place."""
-    return total.addmm_(r, basis.T, alpha=factor) if tall(total) else total.addmm_(basis, r, alpha=factor)
+    return total.addmm_(*factors(r, basis, total), alpha=factor)
 
 
 def leading(u: Tensor, rank: int, method: str, k: Scalars) -> Tensor:
@@ -64,13 +69,18 @@ class FullBasis:
     """A basis in the state's own precision: slot ``basis``, (smaller side, rank)."""
 
     def missing(self, state: State) -> bool:
-        return not state.basis[:, 0].any()
+        first = state.basis[:, 0]  # of length 1, if there is one
+        return not first.dot(first)
 
     def slots(self):
         return {"basis": lambda p, k: p.new_zeros(min(p.shape), check_rank(p, k.rank))}
 
     def read(self, state: State, u: Tensor, rank: int) -> Tensor:
         return state.basis.to(u.dtype)
+
+    def orthonormal(self, state: State, u: Tensor) -> bool:
+        """Whether it is, to the precision of ``u``."""
+        return state.basis.dtype == u.dtype
 
     def write(self, state: State, basis: Tensor) -> None:
         state.basis.copy_(basis)
@@ -104,6 +114,9 @@ class GridBasis:
         side = min(u.shape)
         codes = unpack(state.basis, self.bits, side * rank)
         return from_grid(codes, state.basis_step, state.basis_zero, GROUP).view(side, rank).to(u.dtype)
+
+    def orthonormal(self, state: State, u: Tensor) -> bool:
+        return False
 
     def write(self, state: State, basis: Tensor) -> None:
         codes, step, zero = to_grid(basis.float().reshape(-1), self.bits, GROUP)

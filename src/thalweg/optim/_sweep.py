@@ -57,7 +57,7 @@ class Sweep:
         """Take the stages in order; before one that needs them, add up sums over shards and parameters."""
         increment_version([item.source for item in self.items])
         waiting: list[Item] = []
-        moving = parcelled(self.items)
+        moving = parcelled(self._without_fleets(self.items))
         while moving:
             for item in moving:
                 item.run_stage()
@@ -72,6 +72,26 @@ class Sweep:
             waiting = [item for item in waiting if item.awaits != first]
             if moving:
                 _share(moving, moving[0].line.links[first].transform.scope)
+                moving = self._without_fleets(moving)
+
+    def _without_fleets(self, items: list[Item]) -> list[Item]:
+        """Finish at once all items that can be finished together, and give the others."""
+        fleets: dict[Any, list[Item]] = {}
+        left = []
+        for item in items:
+            if item.joins:
+                fleets.setdefault((id(item.line), item.place.kind, item.source.grad.dtype), []).append(item)  # type: ignore[union-attr]
+            else:
+                left.append(item)
+        for together in fleets.values():
+            fleet = together[0].line.fleet
+            assert fleet is not None
+            if not fleet.run([item for item in together if item.place.flat.numel()]):
+                left += together
+                continue
+            for item in together:
+                item.finish()
+        return left
 
     def _place(self, p: Tensor, group: dict[str, Any], line: Line) -> Place:
         optimizer = self.optimizer
@@ -99,7 +119,8 @@ class Sweep:
             if device not in self.blanks:
                 self.blanks[device] = torch.zeros(2, dtype=torch.int64, device=device)
             seed = self.blanks[device]
-        return Item(p, place, line, scalars, seed)
+        shorter = None if line.ungated is None else self._scalars(at, line.ungated, step, device)
+        return Item(p, place, line, scalars, seed, shorter)
 
     def _scalars(self, at: int, line: Line, step: float, device: torch.device) -> Scalars:
         """Made once for all parameters of a group that are at the same step."""

@@ -35,9 +35,13 @@ class Wrapper(Optimizer):
 
     Attributes:
         settings: names of the attributes that a checkpoint restores, as it restores learning rates.
+        kept_as: the attribute of each constructor argument that is not kept under its own name; a spec
+            reads them. A class that makes its inner optimizer itself has a class method ``around``, which
+            takes one that is there already.
     """
 
     settings: tuple[str, ...] = ()
+    kept_as: Mapping[str, str] = {}
     inner: Optimizer
 
     def __init__(self, inner: Optimizer):
@@ -122,6 +126,17 @@ class Wrapper(Optimizer):
         """Whether a GradScaler has found that this step's gradients are not finite."""
         found = self.__dict__.get("found_inf")
         return found is not None and bool(found)
+
+    def _not_for_another(self, call: str) -> None:
+        """Refuse what an object of our class that only stands for the optimizer would keep to itself.
+
+        Lightning hands out such objects: they read the optimizer's attributes, but set their own.
+        """
+        if "inner" not in self.__dict__:
+            raise RuntimeError(
+                f"{call} must be called on the optimizer itself, not on the {type(self).__name__} that "
+                "stands for it: the optimizer would not know"
+            )
 
     def _label(self) -> dict[str, Any]:
         return {"name": type(self).__name__, **{name: getattr(self, name) for name in self.settings}}

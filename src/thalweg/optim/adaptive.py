@@ -42,10 +42,13 @@ def adam(
         mean = ema(state.mean, u, k.betas[0])
         state = state.replace(mean=mean, square=ema(state.square, u * u, k.betas[1]))
         ahead = ema(mean, u, k.betas[0]) if nesterov else mean
-        return ahead * k.unbias * precondition(state, k), state
+        return ahead * k.unbias / scale(state, k), state
+
+    def scale(state, k):
+        return state.square.sqrt() * k.unbias_root + k.added
 
     def precondition(state, k):
-        return 1 / (state.square.sqrt() * k.unbias_root + k.added)
+        return 1 / scale(state, k)
 
     def stability(k):
         b = k.betas[0]

@@ -109,6 +109,7 @@ class Average(Wrapper):
         """Put the average into the parameters; the iterate is kept. Does nothing if it is there already."""
         if not self.training:
             return
+        self._not_for_another("eval()")
         self._iterates = [(p, values(p).clone()) for p in self.averages]
         for p, average in self.averages.items():
             values(p).copy_(values(average))

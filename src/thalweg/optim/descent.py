@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from thalweg._core.checks import check_choice, check_not_negative, nearest
 from thalweg.optim._chain import GROUP_KEYS, Link, applied, link, numbers, rebuilt
 from thalweg.optim._finite import ANSWERS
+from thalweg.optim._layout import is_sharded
 from thalweg.optim._line import HALF, Line
 from thalweg.optim._place import Place
 from thalweg.optim._rounding import ROUNDINGS
@@ -103,9 +104,11 @@ class Descent(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 hops = applied(self.links, p, group)
-                if hops not in self._lines:
-                    self._lines[hops] = Line(self.links, hops, group, self._compiles, self.rounding)
-                line = self._line_by_parameter[p] = self._lines[hops]
+                kind = hops, is_sharded(p)
+                if kind not in self._lines:
+                    how = (self._compiles, self.rounding, is_sharded(p))
+                    self._lines[kind] = Line(self.links, hops, group, *how)
+                line = self._line_by_parameter[p] = self._lines[kind]
                 line.members.setdefault(p, len(line.members))
 
     def __getstate__(self) -> dict[str, Any]:

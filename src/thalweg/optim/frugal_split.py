@@ -13,11 +13,13 @@ from thalweg._core.checks import (
     check_not_negative,
     check_number,
 )
+from thalweg.optim._kernel import made
+from thalweg.optim._loop import entries
 from thalweg.optim._nested import check_inner, inner_slots, run_inner
-from thalweg.optim._pieces import finite, pieces
-from thalweg.optim._subspace import add_up, down, is_matrix, leading, tall
+from thalweg.optim._pieces import finite
+from thalweg.optim._subspace import add_up, down, factors, is_matrix, leading, tall
 from thalweg.optim.adaptive import adam
-from thalweg.optim.transform import Scalars, Transform, element, matrix, part
+from thalweg.optim.transform import Scalars, State, Transform, element, matrix, part
 
 __all__ = ["sign", "split"]
 
@@ -72,7 +74,7 @@ def split(
         density: share of columns, rows, directions or parameters that have state, in (0, 1]; at least one.
         every: steps between two choices.
         inner: a transform that works on one tensor by itself.
-        rest: an element-wise transform without state.
+        rest: an element-wise transform without state, of which zero moves by zero.
         inner_scale, rest_scale: :math:`\alpha, \gamma`, at least 0; the paper fine-tunes with
             :math:`\gamma` = 0.1.
 
@@ -121,14 +123,24 @@ def split(
     def taken(u: Tensor, kept: Tensor) -> Tensor:
         if by == "blocks":
             return u if kept.item() else u.new_empty(0)
-        return u[:, kept] if by == "columns" else u[kept] if by == "rows" else down(u, kept)
+        return down(u, kept) if by in ("random", "svd") else u.index_select(int(by == "columns"), kept)
 
     def put(total: Tensor, r: Tensor, kept: Tensor, factor: float) -> None:
-        """Add ``factor`` times the part ``r`` to ``total`` where it belongs."""
+        """Write ``factor`` times the part ``r`` where it belongs in ``total``; a subspace's is added."""
         if by in ("random", "svd"):
             add_up(total, r, kept, factor)
-        elif by in ("columns", "rows"):
-            total.index_add_(1 if by == "columns" else 0, kept, r, alpha=factor)
+        elif by == "columns":
+            total.scatter_(1, kept.expand(len(total), -1), r.mul_(factor))
+        elif by == "rows":
+            total.index_copy_(0, kept, r.mul_(factor))
+
+    def resting(k, out, u):
+        """The rest's own update, of ``u`` or of ``out`` itself."""
+        u = out if u is None else u
+        # What is zero in exact arithmetic must not become a full-size sign.
+        left = torch.where(u.abs() <= k.least, 0.0, u)
+        free, _ = rest.update(left, None, State({}), Scalars({**k.values, "gradient": left}))
+        out.copy_(free * k.rest_scale)
 
     def update(u, p, state, k):
         clock = (k.step - 1) % every + 1
@@ -139,15 +151,13 @@ def split(
         if by == "blocks" and kept.item():
             moved, state = run_inner(inner, u, None, state, k, owned=k.owned)
             return moved.mul_(k.inner_scale), state
-        least = NOISE * max(piece.abs().max() for (piece,) in pieces(u)) if by in ("random", "svd") else -1.0
         inside = taken(u, kept)
-        out = u if k.owned else u.clone()
-        put(out, inside, kept, -1.0)
-        for (left,) in pieces(out):
-            # What is zero in exact arithmetic must not become a full-size sign.
-            left.masked_fill_(left.abs() <= least, 0.0)
-            free, _ = run_inner(rest, left, None, state, k)
-            left.copy_(free).mul_(k.rest_scale)
+        out, left, least = (u if k.owned else torch.empty_like(u)), u, -1.0
+        if by in ("random", "svd"):
+            least = NOISE * torch.linalg.vector_norm(u, torch.inf).item()
+            left = torch.addmm(u, *factors(inside, kept, u), alpha=-1.0, out=out)
+        numbers = Scalars({**k.values, "least": least})
+        entries("rest", made(rest), resting, numbers, out, None if left is out else left)
         moved, state = run_inner(inner, inside, None, state, k, owned=True)
         put(out, moved, kept, k.inner_scale)
         return out, state

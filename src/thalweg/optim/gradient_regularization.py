@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -60,6 +60,7 @@ class GradientRegularization(Displaced):
 
     first_call = "displace()"
     settings = ("weight", "step_size", "mode")
+    kept_as: Mapping[str, str] = {"step": "step_size"}
 
     def __init__(
         self,
@@ -131,13 +132,14 @@ class GradientRegularization(Displaced):
         self._differentiated = True
 
     def _passes(self, closure: Callable[[], Any]) -> Any:
-        loss = closure()
         if self.mode == "exact":
+            loss = closure()
             self.backward(loss)
             return loss.detach()
+        loss = self._gradients(closure)
         self.displace()
         with frozen_statistics(self.model) if self.model is not None else nullcontext():
-            closure()
+            self._gradients(closure)
         return loss
 
     def _must_displace(self) -> bool:

@@ -9,7 +9,8 @@ import torch
 
 from thalweg._core.checks import check_choice, check_count, check_number, check_positive
 from thalweg.optim._nested import check_inner, inner_slots, run_inner
-from thalweg.optim._pieces import finite, norm
+from thalweg.optim._pieces import finite
+from thalweg.optim._residual import left_squares
 from thalweg.optim._subspace import (
     FullBasis,
     GridBasis,
@@ -127,23 +128,26 @@ def project(
         projected = down(u, held)
         moved_by, state = run_inner(inner, projected, None, state, k)
         if residual == "none":
-            return up(moved_by, held, u, into=u if k.owned else None).mul_(k.scale), state
+            return up(moved_by, held, k.scale, u if k.owned else torch.empty_like(u)), state
+        # The residual with its factor, (G - s P R) f, is G f - P (s R f): one product does for both.
         share = k.scale if residual == "released" else 1.0
-        left, state = left_over(u, share, held, moved_by, projected, state, k)
-        return add_up(left, moved_by, held, k.scale), state
+        squares = left_squares(u, projected, held, share, basis.orthonormal(state, u))
+        factor, state = left_factor(squares, projected, moved_by, 1 if tall(u) else 0, state, k)
+        inside = torch.addcmul(moved_by.mul_(k.scale), projected, factor, value=-share)
+        out = torch.mul(u, factor, out=u if k.owned else None)
+        return add_up(out, inside, held, 1.0), state
 
-    def left_over(u, share, held, moved_by, projected, state, k):
-        """The residual, scaled by column or row and limited before inner's bias correction."""
-        axis, whole = 1 if tall(u) else 0, norm(u)
-        left = add_up(u if k.owned else u.clone(), projected, held, -share)
-        counts = norm(left) > NEGLIGIBLE * whole
+    def left_factor(squares, projected, moved_by, axis, state, k):
+        """The factor of each row or column of the residual, limited before inner's bias correction."""
+        whole, left = squares
         correction = k.values.get("unbias", 1.0) / k.values.get("unbias_root", 1.0)
         size = projected.norm(dim=axis, keepdim=True)
-        left *= moved_by.norm(dim=axis, keepdim=True) / correction / (size + 1e-8)
-        now, last = norm(left), state.norm
+        factor = moved_by.norm(dim=axis, keepdim=True) / correction / (size + 1e-8)
+        now, last = (factor.double().square() * left).sum().sqrt(), state.norm
+        counts = left.sum().sqrt() > NEGLIGIBLE * whole.sum().sqrt()
         cut = torch.where((last > 0) & (now > k.growth * last), k.growth * last / now, 1.0)
         state = state.replace(norm=torch.where(counts, now * cut, last))
-        return left.mul_((cut * correction).to(left.dtype)), state
+        return factor * (cut * correction).to(factor.dtype), state
 
     return matrix(
         update,

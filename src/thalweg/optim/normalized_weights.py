@@ -80,7 +80,8 @@ def normalized(
         turn = torch.addcmul(u, p, along * scale, value=-1, out=u if k.owned else None)
         moved, state = run_inner(inner, turn, p, state, k, owned=True)
         del turn
-        kept = State({"mean": state.length_mean, "square": state.length_square})
+        means = {"mean": state.length_mean, "square": state.length_square}
+        kept = State({name: one.to(along.dtype) for name, one in means.items()})
         found = {name: k.values[f"length_{name}"] for name in ("unbias", "unbias_root", "added")}
         longer, kept = lengths.update(along, None, kept, Scalars({**steering(k), **found}))
         state = state.replace(length_mean=kept.mean, length_square=kept.square)

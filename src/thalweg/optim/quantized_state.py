@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 
 from thalweg._core.checks import check_choice, check_count
-from thalweg.optim._blocks import from_table, pack, state_table, to_table, unpack
-from thalweg.optim._nested import check_inner, run_inner
-from thalweg.optim.transform import State, Transform, part, whole
+from thalweg.optim._blocks import pack, read, store, table_of, unpack
+from thalweg.optim._codes import state_code
+from thalweg.optim._kernel import made
+from thalweg.optim._loop import loop
+from thalweg.optim._nested import check_inner
+from thalweg.optim.transform import Scalars, State, Transform, part, whole
 
 __all__ = ["quantized"]
 
@@ -42,6 +47,8 @@ def quantized(inner: Transform, bits: int = 8, block: int | None = None, smalles
     check_count("block", size)
     if CHUNK % size:
         raise ValueError(f"block must divide {CHUNK}, got {size}")
+    if size * bits % 8:
+        raise ValueError(f"block must be at least 2 with 4 bits, got {size}")
 
     def count(p):
         return p.numel() * (2 if p.is_complex() else 1)
@@ -52,26 +59,62 @@ def quantized(inner: Transform, bits: int = 8, block: int | None = None, smalles
     def scales(p, k):
         return torch.zeros(-(-count(p) // size), dtype=torch.float32, device=p.device)
 
+    kinds = [state_code(bits, slot not in POSITIVE) for slot in inner.slots]
+
+    def step(k, out, u, weights, *stored):
+        """One step of some blocks: ``out`` becomes the update of ``u``.
+
+        All are (blocks, size) but for ``stored``: codes, scales (blocks,), room for new scales and table of
+        each slot. A loop that read and wrote the same scales would have to be three.
+        """
+        assert out.shape[1] == size  # a constant, once compiled
+        u = out if u is None else u
+        kept = list(
+            zip(inner.slots, kinds, stored[::4], stored[1::4], stored[2::4], stored[3::4], strict=True)
+        )
+        full = {
+            slot: (read(one, table) * scale[:, None]).to(u.dtype) for slot, _, one, scale, _, table in kept
+        }
+        update, new = inner.update(u, weights, State(full), Scalars({**k.values, "gradient": u}))
+        for slot, code, one, _, scale, _ in kept:
+            number, scale_of = store(code, new.slots[slot])
+            one.copy_(number)
+            scale.copy_(scale_of)
+        out.copy_(update)
+
     def update(u, p, state, k):
         flat = u.reshape(-1)
-        weights = None if p is None else p.reshape(-1)
-        out = torch.empty_like(flat)
-        tables = {slot: state_table(bits, slot not in POSITIVE, flat.device) for slot in inner.slots}
+        out = flat if k.owned else torch.empty_like(flat)
+        moving = [out, None if out is flat else flat, None if p is None else p.reshape(-1)]
         for start in range(0, len(flat), CHUNK):
-            piece = slice(start, start + CHUNK)
-            stored = slice(start * bits // 8, (start + CHUNK) * bits // 8)
-            scaled = slice(start // size, (start + CHUNK) // size)
-            full = {}
-            for slot in inner.slots:
-                codes_of = unpack(state.slots[slot][stored], bits, len(flat[piece]))
-                full[slot] = from_table(codes_of, state.slots[f"{slot}_scale"][scaled], tables[slot], size)
-            at = None if weights is None else weights[piece]
-            out[piece], new = run_inner(inner, flat[piece], at, State(full), k)
-            for slot in inner.slots:
-                number, scale = to_table(new.slots[slot], tables[slot], size)
-                state.slots[slot][stored] = pack(number, bits)
-                state.slots[f"{slot}_scale"][scaled] = scale
+            chunk(k, start, [one if one is None else one[start : start + CHUNK] for one in moving], state)
         return out.view_as(u), state
+
+    def chunk(k, start, moving, state):
+        count, end = len(moving[0]), start + CHUNK
+        missing = -count % size
+        packed = [state.slots[slot][start * bits // 8 : end * bits // 8] for slot in inner.slots]
+        scales_of = [state.slots[f"{slot}_scale"][start // size : end // size] for slot in inner.slots]
+        codes_of = [unpack(one, bits, count) for one in packed]
+
+        def blocks(one):
+            """As (blocks, size); the last one is filled up with its last number, which changes no scale."""
+            if one is None:
+                return None
+            return (torch.cat([one, one[-1:].expand(missing)]) if missing else one).view(-1, size).data
+
+        filled = [blocks(one) for one in (*moving, *codes_of)]
+        tables = [table_of(kind, moving[0].device) for kind in kinds]
+        scales = [one.data for one in scales_of]
+        new = [torch.empty_like(one) for one in scales]
+        stored = chain.from_iterable(zip(filled[len(moving) :], scales, new, tables, strict=True))
+        loop(f"{inner.name} in {bits} bits", (made(inner), size), step, k, *filled[: len(moving)], *stored)
+        torch._foreach_copy_(scales, new)
+        if missing:
+            moving[0].copy_(filled[0].view(-1)[:count])
+        if missing or bits < 8:
+            for one, new in zip(packed, filled[len(moving) :], strict=True):
+                one.copy_(pack(new.view(-1)[:count], bits))
 
     return whole(
         update,

@@ -49,8 +49,8 @@ def tangent(
         return {"decay": k.weight_decay / (1.0 if momentum is None else 1 - k.momentum)}
 
     def measure(u, p, state, k):
-        g, w, wide = k.gradient.double(), p.double(), u.double()
-        found = tuple(one.sum(1, keepdim=True) for one in (g * w, g * g, w * w, wide * w))
+        g = k.gradient
+        found = tuple(one.sum(1, keepdim=True) for one in (g * p, g * g, p * p, u * p))
         return (*found, torch.full_like(found[0], p.shape[1]))
 
     def totals(sums, k):
@@ -63,18 +63,23 @@ def tangent(
         square = torch.where(product > 0, along * along / product, 0.0)
         return square * entries >= k.delta * k.delta
 
+    def gate(k):
+        """Whether all rows, or the whole tensor, look scale-invariant; else there is nothing to remove."""
+        return (k.sums[5] == 0) | ~leans(k.sums[6:], k)
+
     def update(u, p, state, k):
         row, leaning, layer = k.sums[:5], k.sums[5], k.sums[6:]
         by_row, by_layer = leaning == 0, ~leans(layer, k)
         _, _, weights, pushed, _ = (torch.where(by_row, *pair) for pair in zip(row, layer, strict=True))
         share = torch.where((by_row | by_layer) & (weights > 0), pushed / weights, 0.0)
-        kept = torch.where(by_row | by_layer, k.wd_ratio, 1.0)
+        kept = torch.where(by_row | by_layer, k.wd_ratio, torch.ones_like(weights))
         return u + (k.decay * kept - share).to(u.dtype) * p, state
 
     return rows(
         update,
         measure=measure,
         totals=totals,
+        gate=gate,
         gradient=True,
         scalars=scalars,
         applies=lambda p, k: p.dim() > 1,

@@ -1,12 +1,12 @@
-"""What a second pass over the same batch should leave alone, or repeat: running statistics, dropout masks."""
+"""What a second pass over the same batch should leave alone: running statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["frozen_statistics"]
 
@@ -38,20 +38,3 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             for module, name, buffer, before in kept:
                 buffer.copy_(before)
                 module._buffers[name] = buffer  # some modules put a new tensor in its place
-
-
-def random_states(params: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Where the random streams stand: the CPU's, and that of every accelerator that holds a parameter."""
-    found = {"cpu": torch.get_rng_state()}
-    for device in sorted({str(p.device) for p in params if p.device.type != "cpu"}):
-        found[device] = torch.get_device_module(device).get_rng_state(device)
-    return found
-
-
-def set_random_states(states: Mapping[str, Tensor]) -> None:
-    """Let the streams go on from ``states``."""
-    for device, state in states.items():
-        if device == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, device)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg._core.checks import check_not_negative, check_positive
+from thalweg._core.random_states import random_states, set_random_states
 from thalweg.optim._displaced import Displaced, values, wide
 from thalweg.optim._norm import total_norm
-from thalweg.optim.second_pass import frozen_statistics, random_states, set_random_states
+from thalweg.optim.second_pass import frozen_statistics
 
 __all__ = ["SAM"]
 
@@ -104,11 +105,11 @@ class SAM(Displaced):
 
     def _passes(self, closure: Callable[[], Any]) -> Any:
         before = random_states(self.parameters) if self.same_masks else {}
-        loss = closure()
+        loss = self._gradients(closure)
         self.ascend()
         set_random_states(before)
         with frozen_statistics(self.model) if self.model is not None else nullcontext():
-            closure()
+            self._gradients(closure)
         return loss
 
 

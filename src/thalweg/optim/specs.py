@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, overload
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from thalweg._core.checks import check_choice, nearest
 from thalweg._core.discover import modules
+from thalweg.optim._wrapper import Wrapper
+from thalweg.optim._wrapper_specs import described, kind_of, wrapped
 from thalweg.optim.descent import Descent
 from thalweg.optim.transform import PARTS, Transform
 
@@ -35,14 +39,33 @@ class Spec(_Required, total=False):
     groups: list[dict[str, Any]]
 
 
-def spec(optimizer: Descent) -> Spec:
+@overload
+def spec(optimizer: Descent) -> Spec: ...
+@overload
+def spec(optimizer: Optimizer) -> Mapping[str, Any]: ...
+def spec(optimizer: Optimizer) -> Mapping[str, Any]:
     """Describe ``optimizer`` so that :func:`build` makes an equal one.
 
+    A wrapper is described by its name under ``wrapper``, its arguments and the spec of its ``inner``
+    optimizer; of the model that it was given only that there is one.
+
     Raises:
-        ValueError: if it is not a ``Descent``, or a transform in it was not made by a part.
+        ValueError: if it is no ``Descent`` nor around one, or a transform in it was not made by a part.
     """
+    if isinstance(optimizer, Wrapper):
+        inner = optimizer.inner
+        if not isinstance(inner, (Descent, Wrapper)):
+            raise ValueError(
+                f"inner of {type(optimizer).__name__} must be a thalweg.optim.Descent or a wrapper around "
+                f"one to have a spec, got {type(inner).__module__}.{type(inner).__name__}"
+            )
+        about = described(optimizer)
+        return {**{key: _plain(value) for key, value in about.items()}, "inner": spec(inner)}
     if not isinstance(optimizer, Descent):
-        raise ValueError(f"optimizer must be a thalweg.optim.Descent, got {type(optimizer).__name__}")
+        raise ValueError(
+            f"optimizer must be a thalweg.optim.Descent, got {type(optimizer).__name__}: a wrapper around a "
+            "Descent will do too"
+        )
     defaults = {
         key: value for key, value in optimizer.defaults.items() if key == "lr" or key in _hyper(optimizer)
     }
@@ -62,26 +85,40 @@ def spec(optimizer: Descent) -> Spec:
 
 
 def build(
-    spec: Spec | Mapping[str, Any] | str, params: Iterable[Any], *, compile: bool | None = None
-) -> Descent:
+    spec: Spec | Mapping[str, Any] | str,
+    params: Iterable[Any],
+    *,
+    model: nn.Module | None = None,
+    compile: bool | None = None,
+) -> Descent | Wrapper:
     """Make the optimizer that ``spec`` (an object or its JSON text) describes, for ``params``.
 
     Args:
         params: parameters, or as many groups as the spec describes.
+        model: what a wrapper whose spec says ``"model": true`` was given.
 
     Raises:
-        ValueError: for an unknown part or argument (named, with near suggestions), a missing field, or a
-            number of groups that differs from the spec's.
+        ValueError: for an unknown part, wrapper or argument (named, with near suggestions), a missing field,
+            or a number of groups that differs from the spec's.
     """
-    described: Any = json.loads(spec) if isinstance(spec, str) else spec
+    entry: Any = json.loads(spec) if isinstance(spec, str) else spec
+    if "wrapper" not in entry:
+        return _descent(entry, params, compile)
+    kind = kind_of(entry)
+    inner = build(entry["inner"], params, model=model, compile=compile)
+    arguments = {key: value for key, value in entry.items() if key not in ("wrapper", "inner")}
+    return wrapped(kind, inner, _tuples(arguments), model)
+
+
+def _descent(entry: Mapping[str, Any], params: Iterable[Any], compile: bool | None) -> Descent:
     known = Spec.__annotations__.keys()
-    for key in described:
+    for key in entry:
         if key not in known:
             raise ValueError(f"unknown field {key!r} in a spec{nearest(key, known)}")
-    for key in Spec.__required_keys__ - described.keys():
-        raise ValueError(f"a spec must hold {key!r}, got {sorted(described)}")
-    chain = [transform(entry) for entry in described["chain"]]
-    overrides = described.get("groups") or [{}]
+    for key in Spec.__required_keys__ - entry.keys():
+        raise ValueError(f"a spec must hold {key!r}, got {sorted(entry)}")
+    chain = [transform(one) for one in entry["chain"]]
+    overrides = entry.get("groups") or [{}]
     given = list(params)
     groups = [dict(g) for g in given] if given and isinstance(given[0], Mapping) else [{"params": given}]
     if len(groups) != len(overrides):
@@ -92,10 +129,10 @@ def build(
     return Descent(
         merged,
         *chain,
-        lr=described["lr"],
-        rounding=described.get("rounding", "none"),
-        nonfinite=described.get("nonfinite", "step"),
-        state_dtype=_dtype(described.get("state_dtype")),
+        lr=entry["lr"],
+        rounding=entry.get("rounding", "none"),
+        nonfinite=entry.get("nonfinite", "step"),
+        state_dtype=_dtype(entry.get("state_dtype")),
         compile=compile,
     )
 

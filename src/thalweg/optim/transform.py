@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, ParamSpec
 
+import torch
 from torch import Tensor
 
 from thalweg._core.discover import modules
 
-__all__ = ["Transform", "element", "ema", "matrix", "model", "part", "rows", "tensor", "whole"]
+__all__ = ["Transform", "element", "ema", "matrix", "model", "part", "plus", "rows", "tensor", "whole"]
 
 Scope = Literal["element", "rows", "tensor", "model", "whole", "matrix"]
 P = ParamSpec("P")
@@ -68,6 +69,8 @@ class Transform:
             for ``rows`` of shape (rows, 1), where ``p`` is (rows, everything else).
         totals: for ``rows``: its sums and ``k`` as plain floats to a tuple of 0-d sums over the whole tensor,
             which follow the others in ``k.sums``, repeated for each row.
+        gate: for ``rows`` with totals: ``k`` with its sums, measured on the raw gradient, to whether the link
+            applies in this step; where it does not, ``otherwise`` stands in. Asked of whole tensors only.
         gradient: whether ``k.gradient`` is to hold the parameter's own gradient, as the chain got it.
         applies: ``(p, k)`` to whether a parameter goes through it; for all by default.
         otherwise: what parameters to which it does not apply go through instead; nothing by default.
@@ -87,6 +90,7 @@ class Transform:
     scalars: Callable[[Scalars], Mapping[str, float]] | None = None
     measure: Callable[..., tuple[Tensor, ...]] | None = None
     totals: Callable[..., tuple[Tensor, ...]] | None = None
+    gate: Callable[[Scalars], Tensor] | None = None
     gradient: bool = False
     fresh: Mapping[str, Callable[[Tensor, Scalars], Tensor]] = field(default_factory=dict)
     applies: Callable[[Tensor, Scalars], bool] | None = None
@@ -170,6 +174,22 @@ def remade(name: str, arguments: Mapping[str, Any]) -> Transform:
     return PARTS[name](**arguments)
 
 
+def at_hand(scalar: Any) -> float | None:
+    """A scalar as a float where that costs nothing: in eager code, off devices that have to be asked."""
+    if isinstance(scalar, float):
+        return scalar
+    return None if torch.compiler.is_compiling() or scalar.device.type != "cpu" else scalar.item()
+
+
+def plus(u: Tensor, p: Tensor, factor: Any) -> Tensor:
+    """``u`` and ``factor`` times ``p``."""
+    if (number := at_hand(factor)) is not None:
+        return torch.add(u, p, alpha=number)  # the same in one operation
+    return u + factor * p
+
+
 def ema(old: Tensor, new: Tensor, decay: Any) -> Tensor:
     """Exponential moving average: ``decay`` of ``old`` and the rest of ``new``."""
+    if (number := at_hand(decay)) is not None:
+        return torch.lerp(old, new, 1 - number)  # the same in one operation
     return old + (new - old) * (1 - decay)

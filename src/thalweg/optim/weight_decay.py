@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thalweg._core.checks import check_not_negative
-from thalweg.optim.transform import Transform, element, part
+from thalweg.optim.transform import Transform, element, part, plus
 
 __all__ = ["decay"]
 
@@ -22,6 +22,6 @@ def decay(weight_decay: float = 0.01, after_step: bool = False) -> Transform:
 
     def update(u, p, state, k):
         moved = u * (1 - k.lr * k.weight_decay) if after_step else u
-        return moved + k.weight_decay * p, state
+        return plus(moved, p, k.weight_decay), state
 
     return element(update, weight_decay=weight_decay)

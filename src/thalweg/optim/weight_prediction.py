@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from thalweg._core.checks import check_choice, check_not_negative, check_number
 from thalweg.optim._displaced import Displaced, wide
@@ -14,6 +15,13 @@ from thalweg.optim.descent import Descent
 from thalweg.optim.recipes import SGD, AdamW
 
 __all__ = ["XGrad"]
+
+# Where a base differs from the recipe that takes its steps.
+OWN_DEFAULTS: dict[str, dict[str, float]] = {
+    "adamw": {},
+    "adam": {"weight_decay": 0.0},
+    "sgd": {"momentum": 0.9},
+}
 
 
 class XGrad(Displaced):
@@ -54,23 +62,22 @@ class XGrad(Displaced):
         ahead: float = 1.0,
         **arguments: Any,
     ):
-        check_choice("base", base, ("adamw", "adam", "sgd"))
+        check_choice("base", base, OWN_DEFAULTS)
         check_not_negative("ahead", ahead)
-        if base == "sgd":
-            # Without momentum there is no last update to follow.
-            check_number("momentum", arguments.setdefault("momentum", 0.9), 0, 1, "()")
-            inner: Descent = SGD(params, lr=lr, **arguments)
-        elif base == "adam":
-            if arguments.get("weight_decay"):
-                raise ValueError(
-                    f"weight_decay must be 0 with base 'adam', got {arguments['weight_decay']!r}: "
-                    "use base 'adamw'"
-                )
-            inner = AdamW(params, lr=lr, **{**arguments, "weight_decay": 0.0})
-        else:
-            inner = AdamW(params, lr=lr, **arguments)
-        super().__init__(inner)
+        recipe = SGD if base == "sgd" else AdamW
+        super().__init__(_fitting(base, recipe(params, lr=lr, **{**OWN_DEFAULTS[base], **arguments})))
         self.base, self.ahead = base, ahead
+
+    @classmethod
+    def around(cls, inner: Optimizer, base: str = "adamw", ahead: float = 1.0) -> XGrad:
+        """Predict for an optimizer that is there already, which must be what the constructor would make.
+
+        Raises:
+            ValueError: for an argument out of range, or an optimizer that is not of that base.
+        """
+        made = cls([torch.zeros(1)], base=base, ahead=ahead)
+        made.inner = _fitting(base, inner)
+        return made
 
     @torch.no_grad()
     def predict(self) -> None:
@@ -99,7 +106,7 @@ class XGrad(Displaced):
 
     def _passes(self, closure: Callable[[], Any]) -> Any:
         self.predict()
-        return closure()
+        return self._gradients(closure)
 
     def _must_displace(self) -> bool:
         return bool(self._stepped()) and super()._must_displace()
@@ -113,3 +120,19 @@ class XGrad(Displaced):
         if label.get("base", self.base) != self.base:
             raise ValueError(f"state_dict is of another base: {label['base']}, not {self.base}")
         super().load_state_dict(state_dict)
+
+
+def _fitting(base: str, inner: Optimizer) -> Descent:
+    """``inner``, if its last update can be read off its state as ``base`` says."""
+    chain = ["decay", "momentum"] if base == "sgd" else ["adam", "decay"]
+    if not isinstance(inner, Descent) or [one.name for one in inner.chain] != chain:
+        raise ValueError(
+            f"inner must be a Descent of {' and '.join(chain)} with base {base!r}, got {inner!r}"
+        )
+    if base == "sgd":
+        # Without momentum there is no last update to follow.
+        check_number("momentum", inner.defaults["momentum"], 0, 1, "()")
+    if base == "adam" and inner.defaults["weight_decay"]:
+        decay = inner.defaults["weight_decay"]
+        raise ValueError(f"weight_decay must be 0 with base 'adam', got {decay!r}: use base 'adamw'")
+    return inner

@@ -20,7 +20,7 @@ class Cost:
     Attributes:
         forwards: forward passes.
         backwards: backward passes.
-        hvps: Hessian-vector products, each worth about four to five gradients in eager mode.
+        hvps: Hessian-vector products, each worth about two gradients, since the graph of the first is kept.
         memory: what is held while the probe runs, beside the model.
     """
 

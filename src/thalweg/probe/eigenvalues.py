@@ -27,6 +27,8 @@ class Lanczos:
             lies within this distance of :math:`\theta_i`.
         products: how many products with :math:`A` were spent.
         converged: whether the first ``wanted`` pairs met the tolerance or the space was exhausted.
+        weights: share of the start that lies along each Ritz vector, shape (k,), with sum 1: the values and
+            these are the Gauss quadrature of the start's spectral measure.
     """
 
     eigenvalues: Tensor
@@ -34,6 +36,7 @@ class Lanczos:
     residuals: Tensor
     products: int
     converged: bool
+    weights: Tensor
 
 
 @torch.no_grad()
@@ -111,18 +114,20 @@ def lanczos(
         else:
             # Not the sharper residual squared over the gap: early on the gap is not yet known.
             near = residuals[:wanted] <= tol * np.abs(values[:wanted])
-            converged = full or (k + 1 >= max(wanted, least) and bool(near.all()))
+            # With tol 0 not even a residual that rounds to 0 ends it: the other pairs are wanted too.
+            converged = full or (tol > 0 and k + 1 >= max(wanted, least) and bool(near.all()))
             direction = product / beta
         if converged or k + 1 == iterations:
             break
         off_diagonal.append(beta)
-    weights = torch.from_numpy(rotation[:, :wanted].T.copy()).to(start)
+    mixture = torch.from_numpy(rotation[:, :wanted].T.copy()).to(start)
     return Lanczos(
         eigenvalues=torch.from_numpy(values.copy()),
-        vectors=weights @ basis[: k + 1],
+        vectors=mixture @ basis[: k + 1],
         residuals=torch.from_numpy(residuals.copy()),
         products=k + 1,
         converged=converged,
+        weights=torch.from_numpy(rotation[0] ** 2),
     )
 
 

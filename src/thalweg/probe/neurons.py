@@ -10,41 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_not_negative
-from thalweg.probe._quiet import call, listening, modules_named, quiet
+from thalweg.probe._units import chosen, overhear, unit_rows
+from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["DormantNeurons", "dormant_neurons"]
 
-ACTIVATIONS = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.GLU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.RReLU,
-    nn.SELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-    nn.Threshold,
-)
-
 
 @dataclass(frozen=True)
 class DormantNeurons:
-    """Which hidden units are nearly silent.
+    """Which hidden units are nearly silent, and which wholly.
 
     Attributes:
         fraction: layer to the share of its units whose score is at most ``threshold``, in [0, 1].
@@ -52,29 +27,50 @@ class DormantNeurons:
         scores: layer to the score of each unit, shape (units,): mean absolute activation over the layer's
             mean of that, so that scores have mean one (or are all zero in a silent layer).
         threshold: as given.
+        dead: layer to the share of its units that are exactly zero on the whole batch, in [0, 1].
+        total_dead: dead units over all units of all layers.
     """
 
     fraction: dict[str, float]
     total: float
     scores: dict[str, Tensor]
     threshold: float
+    dead: dict[str, float]
+    total_dead: float
 
 
-def _activity(name: str, output: Tensor, unit_dim: int | None) -> Tensor:
-    """Mean absolute activation of each unit, in float32 at least."""
-    if unit_dim is None:
-        if output.dim() < 2:
-            raise ValueError(
-                f"layer {name!r} must return (batch, units, ...), got shape {tuple(output.shape)}"
-            )
-        unit_dim = -1 if output.dim() == 3 else 1
-    elif not -output.dim() <= unit_dim < output.dim():
-        raise ValueError(f"unit_dim must be a dimension of {tuple(output.shape)} of {name!r}, got {unit_dim}")
-    wide = torch.promote_types(output.dtype, torch.float32)
-    activity = output.detach().movedim(unit_dim, 0).flatten(1).to(wide).abs().mean(1)
-    if not bool(activity.isfinite().all()):
-        raise ValueError(f"layer {name!r} must return finite activations, got NaN or infinity")
-    return activity
+def activity_scores(
+    model: nn.Module,
+    batch: Any,
+    layers: Iterable[str] | None,
+    inputs_of: Iterable[str] | None,
+    unit_dim: int | None,
+    group: Any,
+) -> dict[str, Tensor]:
+    """Layer to mean absolute activation of each unit over that of the layer."""
+    model = bare(model)
+    sums: dict[str, Tensor] = {}
+
+    def add(run: str, values: Tensor) -> None:
+        rows = unit_rows(run, values, unit_dim)
+        # The number of entries rides along, so that one exchange between processes does.
+        sums[run] = torch.cat([rows.abs().sum(1), rows.new_tensor([float(rows.shape[1])])])
+
+    outputs, inputs = chosen(model, layers, inputs_of)
+    overhear(model, batch, outputs, inputs, add, all_run=layers is not None or inputs_of is not None)
+    scores = {}
+    for run, packed in sums.items():
+        packed = over_processes(packed, group)
+        activity = packed[:-1] / packed[-1]
+        scores[run] = activity / (activity.mean() + 1e-9)
+    return scores
+
+
+def share(masks: dict[str, Tensor]) -> tuple[dict[str, float], float]:
+    """Share of units that are marked, by layer and over all of them."""
+    each = {name: mask.double().mean().item() for name, mask in masks.items()}
+    units = sum(mask.numel() for mask in masks.values())
+    return each, sum(int(mask.sum()) for mask in masks.values()) / units
 
 
 @costs(1, 0, memory="one number a unit")
@@ -84,7 +80,9 @@ def dormant_neurons(
     *,
     threshold: float = 0.025,
     layers: Iterable[str] | None = None,
+    inputs_of: Iterable[str] | None = None,
     unit_dim: int | None = None,
+    group: Any = None,
 ) -> DormantNeurons:
     r"""Score hidden units by their mean absolute activation (arXiv 2302.12902).
 
@@ -97,44 +95,25 @@ def dormant_neurons(
     unless ``layers`` leaves it out.
 
     Args:
-        model: run once in evaluation mode without gradients; its ``training`` flags are put back.
+        model: run once in evaluation mode without gradients; its ``training`` flags are put back. Behind DDP
+            or ``torch.compile`` the module itself is run.
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
         threshold: at least 0; 0.025 to report, up to 0.1 to reset.
-        layers: names of modules whose outputs to score, for activations that are function calls. By default
-            every activation module of ``torch.nn``. A module that runs more than once is reported as
-            ``name``, ``name[1]``, ``name[2]``, ...
+        layers: names of modules whose outputs to score. By default every activation module of ``torch.nn``
+            or ``transformers``. A module that runs more than once is reported as ``name``, ``name[1]``,
+            ``name[2]``, ...
+        inputs_of: names of modules whose (first) inputs to score, for activations that are function calls: a
+            transformer's feed-forward units are what its second linear layer reads, gates included.
         unit_dim: dimension of the units; by default 1 for (batch, units) and images (batch, channels,
             height, width), the last for (batch, time, units). Give 1 for 1-D convolutions.
+        group: process group whose members each hold a part of the batch and all call this; None for one.
 
     Raises:
-        ValueError: no layer to score (give ``layers``), an unknown one or one that did not run; an output
-            that is not a finite tensor with a batch and a unit dimension.
+        ValueError: no layer to score (give ``layers``), an unknown one or one that did not run; a tensor
+            that is not finite or has no batch and unit dimension.
     """
     threshold = check_not_negative("threshold", threshold)
-    if layers is None:
-        chosen: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, ACTIVATIONS)}
-        if not chosen:
-            raise ValueError(
-                "model has no activation modules; name the modules to score with layers=, got layers=None"
-            )
-    else:
-        chosen = modules_named(model, layers)
-    runs = dict.fromkeys(chosen, 0)
-    scores: dict[str, Tensor] = {}
-
-    def score(name: str, output: Tensor) -> None:
-        # Here and not after the run: a later in-place operation may overwrite the output.
-        activity = _activity(name, output, unit_dim)
-        scores[f"{name}[{runs[name]}]" if runs[name] else name] = activity / (activity.mean() + 1e-9)
-        runs[name] += 1
-
-    with quiet(model), listening(chosen, score):
-        call(model, batch)
-    silent = [name for name, count in runs.items() if not count]
-    if not scores or (layers is not None and silent):
-        raise ValueError(f"layers must run when the model is called, got {', '.join(silent) or 'none'}")
-    dormant = {name: score <= threshold for name, score in scores.items()}
-    fraction = {name: mask.double().mean().item() for name, mask in dormant.items()}
-    units = sum(mask.numel() for mask in dormant.values())
-    total = sum(int(mask.sum()) for mask in dormant.values()) / units
-    return DormantNeurons(fraction, total, scores, threshold)
+    scores = activity_scores(model, batch, layers, inputs_of, unit_dim, group)
+    fraction, total = share({name: score <= threshold for name, score in scores.items()})
+    dead, total_dead = share({name: score == 0 for name, score in scores.items()})
+    return DormantNeurons(fraction, total, scores, threshold, dead, total_dead)

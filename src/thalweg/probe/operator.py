@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -11,21 +12,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.probe.cost import costs
 
-__all__ = ["HvpOperator", "hvp_operator"]
+__all__ = ["CurvatureOperator", "hvp_operator"]
 
 
-class HvpOperator(NamedTuple):
-    """A symmetric matrix known by its products.
+class CurvatureOperator(NamedTuple):
+    """A symmetric matrix over all parameters, known by its products.
 
     Attributes:
-        matvec: flat vector of shape (n,) to flat vector of shape (n,); one Hessian-vector product.
+        matvec: flat vector of shape (n,) to flat vector of shape (n,); one product with the matrix.
         n: number of parameters, in the order of ``params``, each flattened.
         like: empty tensor with the device and type of the vectors (float32 at least).
+        shapes: of each parameter, so that a flat vector can be split.
     """
 
     matvec: Callable[[Tensor], Tensor]
     n: int
     like: Tensor
+    shapes: tuple[torch.Size, ...]
 
 
 def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
@@ -49,7 +52,9 @@ def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
     return torch.cat([t.detach().reshape(-1).to(like) for t in tensors])
 
 
-def _loss_and_gradient(loss_fn: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:
+@contextmanager
+def twice_differentiable(params: list[Tensor]) -> Iterator[None]:
+    """For a forward pass of which second derivatives are wanted; the random state returns afterwards."""
     first = params[0].device
     devices = sorted({p.get_device() for p in params if p.device.type == first.type and first.type != "cpu"})
     kind = first.type if first.type != "cpu" else "cuda"
@@ -59,24 +64,42 @@ def _loss_and_gradient(loss_fn: Callable[[], Tensor], params: list[Tensor]) -> t
         sdpa_kernel(SDPBackend.MATH),
         torch.enable_grad(),
     ):
-        loss = loss_fn()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"loss_fn must return a scalar tensor, got {got}")
-        if not loss.requires_grad:
-            raise ValueError(
-                "loss_fn must return a loss that requires a gradient, got one detached from params"
-            )
-        if not bool(loss.isfinite()):
-            raise ValueError(f"loss_fn must return a finite loss, got {loss.item()}")
-        # allow_unused with materialize_grads: a parameter that the loss does not use has zero curvature.
-        return torch.autograd.grad(
-            loss.reshape(()), params, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        yield
+
+
+def checked_loss(loss: Tensor) -> Tensor:
+    """``loss`` as a 0-d tensor, if it is a finite scalar."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn must return a scalar tensor, got {got}")
+    if not bool(loss.isfinite()):
+        raise ValueError(f"loss_fn must return a finite loss, got {loss.item()}")
+    return loss.reshape(())
+
+
+def empty_like(params: list[Tensor]) -> Tensor:
+    """Empty, on the device of the first parameter, in the widest of their types and at least float32."""
+    dtype = torch.float32
+    for p in params:
+        dtype = torch.promote_types(dtype, p.dtype)
+    return torch.empty(0, dtype=dtype, device=params[0].device)
+
+
+def split(vector: Tensor, shapes: tuple[torch.Size, ...]) -> list[Tensor]:
+    """A flat vector as one tensor a parameter.
+
+    Raises:
+        ValueError: it is not flat, or has another length.
+    """
+    n = sum(shape.numel() for shape in shapes)
+    if vector.shape != (n,):
+        raise ValueError(f"vector must have shape ({n},), got {tuple(vector.shape)}")
+    pieces = vector.detach().split([shape.numel() for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 @costs(1, 1, memory="the graph of one gradient (about 2.5 times a backward pass), kept with the operator")
-def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> HvpOperator:
+def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> CurvatureOperator:
     """Products with the Hessian of ``loss_fn()`` with respect to ``params``.
 
     The loss is computed once and its gradient's graph is kept, so that every product sees the same
@@ -94,30 +117,34 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hvp
             scalar, not finite, or does not require a gradient; a vector has the wrong shape.
     """
     listed = checked_params(params)
-    dtype = torch.float32
-    for p in listed:
-        dtype = torch.promote_types(dtype, p.dtype)
-    like = torch.empty(0, dtype=dtype, device=listed[0].device)
-    gradient = _loss_and_gradient(loss_fn, listed)
+    like = empty_like(listed)
+    with twice_differentiable(listed):
+        loss = checked_loss(loss_fn())
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss_fn must return a loss that requires a gradient, got one detached from params"
+            )
+        # allow_unused with materialize_grads: a parameter that the loss does not use has zero curvature.
+        gradient = torch.autograd.grad(
+            loss, listed, create_graph=True, allow_unused=True, materialize_grads=True
+        )
     # A gradient entry that does not depend on the parameters (a linear term) has no graph and no curvature.
     curved = [index for index, g in enumerate(gradient) if g.requires_grad]
-    sizes = [p.numel() for p in listed]
-    n = sum(sizes)
+    shapes = tuple(p.shape for p in listed)
+    n = sum(shape.numel() for shape in shapes)
 
     def matvec(vector: Tensor) -> Tensor:
-        if vector.shape != (n,):
-            raise ValueError(f"vector must have shape ({n},), got {tuple(vector.shape)}")
+        pieces = split(vector, shapes)
         if not curved:
-            return torch.zeros(n, dtype=dtype, device=like.device)
-        pieces = vector.detach().split(sizes)
+            return like.new_zeros(n)
         products = torch.autograd.grad(
             [gradient[index] for index in curved],
             listed,
-            grad_outputs=[pieces[index].view_as(listed[index]).to(gradient[index]) for index in curved],
+            grad_outputs=[pieces[index].to(gradient[index]) for index in curved],
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )
         return flatten(products, like)
 
-    return HvpOperator(matvec, n, like)
+    return CurvatureOperator(matvec, n, like, shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_number
-from thalweg.probe._quiet import call, listening, modules_named, quiet
+from thalweg.probe._units import chosen, overhear
+from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
-__all__ = ["FeatureRanks", "effective_rank", "feature_rank", "feature_rank_of", "stable_rank"]
+__all__ = [
+    "FeatureRanks",
+    "effective_rank",
+    "feature_rank",
+    "feature_rank_of",
+    "feature_ranks",
+    "stable_rank",
+]
 
 MEMORY = "the features in float64 and their singular values"
 
@@ -104,44 +113,69 @@ def feature_rank(features: Tensor, *, threshold: float = 0.01) -> int:
     return _feature_rank(_singular_values(features), threshold)
 
 
-@costs(1, 0, memory=MEMORY)
-def feature_rank_of(model: nn.Module, batch: Any, *, layer: str, threshold: float = 0.01) -> FeatureRanks:
-    """Ranks of what one layer returns for a batch (arXiv 2303.01486).
+def feature_rows(name: str, output: Tensor) -> Tensor:
+    """One row an example, or a position of a sequence; shape (rows, features).
+
+    Raises:
+        ValueError: ``output`` has fewer than two dimensions.
+    """
+    if output.dim() < 2:
+        raise ValueError(
+            f"layer {name!r} must return (batch, features, ...), got shape {tuple(output.shape)}"
+        )
+    return output.flatten(0, 1) if output.dim() == 3 else output.flatten(1)
+
+
+@costs(1, 0, memory=f"{MEMORY}, one layer at a time")
+def feature_ranks(
+    model: nn.Module, batch: Any, *, layers: Iterable[str] | None = None, threshold: float = 0.01
+) -> dict[str, FeatureRanks]:
+    """Ranks of what each layer returns for a batch (arXiv 2303.01486).
 
     Sequences (batch, time, features) count every position as an example; images (batch, channels, height,
     width) and other shapes are flattened to one row an example.
 
     Args:
-        model: run once in evaluation mode without gradients; its ``training`` flags are put back.
+        model: run once in evaluation mode without gradients; its ``training`` flags are put back. Behind DDP
+            or ``torch.compile`` the module itself is run.
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
-        layer: name of the module; if it runs more than once, its last output counts.
+        layers: names of modules; by default every activation module.
         threshold: as in :func:`feature_rank`.
 
+    Returns:
+        Layer to its ranks; the second run of a module is ``name[1]``.
+
     Raises:
-        ValueError: the layer is unknown, does not run or returns no finite tensor of two dimensions or more.
+        ValueError: a layer is unknown, does not run or returns no finite tensor of two dimensions or more.
     """
     check_number("threshold", threshold, 0, 1, "[)")
-    heard: dict[str, Tensor] = {}
+    model = bare(model)
+    found: dict[str, FeatureRanks] = {}
 
-    def hear(name: str, output: Tensor) -> None:
-        # A copy: a later in-place operation (ReLU) may overwrite the output.
-        heard[name] = output.detach().clone()
-
-    with quiet(model), listening(modules_named(model, [layer]), hear):
-        call(model, batch)
-    if layer not in heard:
-        raise ValueError(f"layer must run when the model is called, got {layer!r}")
-    output = heard[layer]
-    if output.dim() < 2:
-        raise ValueError(
-            f"layer {layer!r} must return (batch, features, ...), got shape {tuple(output.shape)}"
+    def measure(run: str, output: Tensor) -> None:
+        features = feature_rows(run, output)
+        values = _singular_values(features)
+        found[run] = FeatureRanks(
+            feature_rank=_feature_rank(values, threshold),
+            effective_rank=_effective_rank(values),
+            stable_rank=_stable_rank(values),
+            rows=features.shape[0],
+            columns=features.shape[1],
         )
-    features = output.flatten(0, 1) if output.dim() == 3 else output.flatten(1)
-    values = _singular_values(features)
-    return FeatureRanks(
-        feature_rank=_feature_rank(values, threshold),
-        effective_rank=_effective_rank(values),
-        stable_rank=_stable_rank(values),
-        rows=features.shape[0],
-        columns=features.shape[1],
-    )
+
+    overhear(model, batch, *chosen(model, layers), measure, all_run=layers is not None)
+    return found
+
+
+@costs(1, 0, memory=MEMORY)
+def feature_rank_of(model: nn.Module, batch: Any, *, layer: str, threshold: float = 0.01) -> FeatureRanks:
+    """Ranks of what one layer returns for a batch; of its last run, if there are several.
+
+    Args:
+        model, batch, threshold: as in :func:`feature_ranks`.
+        layer: name of the module.
+
+    Raises:
+        ValueError: as in :func:`feature_ranks`.
+    """
+    return list(feature_ranks(model, batch, layers=[layer], threshold=threshold).values())[-1]

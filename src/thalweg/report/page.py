@@ -96,11 +96,11 @@ def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[str]:
         lines, last = [], []
         for run, info in enumerate(infos):
             for part, (name, label) in enumerate(panel.parts.items()):
-                readings = store.readings(info.id, name)
+                readings = store.overview(info.id, name)
                 if not readings:
                     continue
                 words = [word for word in (info.name if len(infos) > 1 else "", label) if word]
-                lines.append(Line(", ".join(words), _thinned(readings), run, part))
+                lines.append(Line(", ".join(words), readings, run, part))
                 if part == len(panel.parts) - 1:
                     last.append(" ".join([*words, f"{readings[-1].value:.3g}"]))
         if lines:
@@ -108,12 +108,6 @@ def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[str]:
             marks = store.findings(infos[0].id) if len(infos) == 1 else []
             drawn.append(draw(title, panel.unit, lines, marks, panel.log))
     return drawn
-
-
-def _thinned(readings: list, most: int = 600) -> list:
-    """At most ``most`` readings, evenly spread, the last one among them."""
-    stride = -(-len(readings) // most)
-    return readings[:: stride or 1] + ([readings[-1]] if (len(readings) - 1) % (stride or 1) else [])
 
 
 def _paper(key: str) -> dict[str, str]:

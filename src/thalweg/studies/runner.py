@@ -28,6 +28,7 @@ from thalweg.studies.tuning import tuned
 
 __all__ = ["run_studies", "run_study"]
 
+ALL_POINTS = 2000  # of the curves of one study together
 Progress = Callable[[int, int, str], Any]
 Run = Callable[..., Trial]
 
@@ -69,6 +70,7 @@ def run_study(
     with _one_thread():
         run = _counted(module.run, progress, _trials(study, len(evaluation), len(tuning)))
         settings = {one.setting: _measure(one, run, tuning, evaluation) for one in study.settings}
+    _thin([arm for one in settings.values() for arm in one["arms"]])
     headline = settings[study.setting]
     content = {
         "paper": study.paper,
@@ -163,9 +165,7 @@ def _measure_arm(setting: Setting, arm: Arm, run: Run, tuning: list[int], seeds:
 def _curve(curves: list[tuple[Sequence[float], Sequence[float]]]) -> dict[str, list[float | None]]:
     """Median, least and largest over the seeds; a run that ended early stays at its last value."""
     steps = sorted({step for x, _ in curves for step in x})
-    if len(steps) > CURVE_POINTS:
-        chosen = {round(i * (len(steps) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
-        steps = [steps[index] for index in sorted(chosen)]
+    steps = [steps[index] for index in _spaced(len(steps), CURVE_POINTS)]
     rows = []
     for step in steps:
         values = [y[max(0, bisect_right(x, step) - 1)] for x, y in curves]
@@ -174,6 +174,20 @@ def _curve(curves: list[tuple[Sequence[float], Sequence[float]]]) -> dict[str, l
         rows.append([short(f(values)) for f in (median, min, max)])
     middle, low, high = (list(column) for column in zip(*rows, strict=True))
     return {"x": [short(step) for step in steps], "median": middle, "low": low, "high": high}
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` indices, first and last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+
+
+def _thin(arms: list[dict[str, Any]]) -> None:
+    """Fewer points for each curve where there are many, so that the evidence stays small."""
+    for arm in arms:
+        kept = _spaced(len(arm["curve"]["x"]), max(2, ALL_POINTS // len(arms)))
+        arm["curve"] = {name: [column[i] for i in kept] for name, column in arm["curve"].items()}
 
 
 def _remarks(settings: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from thalweg._core.checks import nearest
+from thalweg._core.traced import UNITWISE_METHODS, flattens, reads_shape
 
 Layer = nn.Linear | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm
@@ -66,7 +67,6 @@ UNITWISE_FUNCTIONS = {
     torch.sigmoid,
     torch.tanh,
 }
-UNITWISE_METHODS = {"contiguous", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
 POOLING_FUNCTIONS = {
     functional.adaptive_avg_pool2d,
@@ -120,26 +120,6 @@ def _calls(graph: fx.Graph) -> dict[str, fx.Node]:
     return runs
 
 
-def _reads_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
-
-
-def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether ``node`` turns (batch, ...) into (batch, everything else)."""
-    if isinstance(module, nn.Flatten):
-        return bool(module.start_dim == 1 and module.end_dim == -1)
-    if node.op == "call_method" and node.target in ("view", "reshape"):
-        shape = node.args[1:] if len(node.args) > 2 else node.args[1]
-        return isinstance(shape, tuple | list) and len(shape) == 2 and bool(shape[1] == -1)
-    if (node.op == "call_method" and node.target == "flatten") or node.target is torch.flatten:
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-        return bool(start == 1) and bool(end == -1)
-    return False
-
-
 def _unitwise(node: fx.Node, module: nn.Module | None) -> bool:
     if node.op == "call_method":
         return node.target in UNITWISE_METHODS
@@ -187,7 +167,7 @@ class _Walk:
         if _norm(module):
             self.norms.append(module)  # type: ignore[arg-type]
             return True
-        if _flattens(node, module):
+        if flattens(node, module):
             self.flattened = True
             return True
         if _pools(node, module):
@@ -215,7 +195,7 @@ class _Walk:
         return node
 
     def only_reader(self, node: fx.Node) -> fx.Node:
-        readers = [user for user in node.users if not _reads_shape(user)]
+        readers = [user for user in node.users if not reads_shape(user)]
         if len(readers) != 1:
             raise self.refuse(node, f"must be read once, got {len(readers)} readers (a skip connection?)")
         return readers[0]

@@ -17,7 +17,8 @@ class GPT(nn.Module):
 
     Weights start normal with standard deviation 0.02, divided by √(2 · layers) in the layers that write to
     the residual stream; biases start at zero. There is no dropout. With V = vocabulary, T = context, w =
-    width there are V w + T w + layers (12 w² + 13 w) + 2 w parameters, and V w more unless ``tied``.
+    width there are V w + T w + layers (12 w² + 13 w) + 2 w parameters, V w more unless ``tied``, and
+    2 layers w / heads more with ``qk_norm``.
 
     For modular arithmetic mod p use ``GPT(p + 2, context=4, layers=1, heads=4, width=128, readout="last")``.
 
@@ -31,6 +32,8 @@ class GPT(nn.Module):
             from the global state.
         tied: use the token embedding also as the output layer.
         readout: ``"all"`` gives logits for every position, ``"last"`` only for the last.
+        qk_norm: normalise the queries and keys of each head, with a learned gain and no bias, so that
+            attention logits cannot grow with the weights (arXiv 2302.05442, 2309.14322).
 
     Raises:
         ValueError: for a bad argument; from ``forward`` for a sequence longer than ``context``.
@@ -46,6 +49,7 @@ class GPT(nn.Module):
         seed: int | None = None,
         tied: bool = False,
         readout: str = "all",
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         check_count("vocabulary", vocabulary)
@@ -59,7 +63,7 @@ class GPT(nn.Module):
         with seeded(seed):
             self.tokens = nn.Embedding(vocabulary, width)
             self.positions = nn.Embedding(context, width)
-            self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+            self.blocks = nn.Sequential(*(Block(width, heads, qk_norm) for _ in range(layers)))
             self.norm = nn.LayerNorm(width)
             self.head = nn.Linear(width, vocabulary, bias=False)
             self._initialise(layers)
@@ -87,10 +91,10 @@ class GPT(nn.Module):
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each added to the stream [b, t, width]."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, qk_norm)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
 
@@ -102,15 +106,19 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal softmax attention over [b, t, width]; queries, keys and values come from one linear layer."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.query_key_value = nn.Linear(width, 3 * width)
+        self.query_norm, self.key_norm = (
+            nn.LayerNorm(width // heads, bias=False) if qk_norm else nn.Identity() for _ in range(2)
+        )
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         split = self.query_key_value(x).unflatten(2, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
+        query, key = self.query_norm(query), self.key_norm(key)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.project(mixed.transpose(1, 2).flatten(2))
 

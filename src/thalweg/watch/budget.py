@@ -6,6 +6,7 @@ passes and the measured step. What a sensor cannot use, because it has run often
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 __all__ = ["Budget"]
@@ -125,6 +126,11 @@ class Budget:
             due = step if account.last is None else account.last + account.every
             earliest = min(earliest, max(due, step + int(min(wait, ASLEEP))))
         return max(earliest, step + 1)
+
+    def every(self, price: float, part: float) -> int:
+        """Once in how many steps something fits into a part of the budget; 1 where there is none."""
+        income = part * self.fraction * self.step_time
+        return min(max(1, math.ceil(price / income)), ASLEEP) if income else 1
 
     def pay(self, name: str, step: int, seconds: float) -> None:
         """``name`` ran before ``step`` and took ``seconds``."""

@@ -2,30 +2,116 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Listener", "named_parameters", "with_closure"]
+from thalweg.probe._wrapped import bare
+
+__all__ = ["Listener", "eagerly", "named_parameters", "with_closure"]
 
 
 class Listener:
-    """A forward hook that hears one model and no copy of it.
+    """A forward hook that hears one model and no copy of it, in training only.
 
     Copying or pickling a module copies its hooks; a copied listener is deaf, so that a model that is watched
-    can be saved whole, sent to another process, or averaged into a copy.
+    can be saved whole, sent to another process, or averaged into a copy. Of a pass without gradients it says
+    only that there was one; a copy made by ``copy.deepcopy`` counts them.
+
+    Attributes:
+        last: (positional, keywords, output) of a call inside somebody's compiled region, where ``hear`` would
+            break the graph: what is noted is taken later with ``take``.
+        copies: of the model, as far as they are known.
     """
 
-    def __init__(self, model: nn.Module | None = None, hear: Callable[[Any, Any, Any], None] | None = None):
-        self.model, self.hear = model, hear
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        hear: Callable[[Any, Any, Any], None] | None = None,
+        evaluated: Callable[[], None] | None = None,
+    ):
+        self.model, self.hear, self.evaluated = model, hear, evaluated
+        self.last: tuple[Any, Any, Any] | None = None
+        self.copies: list[Copy] = []
 
     def __call__(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self.hear is not None and model is self.model:
-            self.hear(args, kwargs, output)
+        # Evaluation between steps must not be taken for the training batch.
+        if not (model.training and torch.is_grad_enabled()):
+            if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.evaluated:
+                self.evaluated()
+            return
+        if self.hear is None or model is not self.model:
+            return
+        if torch.compiler.is_compiling():
+            # Only ever written within the graph: what the trace reads, a change of it would compile again.
+            self.last = (args, kwargs, output)
+            return
+        self.hear(args, kwargs, output)
+
+    def take(self) -> None:
+        """Hear what was noted inside a compiled region."""
+        if self.last is not None and self.hear is not None:
+            last, self.last = self.last, None
+            self.hear(*last)
+
+    def stop(self) -> None:
+        """Hear no more, and let go of what was noted."""
+        self.hear = self.last = self.evaluated = None
 
     def __reduce__(self) -> tuple[type[Listener], tuple]:
         return Listener, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Listener:
+        copied = Listener()
+        twin = memo.get(id(self.model))
+        if self.hear is not None and isinstance(twin, nn.Module):
+            self.copies = [one for one in self.copies if one.alive] + [Copy(twin)]
+            copied.evaluated = self.copies[-1].count
+        return copied
+
+
+class Copy:
+    """A copy of a watched model, which it does not keep alive.
+
+    Attributes:
+        passes: calls without gradients so far.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._module = weakref.ref(module)
+        self._version: int | None = None
+        self.passes = 0
+
+    def count(self) -> None:
+        self.passes += 1
+
+    @property
+    def alive(self) -> bool:
+        return self._module() is not None
+
+    def averages(self) -> bool:
+        """Whether somebody other than an optimizer has gone on writing into its weights."""
+        module = self._module()
+        first = None if module is None else next(module.parameters(), None)
+        if first is None or first.grad is not None or first.is_inference():
+            return False
+        if self._version is None:
+            self._version = first._version
+        return first._version > self._version
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Within this, compiled models and functions run as they are written.
+
+    A reading in evaluation mode or on other shapes would be compiled anew, and at torch's limit of that the
+    training itself would run uncompiled from then on.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def with_closure(args: tuple, kwargs: Mapping[str, Any], then: Callable[[], None]) -> Any:
@@ -61,7 +147,7 @@ def named_parameters(model: nn.Module | None, held: list[nn.Parameter]) -> dict[
         return {f"parameter {index}": p for index, p in enumerate(held)}
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name.replace("_orig_mod.", "") for name, p in bare(model).named_parameters()}
     if not names:
         raise ValueError(f"model must have parameters, got {type(model).__name__} with none")
     if not any(id(p) in names for p in held):

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thalweg._core.discover import modules
+from thalweg.probe._wrapped import bare
 from thalweg.watch.budget import Budget
-from thalweg.watch.hooks import Listener, named_parameters, with_closure
-from thalweg.watch.moment import Moment, Raw, Sensor, how_to_give, number
+from thalweg.watch.evaluations import Evaluations
+from thalweg.watch.hooks import Listener, eagerly, with_closure
+from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give, number
 from thalweg.watch.readings import Finding
-from thalweg.watch.recorder import Recorder
-from thalweg.watch.rule import all_rules
-from thalweg.watch.store import RunStore
+from thalweg.watch.recorder import Recorder, labelled
+from thalweg.watch.watched import Watched, sharded
 
 __all__ = ["ProbeDisabled", "Run"]
 
+# The part of the budget that judging the losses may take.
+JUDGING = 0.2
 # In its first steps a run shows what it offers: look at each of them.
 SETTLING = 3
+# What one process can look at where parameters are spread over several; the rest would wait for the others.
+ALONE = {"output", "targets"}
 
 
 class ProbeDisabled(UserWarning):
@@ -35,57 +42,65 @@ class Run:
 
     Attributes:
         budget: what watching has cost, see :class:`thalweg.watch.Budget`.
-        disabled: sensors that were switched off, and why.
+        disabled: sensors and sinks that were switched off, and why.
         id: of the run in its store, at ``store_path``; 0 without one.
     """
 
     def __init__(
         self,
         model: nn.Module | None,
-        optimizer: torch.optim.Optimizer,
-        named: Mapping[str, nn.Parameter],
+        optimizers: Sequence[Watched],
+        recorder: Recorder,
         *,
         loss_fn: Callable[..., Tensor] | None,
         evaluate: tuple[Any, Any] | None,
         budget: float,
-        store: RunStore | None,
         name: str,
-        on_finding: Callable[[Finding], None] | None,
+        start: int,
+        looks: bool,
     ):
-        self.moment = Moment(0, named, optimizer, model, loss_fn, evaluate=evaluate)
-        self.name = name
-        self.disabled: dict[str, str] = {}
+        self.watched, self.recorder, self.name = optimizers, recorder, name
+        first = optimizers[0]
+        inner = None if model is None else bare(model)
+        self.moment = Moment(start, first.named, first.optimizer, inner, loss_fn, evaluate=evaluate)
+        self.disabled, self.id = recorder.disabled, recorder.run_id
+        self.store_path = None if recorder.store is None else recorder.store.path
         self.budget = Budget(budget)
-        self.sensors = {one.name: one for one in _all_sensors()}
-        for one in self.sensors.values():
-            self.budget.add(one.name, share=one.share, every=one.every, passes=1.0)
-        self._groups = len(optimizer.param_groups)
+        self.sensors: dict[str, Sensor] = {}
+        self._owners: dict[str, int] = {}
+        spread = looks and sharded(model, optimizers)
+        for index, one in enumerate(optimizers):
+            for sensor in all_sensors() if looks else ():
+                if spread and not (sensor.needs and set(sensor.needs) <= ALONE):
+                    self.disabled[sensor.name] = "the model is sharded, and only one process looks"
+                elif index == 0 or sensor.each:
+                    name = labelled(sensor.name, one.label)
+                    self.sensors[name], self._owners[name] = sensor, index
+                    self.budget.add(name, share=sensor.share, every=sensor.every, passes=1.0)
         self._memories: dict[str, dict[str, Any]] = {one: {} for one in self.sensors}
         self._mark = 0.0
         self._available: set[str] = set()
+        self._stepped: set[int] = set()
         # Seconds that the budget has not been told of yet, and the step of the last time it was.
         self._trained = self._own = self._charged = 0.0
-        self._settled = self._wake = 0
-        group = optimizer.param_groups[0]
-        about: dict[str, Any] = {"optimizer": type(optimizer).__name__}
-        # A schedule that warms up has already set lr to its first, small value.
-        if (lr := group.get("initial_lr", group.get("lr"))) is not None:
-            about["lr"] = float(lr)
-        self.id = 0
-        if store is not None:
-            sizes = {key: p.numel() for key, p in named.items()}
-            model_name = None if model is None else type(model).__name__
-            self.id = store.begin(name, {**about, "model": model_name, "parameters": sum(sizes.values())})
-        self.recorder = Recorder(all_rules(about), store, self.id, on_finding)
-        self.store_path = None if store is None else store.path
-        self._hooks = [optimizer.register_step_pre_hook(self._before)]
-        if model is not None:
-            self._hooks.append(model.register_forward_hook(Listener(model, self._hear), with_kwargs=True))
+        # Steps seen, which are fewer than those counted where the run was resumed or some were skipped.
+        self._seen = self._settled = self._wake = 0
+        self._looks, self._awake = looks, False
+        self._listener = Listener(model, self._hear)
+        self._evaluations = Evaluations(self.moment, optimizers, self._listener, self._spent)
+        # Nothing of ours is for the compiler of somebody who compiles the step.
+        before = torch.compiler.disable(self._before)
+        self._hooks = [
+            one.optimizer.register_step_pre_hook(partial(before, index))
+            for index, one in enumerate(optimizers)
+        ]
+        if model is not None and looks:
+            self._hooks.append(model.register_forward_hook(self._listener, with_kwargs=True))
         self._open = True
         # A script that ends without closing its run has still lost nothing.
-        atexit.register(self.close, "left open")
+        atexit.register(self._at_exit)
 
-    def log(self, *, loss: Any = None, batch: Any = None, **numbers: Any) -> None:
+    def log(self, *, loss: Any = None, batch: Any = None, step: int | None = None, **numbers: Any) -> None:
         """Tell the run what it cannot see: the loss, the batch, and any other number by name.
 
         ``loss`` and ``numbers`` may be tensors on any device; nothing is waited for. A number called
@@ -93,11 +108,13 @@ class Run:
 
         Args:
             batch: what ``loss_fn(model, batch)`` takes; a pair is taken for (inputs, targets).
+            step: that the numbers belong to; by default the coming one.
 
         Raises:
             ValueError: for a loss or number that is not one number; nothing is logged then.
         """
         start = time.perf_counter()
+        self._listener.take()
         raws = [Raw(key.replace("_", " "), number(key, value)) for key, value in numbers.items()]
         if loss is not None:
             raws.append(Raw("loss", number("loss", loss)))
@@ -105,14 +122,21 @@ class Run:
             self.moment.batch = batch
             if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
                 self.moment.targets = batch[1]
-        if raws:
-            self.recorder.put(self.moment.step + 1, raws)
+        if raws and self._looks:
+            self.recorder.put(self.moment.step + 1 if step is None else step, raws)
         self._spent(start)
 
     @property
     def step(self) -> int:
-        """Optimizer steps seen so far."""
+        """Optimizer steps so far, with those before the start of a resumed run.
+
+        Of several optimizers that take turns: a step ends when one that has stepped in it steps again.
+        """
         return self.moment.step
+
+    def skip_to(self, step: int) -> None:
+        """Count up to ``step``: a trainer also counts steps that a GradScaler skipped, which are not seen."""
+        self.moment.step = self.recorder.step = max(self.moment.step, step)
 
     @property
     def findings(self) -> list[Finding]:
@@ -125,9 +149,11 @@ class Run:
         """Sensors that did not run as often as they wanted, or not at all, and why."""
         self._settle()
         words = dict(self.budget.left_out())
+        if self.recorder.thin > 1:
+            words["loss"] = f"judged every {self.recorder.thin} steps rather than every 1; all are stored"
         for name, one in self.sensors.items():
             missing = one.missing(self._available)
-            if missing and self.moment.step:
+            if missing and self._seen:
                 words[name] = f"never ran: needs {' and '.join(how_to_give(need) for need in missing)}"
         return words | {name: f"switched off: {why}" for name, why in self.disabled.items()}
 
@@ -136,79 +162,99 @@ class Run:
         if not self._open:
             return
         self._open = False
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         for hook in self._hooks:
             hook.remove()
+        self._listener.stop()
         self._settle()
         self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close("finished" if kind is None else kind.__name__)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        left_well = kind is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        self.close("finished" if left_well or kind is None else kind.__name__)
+
+    def _at_exit(self) -> None:
+        # An interactive session goes on after an error, which then says nothing about the run.
+        error = None if hasattr(sys, "ps1") else getattr(sys, "last_type", None)
+        self.close("left open" if error is None else error.__name__)
 
     def _hear(self, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        moment = self.moment
-        # Evaluation between steps must not be taken for the training batch.
-        if moment.model is None or not (moment.model.training and torch.is_grad_enabled()):
-            return
         start = time.perf_counter()
+        moment = self.moment
         moment.inputs = (args, kwargs)
         found = getattr(output, "logits", output)
-        moment.output = found.detach() if isinstance(found, Tensor) else None
+        local = isinstance(found, Tensor) and not hasattr(found, "device_mesh")
+        moment.output = found.detach() if local else None
         if moment.batch is None or moment.loss_fn is None:
             moment.batch = args or kwargs
         self._spent(start)
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
-        changed = with_closure(args, kwargs, self._look)
+    def _before(
+        self, index: int, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        changed = with_closure(args, kwargs, partial(self._look, index))
         if changed is None:
-            self._look()
+            self._look(index)
         return changed
 
-    def _look(self) -> None:
+    def _look(self, index: int) -> None:
         """Gradients are there, weights not yet moved: take the readings that are due, if any can be."""
         start = time.perf_counter()
+        self._listener.take()
         moment = self.moment
-        moment.step += 1
-        self.recorder.step = moment.step
+        begins = index in self._stepped or not self._stepped
+        if begins:
+            self._stepped = set()
+            self._seen += 1
+            moment.step += 1
+            self.recorder.step = moment.step
+            self._awake = moment.step >= self._wake
+        self._stepped.add(index)
         if self._mark:
             self._trained += start - self._mark
         raws: list[Raw] = []
         paid = 0.0
-        if moment.step >= self._wake:
-            paid = self._read(raws)
-            self._wake = self.budget.wake(moment.step) if moment.step > SETTLING else moment.step + 1
+        if self._awake:
+            if begins:
+                self._settle()
+            paid = self._read(index, raws)
+            settled = self._seen > SETTLING
+            self._wake = self.budget.wake(moment.step) if settled else moment.step + 1
         if raws:
-            self.recorder.put(moment.step, raws)
-        moment.output = moment.targets = None
+            one = self.watched[index]
+            unless = one.overflowed
+            # The scaler's tensor, which the next step may write into.
+            unless = None if unless is None else unless.clone()
+            self.recorder.put(moment.step, raws, one.label, unless)
+        if len(self._stepped) == len(self.watched):
+            moment.output = moment.targets = None
         self._mark = time.perf_counter()
         self._own += self._mark - start - paid
 
-    def _read(self, raws: list[Raw]) -> float:
-        """Run every sensor that is due; gives the seconds that they took."""
-        self._settle()
-        moment = self.moment
+    def _read(self, index: int, raws: list[Raw]) -> float:
+        """Run every sensor of this optimizer that is due; gives the seconds that they took."""
+        moment, one = self.moment, self.watched[index]
+        one.refresh(moment.model)
+        moment.named, moment.optimizer, moment.scale = one.named, one.optimizer, one.scale
         available = moment.available()
-        groups = moment.optimizer.param_groups
-        if not available <= self._available or moment.step == 1:
+        if not available <= self._available or self._seen == 1:
             self._plan(available)
-        if len(groups) != self._groups:
-            held = [p for group in groups for p in group["params"]]
-            moment.named, self._groups = named_parameters(moment.model, held), len(groups)
         paid = 0.0
         for name in self.budget.due(moment.step):
-            one = self.sensors[name]
-            if one.missing(available):
+            sensor = self.sensors[name]
+            if self._owners[name] != index or sensor.missing(available):
                 continue
             began = time.perf_counter()
             moment.memory = self._memories[name]
             try:
-                raws += one.read(moment)
+                with self._evaluations.paused(), eagerly() if sensor.needs else nullcontext():
+                    raws += sensor.read(moment)
             except Exception as error:
                 # Of a run that is no longer finite nothing can be said, which is not the sensor's fault.
-                if _finite(moment.named.values()):
+                if one.finite():
                     self._switch_off(name, error)
                     continue
             took = time.perf_counter() - began
@@ -218,12 +264,13 @@ class Run:
 
     def _settle(self) -> None:
         """Enter what has been earned and spent since the last look."""
-        steps = self.moment.step - self._settled
+        steps = self._seen - self._settled
         if self._trained:
             self.budget.earn(self._trained, max(steps, 1))
         busy = self.recorder.busy
+        self.recorder.thin = self.budget.every(self.recorder.price, JUDGING)
         self.budget.overhead(self._own + busy - self._charged)
-        self._trained, self._own, self._charged, self._settled = 0.0, 0.0, busy, self.moment.step
+        self._trained, self._own, self._charged, self._settled = 0.0, 0.0, busy, self._seen
 
     def _plan(self, available: set[str]) -> None:
         """Something is there for the first time: share the budget out anew."""
@@ -244,23 +291,5 @@ class Run:
         self._own += now - start
 
     def _switch_off(self, name: str, error: Exception) -> None:
-        why = f"{type(error).__name__}: {error}"
-        self.disabled[name] = why
         self.budget.close(name)
-        message = f"the sensor {name!r} failed and is switched off ({why})"
-        warnings.warn(f"thalweg: {message}", ProbeDisabled, stacklevel=3)
-        self.recorder.report(Finding("sensor switched off", self.moment.step, message, {}, "info"))
-
-
-def _finite(params: Iterable[nn.Parameter]) -> bool:
-    tensors = (tensor.detach() for p in params for tensor in (p, p.grad) if tensor is not None)
-    return all(bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all()) for t in tensors)
-
-
-def _all_sensors() -> list[Sensor]:
-    return [
-        v
-        for module in modules("thalweg.watch.sensors")
-        for v in vars(module).values()
-        if isinstance(v, Sensor)
-    ]
+        warnings.warn(self.recorder.switch_off("sensor", name, error), ProbeDisabled, stacklevel=3)

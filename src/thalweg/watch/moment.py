@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Moment", "Raw", "Sensor", "examples", "few", "how_to_give", "kept", "number", "sensor"]
+from thalweg._core.discover import modules
+
+__all__ = [
+    "Moment",
+    "Raw",
+    "Sensor",
+    "all_sensors",
+    "examples",
+    "few",
+    "how_to_give",
+    "kept",
+    "number",
+    "sensor",
+]
 
 
 @dataclass
@@ -19,10 +32,15 @@ class Moment:
     Attributes:
         step: which step comes next, from 1.
         named: parameters of the optimizer by name.
+        optimizer: the one that is about to step; of several, the first unless a sensor asks for each.
+        model: without the wrappers of DDP and ``torch.compile``.
         batch: what the loop logged, or what the model was called with.
         inputs: (positional, keyword) arguments of the last forward pass in training mode.
         output, targets: of the last forward pass, detached, if they could be told.
         evaluate: (train, test), each a pair of inputs and targets.
+        scale: what gradients are still multiplied by (fused optimizers undo a GradScaler's scale within the
+            step): whatever reads ``.grad`` divides by it. None where they are what they should be.
+        evaluations: passes without gradients that were heard since a sensor last took them from here.
         memory: what a sensor keeps from one reading to the next.
     """
 
@@ -36,6 +54,8 @@ class Moment:
     output: Tensor | None = None
     targets: Tensor | None = None
     evaluate: tuple[Any, Any] | None = None
+    scale: float | Tensor | None = None
+    evaluations: list[Any] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
 
     def available(self) -> set[str]:
@@ -65,6 +85,7 @@ class Sensor:
         passes: what one reading costs, in forward passes of the training batch, until it has been measured;
             or a function of the moment that says so.
         needs: fields of the moment that must not be None.
+        each: read for each optimizer of a run, of its own parameters, rather than for the first.
     """
 
     name: str
@@ -73,6 +94,7 @@ class Sensor:
     every: int
     passes: float | Callable[[Moment], float]
     needs: tuple[str, ...]
+    each: bool = False
 
     def estimate(self, at: Moment) -> float:
         """What one reading costs, in forward passes, as far as it can be told."""
@@ -90,9 +112,16 @@ def sensor(
     every: int = 1,
     passes: float | Callable[[Moment], float] = 1.0,
     needs: tuple[str, ...] = (),
+    each: bool = False,
 ) -> Callable[[Callable[[Moment], list[Raw]]], Sensor]:
     """Make a sensor of a function; a file in ``watch/sensors`` that defines one is all it takes."""
-    return lambda read: Sensor(name, read, share, every, passes, needs)
+    return lambda read: Sensor(name, read, share, every, passes, needs, each)
+
+
+def all_sensors() -> list[Sensor]:
+    """Every sensor in ``watch/sensors``."""
+    found = [value for module in modules("thalweg.watch.sensors") for value in vars(module).values()]
+    return [one for one in found if isinstance(one, Sensor)]
 
 
 def few(batch: Any, count: int) -> Any:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from thalweg._core.checks import check_not_negative
-from thalweg.watch.hooks import named_parameters
 from thalweg.watch.live import Run
 from thalweg.watch.readings import Finding
-from thalweg.watch.store import RunStore
+from thalweg.watch.recording import begin_recording, earlier_run
+from thalweg.watch.sink import Sink
+from thalweg.watch.store import RunInfo, RunStore
+from thalweg.watch.watched import steps_taken, watched_optimizers
 
 __all__ = ["watch"]
 
 DEFAULT_STORE = Path("runs") / "thalweg.sqlite"
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
 
 
 def watch(
     model: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     *,
     loss_fn: Callable[..., Tensor] | None = None,
     evaluate: tuple[Any, Any] | None = None,
@@ -31,41 +34,94 @@ def watch(
     store: str | Path | None = DEFAULT_STORE,
     name: str | None = None,
     on_finding: Callable[[Finding], None] | None = None,
+    sinks: Sequence[Sink] = (),
+    resume: bool | int | str = False,
+    start: int | None = None,
+    rank: int | None = None,
 ) -> Run:
     """Watch a training run through its optimizer; works in any loop that calls ``optimizer.step()``.
 
     Watching changes nothing: not the gradients, the random state, the batch-norm statistics or the mode.
 
+    Of several optimizers each is read just before its own step, of its own parameters: the first one's
+    readings have the plain names, another's are called ``gradient norm of NAME``, where NAME is its key in
+    the mapping, or its class. A step of the run ends when an optimizer that has stepped in it steps again.
+
     Args:
         model: the network; None to see only the optimizer's gradients and weights.
-        optimizer: any ``torch.optim.Optimizer``.
-        loss_fn: ``loss_fn(model, batch)`` to a scalar; enables sharpness, with ``run.log(batch=...)``.
+        optimizer: any ``torch.optim.Optimizer``, a sequence of them, or a mapping of names to them.
+        loss_fn: ``loss_fn(model, batch)`` to a scalar; enables sharpness, with ``run.log(batch=...)``. It is
+            given the model without the wrappers of DDP and ``torch.compile``.
         evaluate: (train, test), each (inputs, targets); enables accuracies. Or log them yourself.
         budget: seconds of watching per second of training, at least 0; 0.03 by default.
         store: SQLite file that readings go to, made if need be; None for none.
         name: of the run; by default the model's class and the time.
         on_finding: called with each finding, on another thread.
+        sinks: other trackers that readings and findings go to as well, such as ``TensorBoardSink(folder)``.
+        resume: go on with a run in the store, given by id or name, or by True: the latest called ``name``, or
+            a new one if there is none. What it had recorded behind ``start`` makes way for what comes.
+        start: optimizer steps taken before; steps are counted on from there. By default 0, and for a resumed
+            run what the optimizer's state says, or else the last step that was stored.
+        rank: of this process among those that train together, by default that of ``torch.distributed``. Only
+            rank 0 looks and writes; in the others a run counts steps and does nothing else.
 
     Raises:
         ValueError: for a model or optimizer without parameters, an optimizer of another model, a negative
-            budget, or a store that is not ours or cannot be written.
+            budget, a run to resume that is not there, or a store that is not ours or cannot be written.
     """
     check_not_negative("budget", budget)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if not held:
-        raise ValueError("optimizer must hold parameters, got none")
-    named = named_parameters(model, held)
+    if start is not None and (not isinstance(start, int) or start < 0):
+        raise ValueError(f"start must be a whole number of steps, at least 0, got {start!r}")
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            raise ValueError(f"sinks must hold sinks such as TensorBoardSink(folder), got {sink!r}")
+    optimizers = watched_optimizers(model, optimizer)
+    if rank is None:
+        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    if rank:
+        store, sinks, on_finding = None, (), None
+    if store is None and resume and not rank:
+        raise ValueError(f"resume={resume!r} needs a store, got store=None")
+    opened = None if store is None else RunStore(store, write=True)
+    earlier: RunInfo | None = None
+    try:
+        if opened is not None and resume is not False:
+            earlier = earlier_run(opened, resume, name)
+    except ValueError:
+        if opened is not None:
+            opened.close()
+        raise
+    if start is None:
+        counts = [steps_taken(one.optimizer) for one in optimizers] if resume is not False else []
+        start = max((count for count in counts if count), default=earlier.steps if earlier else 0)
     default = f"{'run' if model is None else type(model).__name__} {datetime.now():%Y-%m-%d %H:%M:%S}"
+    name = name or (earlier.name if earlier else default)
+    sizes = {id(p): p.numel() for one in optimizers for p in one.named.values()}
+    about = {
+        **optimizers[0].about(),
+        "model": None if model is None else type(model).__name__,
+        "parameters": sum(sizes.values()),
+    }
+    if len(optimizers) > 1:
+        about["optimizers"] = {one.title: type(one.optimizer).__name__ for one in optimizers}
+    recorder = begin_recording(
+        optimizers,
+        about,
+        name=name,
+        store=opened,
+        sinks=sinks,
+        on_finding=on_finding,
+        earlier=earlier,
+        start=start,
+    )
     return Run(
         model,
-        optimizer,
-        named,
+        optimizers,
+        recorder,
         loss_fn=loss_fn,
         evaluate=evaluate,
         budget=budget,
-        store=None if store is None else RunStore(store, write=True),
-        name=name or default,
-        on_finding=on_finding,
+        name=name,
+        start=start,
+        looks=not rank,
     )

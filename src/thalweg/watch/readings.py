@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from thalweg.watch.rates import ErrorRates, error_rates
+
 __all__ = ["Finding", "Reading", "Remedy"]
 
 SEVERITIES = ("info", "warning", "critical")
@@ -34,6 +36,10 @@ class Reading:
     def finite(self) -> bool:
         return math.isfinite(self.value)
 
+    @property
+    def extras_finite(self) -> bool:
+        return all(map(math.isfinite, self.extra.values()))
+
 
 @dataclass(frozen=True)
 class Remedy:
@@ -57,6 +63,7 @@ class Finding:
         layers: the layers concerned, worst first.
         papers: keys of the papers that describe it, see ``thalweg papers show KEY``.
         remedies: what to try.
+        found: step of the reading that told it, which may be later than ``step``; None where nobody noted it.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Finding:
     layers: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    found: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -79,6 +87,7 @@ class Finding:
             "layers": list(self.layers),
             "papers": list(self.papers),
             "remedies": [vars(remedy) for remedy in self.remedies],
+            "found": self.found,
         }
 
     @classmethod
@@ -89,10 +98,18 @@ class Finding:
         evidence = {key: float(value) for key, value in data["evidence"].items()}
         return cls(**{**data, **lists, "evidence": evidence, "remedies": remedies})
 
+    @property
+    def rates(self) -> ErrorRates | None:
+        """How often a finding of this name is right, as far as that was measured."""
+        return error_rates(self.name)
+
     def __str__(self) -> str:
-        lines = [f"[{self.severity}] {self.name} at step {self.step}: {self.message}"]
+        later = f", found at step {self.found}" if self.found not in (None, self.step) else ""
+        lines = [f"[{self.severity}] {self.name} at step {self.step}{later}: {self.message}"]
         if self.layers:
             lines.append(f"  layers: {', '.join(self.layers)}")
+        if self.rates is not None:
+            lines.append(f"  measured: {self.rates}")
         for remedy in self.remedies:
             lines.append(f"  try: {remedy.title} ({remedy.paper})")
             lines += [f"      {line}" for line in remedy.code.splitlines()]

@@ -1,7 +1,7 @@
-"""The background thread: turns device tensors into numbers, asks the rules, writes the store.
+"""The background thread: turns device tensors into numbers, asks the rules, feeds store and sinks.
 
-The training thread only puts things on a queue. Four times a second what has gathered is judged and stored in
-one transaction, so a killed process loses less than a second.
+The training thread only puts things on a queue. Four times a second what has gathered is judged, stored in
+one transaction, so that a killed process loses less than a second, and handed to the sinks.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
+from thalweg.watch.delivery import Delivery
 from thalweg.watch.moment import Raw
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.rule import Rule
@@ -30,46 +34,78 @@ SELDOM = 5.0
 class Recorder(threading.Thread):
     """Takes (step, readings) from ``put`` until ``close``.
 
+    Args:
+        rules: by label of the optimizer whose readings they judge; the first optimizer's is empty.
+        titles: what findings call an optimizer of that label, where there are several.
+        past: readings that a resumed run has stored already, for the rules to remember.
+
     Attributes:
         findings: grows meanwhile.
         step: optimizer steps so far, set by the run.
-        busy: seconds of processor time that this thread has taken from the training so far.
+        busy: seconds of processor time that this and the sinks' threads have taken from the training so far.
         lost: readings that were given up.
+        disabled: sensors and sinks that were switched off, and why.
+        sinks: what takes readings to other trackers.
+        thin: of the losses that a loop logs the rules are shown one in so many; all are stored.
+        price: seconds of processor time that the rules take for one loss, as far as that is known.
     """
 
     def __init__(
         self,
-        rules: Sequence[Rule],
+        rules: Mapping[str, Sequence[Rule]],
         store: RunStore | None,
         run: int,
         on_finding: Callable[[Finding], None] | None,
+        *,
+        titles: Mapping[str, str] | None = None,
+        past: Callable[[], Iterable[tuple[str, Reading]]] | None = None,
+        findings: Sequence[Finding] = (),
     ):
         super().__init__(name="thalweg recorder", daemon=True)
         self.store, self.run_id, self.on_finding = store, run, on_finding
-        self.findings: list[Finding] = []
+        self.findings: list[Finding] = list(findings)
+        self.disabled: dict[str, str] = {}
+        self.sinks: list[Delivery] = []
         self.step = self.lost = 0
-        self.busy = 0.0
+        self.busy = self.price = 0.0
+        self.thin = 1
         self.problems: list[str] = []
-        self._rules: dict[str, list[Rule]] = {}
-        for rule in rules:
-            for name in rule.reads:
-                self._rules.setdefault(name, []).append(rule)
+        self._titles, self._past = titles or {}, past
+        self._rules: dict[tuple[str, str], list[Rule]] = {}
+        for label, judges in rules.items():
+            for rule in judges:
+                for name in rule.reads:
+                    self._rules.setdefault((label, name), []).append(rule)
         self._inbox: deque[Any] = deque()
         self._wake = threading.Event()
         self._ending = False
         self._readings: list[tuple[float, Reading]] = []
         self._unsaved: list[Finding] = []
+        self._undelivered: tuple[list[tuple[float, Reading]], list[Finding]] = [], []
         self._failures = 0
         self._retry = 0.0
         self.start()
 
-    def put(self, step: int, raws: Sequence[Raw]) -> None:
-        """Hand readings over; returns at once and wakes nobody, which would cost the training thread more."""
-        self._inbox.append((time.time(), step, raws))
+    def put(self, step: int, raws: Sequence[Raw], label: str = "", unless: Tensor | None = None) -> None:
+        """Hand readings over; returns at once and wakes nobody, which would cost the training thread more.
+
+        Args:
+            label: of the optimizer that they are of.
+            unless: on the device; if it is not 0 the readings are dropped.
+        """
+        self._inbox.append((time.time(), step, raws, label, unless))
 
     def report(self, finding: Finding) -> None:
         """Hand over a finding that no rule made."""
         self._inbox.append(finding)
+
+    def switch_off(self, kind: str, name: str, error: Exception) -> str:
+        """Note that a sensor or sink failed; gives the sentence that says so."""
+        why = f"{type(error).__name__}: {error}"
+        self.disabled[name] = why
+        message = f"the {kind} {name!r} failed and is switched off ({why})"
+        self.report(Finding(f"{kind} switched off", self.step, message, {}, "info", found=self.step))
+        return f"thalweg: {message}"
 
     def flush(self) -> None:
         """Wait until everything handed over so far has been judged and stored."""
@@ -81,16 +117,24 @@ class Recorder(threading.Thread):
 
     def close(self, outcome: str, **about: Any) -> None:
         """Judge and store the rest, mark the run as ended, and stop; ``about`` is stored with it."""
-        self.flush()
         self._ending = True
         self._wake.set()
         self.join()
+        if self.store is not None:
+            try:
+                self.store.end(self.run_id, outcome, **about)
+            except sqlite3.Error as error:
+                self._complain(error)
+        for sink in self.sinks:
+            sink.close(outcome)
+        # A sink may have failed only now.
+        self._clear_inbox()
+        self._save(self.step, now=True)
+        for sink in self.sinks:
+            if sink.lost:
+                warnings.warn(f"thalweg: {sink.lost} readings did not get to {sink.name}", stacklevel=3)
         if self.store is None:
             return
-        try:
-            self.store.end(self.run_id, outcome, **about)
-        except sqlite3.Error as error:
-            self._complain(error)
         self.lost += len(self._readings)
         self.store.close()
         if self.lost or self._unsaved:
@@ -99,56 +143,100 @@ class Recorder(threading.Thread):
 
     def run(self) -> None:
         ending = False
+        self._remember()
         while not ending:
             self._wake.wait(EVERY)
             self._wake.clear()
             ending = self._ending
-            waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
-            for item in waiting:
-                if isinstance(item, Finding):
-                    self._found(item)
-                elif isinstance(item, tuple):
-                    self._take(*item)
-            asked = [item for item in waiting if isinstance(item, threading.Event)]
-            self._save(now=ending or bool(asked))
-            self.busy = time.thread_time()
+            # Taken first: a resumed run must not go on behind readings that a killed one left in the queue.
+            reached = self.step
+            asked = self._clear_inbox()
+            self._save(reached, now=ending or bool(asked))
+            for sink in self.sinks:
+                sink.put(*self._undelivered)
+            self._undelivered = [], []
+            self.busy = time.thread_time() + sum(sink.busy for sink in self.sinks)
             for done in asked:
                 done.set()
 
-    def _take(self, when: float, step: int, raws: Sequence[Raw]) -> None:
+    def _clear_inbox(self) -> list[threading.Event]:
+        """Take what waits; gives the events of those who wait until it is stored."""
+        waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        for item in waiting:
+            if isinstance(item, Finding):
+                self._found(item)
+            elif isinstance(item, tuple):
+                self._take(*item)
+        return [item for item in waiting if isinstance(item, threading.Event)]
+
+    def _remember(self) -> None:
+        """Let the rules see what a resumed run has stored; what they found then is stored already."""
+        try:
+            for label, reading in self._past() if self._past else ():
+                self._judge(label, reading)
+        except Exception as error:
+            self._complain(error, "the rules of the resumed run begin anew")
+
+    def _take(
+        self, when: float, step: int, raws: Sequence[Raw], label: str = "", unless: Tensor | None = None
+    ) -> None:
+        if unless is not None and float(unless):
+            return
         for raw in raws:
             try:
                 reading = _reading(step, raw)
             except Exception as error:
                 self._complain(error)
                 continue
-            self._readings.append((when, reading))
-            for rule in list(self._rules.get(reading.name, ())):
-                try:
-                    found = list(rule.see(reading))
-                except Exception as error:
-                    self._complain(error, f"the rule {rule.name!r} failed and is switched off")
-                    for readers in self._rules.values():
-                        readers[:] = [one for one in readers if one is not rule]
-                    continue
-                for finding in found:
-                    self._found(finding)
+            kept = replace(reading, name=labelled(reading.name, label)) if label else reading
+            self._readings.append((when, kept))
+            if self.sinks:
+                self._undelivered[0].append((when, kept))
+            if reading.name != "loss":
+                found = self._judge(label, reading)
+            elif self.thin == 1 or step % self.thin == 0 or not reading.finite:
+                began = time.thread_time()
+                found = self._judge(label, reading)
+                self.price += 0.02 * (time.thread_time() - began - self.price)
+            else:
+                continue
+            for finding in found:
+                self._found(finding)
+
+    def _judge(self, label: str, reading: Reading) -> list[Finding]:
+        """What the rules say of a reading; one that fails is switched off."""
+        findings: list[Finding] = []
+        title = self._titles.get(label)
+        for rule in list(self._rules.get((label, reading.name), ())):
+            try:
+                found = list(rule.see(reading))
+            except Exception as error:
+                self._complain(error, f"the rule {rule.name!r} failed and is switched off")
+                for readers in self._rules.values():
+                    readers[:] = [one for one in readers if one is not rule]
+                continue
+            for one in found:
+                message = f"{title}: {one.message}" if title else one.message
+                findings.append(replace(one, message=message, found=reading.step))
+        return findings
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(finding)
         self._unsaved.append(finding)
+        if self.sinks:
+            self._undelivered[1].append(finding)
         if self.on_finding:
             try:
                 self.on_finding(finding)
             except Exception as error:
                 self._complain(error, "on_finding failed")
 
-    def _save(self, now: bool) -> None:
+    def _save(self, step: int, now: bool) -> None:
         if self.store is not None:
             if not now and time.monotonic() < self._retry:
                 return
             try:
-                self.store.write(self.run_id, self.step, self._readings, self._unsaved)
+                self.store.write(self.run_id, step, self._readings, self._unsaved)
             except sqlite3.Error as error:
                 self._complain(error)
                 self._failures += 1
@@ -174,6 +262,11 @@ class Recorder(threading.Thread):
         except Warning:
             # The user turned warnings into errors; here one would end this thread and nothing else.
             return
+
+
+def labelled(name: str, label: str) -> str:
+    """What a reading of another optimizer than the first is stored as."""
+    return f"{name} of {label}" if label else name
 
 
 def _reading(step: int, raw: Raw) -> Reading:

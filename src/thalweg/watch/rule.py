@@ -28,10 +28,12 @@ class Rule:
     """Sees every reading whose name is in ``reads``, in order, and says what it means.
 
     Subclasses keep what they need of the past; ``about`` tells of the run: ``optimizer`` (its class), ``lr``.
+    A rule makes findings that are called as it is, and may make ``further`` ones.
     """
 
     name: str
     reads: tuple[str, ...]
+    further: tuple[str, ...] = ()
 
     def __init__(self, about: Mapping[str, Any]):
         self.about = about

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from thalweg.watch.hooks import Listener
 from thalweg.watch.observe import Run, watch
 from thalweg.watch.readings import Finding
 
@@ -86,7 +87,9 @@ def watching_everything(
 ) -> Iterator[list[Run]]:
     """Within this block every optimizer that steps is watched; gives the growing list of runs."""
     runs = [] if runs is None else runs
-    known: WeakKeyDictionary[torch.optim.Optimizer, tuple[Run, dict[str, Any]]] = WeakKeyDictionary()
+    known: WeakKeyDictionary[torch.optim.Optimizer, tuple[Run, Listener, dict[str, Any]]] = (
+        WeakKeyDictionary()
+    )
     seen = Seen()
     plain_loss = F.cross_entropy
 
@@ -104,11 +107,13 @@ def watching_everything(
             model = _owner(optimizer)
             run = watch(model, optimizer, name=f"{name} {len(runs) + 1}", on_finding=on_finding, **options)
             calls: dict[str, Any] = {}
+            listener = Listener(model, _remember(calls))
             if model is not None:
-                model.register_forward_hook(_remember(calls), with_kwargs=True)
-            known[optimizer] = run, calls
+                model.register_forward_hook(listener, with_kwargs=True)
+            known[optimizer] = run, listener, calls
             runs.append(run)
-        run, calls = known[optimizer]
+        run, listener, calls = known[optimizer]
+        listener.take()
         if seen.logits is None or seen.targets is None:
             return
         run.log(loss=seen.loss)
@@ -147,11 +152,11 @@ def _cross_entropy(model: nn.Module, batch: tuple[tuple, Tensor]) -> Tensor:
 
 
 def _remember(calls: dict[str, Any]) -> Callable[..., None]:
-    def hook(model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if model.training and torch.is_grad_enabled() and not kwargs and isinstance(output, Tensor):
+    def hear(args: tuple, kwargs: dict, output: Any) -> None:
+        if not kwargs and isinstance(output, Tensor):
             calls.update(inputs=args, output=output.detach())
 
-    return hook
+    return hear
 
 
 def _owner(optimizer: torch.optim.Optimizer) -> nn.Module | None:

@@ -1,7 +1,8 @@
 """The run store: one SQLite file (WAL) that a run writes and anybody may read meanwhile.
 
 A series (run, name) fixes the order of its layers once; each reading then holds its layers as one packed
-array, so that a hundred layers cost one row.
+array, so that a hundred layers cost one row. Beside the readings the extremes of longer stretches are kept,
+for curves of few points.
 """
 
 from __future__ import annotations
@@ -15,23 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thalweg._core.checks import check_count
+from thalweg.watch import _store_coarse
+from thalweg.watch._store_file import open_file, version
 from thalweg.watch.readings import Finding, Reading, plain
 
 __all__ = ["RunInfo", "RunStore"]
-
-APPLICATION = 0x7468616C  # "thal", in the header of every store of ours
-SCHEMA = 1
-TABLES = """
-create table runs (id integer primary key, name text not null, started real not null, seen real not null,
-    ended real, outcome text, steps integer not null default 0, about text not null);
-create table series (id integer primary key, run integer not null references runs, name text not null,
-    layers text not null, unique (run, name, layers));
-create table readings (series integer not null references series, step integer not null, time real not null,
-    value real, layers blob, extra text);
-create index readings_by_step on readings (series, step);
-create table findings (id integer primary key, run integer not null references runs, step integer not null,
-    time real not null, finding text not null);
-"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,8 @@ class RunInfo:
 class RunStore:
     """A store, opened to read, or with ``write=True`` to write, which makes the file if need be.
 
+    A store of an earlier thalweg can be read as it is; opened to write it is brought up to date.
+
     Raises:
         ValueError: if the file is not a run store, was made by a newer thalweg, cannot be read or, with
             ``write``, cannot be written.
@@ -59,68 +51,7 @@ class RunStore:
     def __init__(self, path: str | Path, *, write: bool = False):
         self.path = Path(path)
         self.series: dict[tuple[int, str, tuple[str, ...]], int] = {}
-        if not write and not self.path.is_file():
-            raise ValueError(f"store must be an existing run store, got {str(self.path)!r}: no such file")
-        try:
-            if write:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.db = self._connect("rwc" if write else "ro")
-        except (sqlite3.Error, OSError) as error:
-            raise ValueError(f"store {str(self.path)!r} cannot be opened: {error}") from None
-        try:
-            try:
-                self._check(write)
-            except sqlite3.OperationalError:
-                # A closed store where nobody may write: reading it needs no lock, but SQLite must be told.
-                if write or Path(f"{self.path}-wal").exists():
-                    raise
-                self.db.close()
-                self.db = self._connect("ro&immutable=1")
-                self._check(write)
-        except sqlite3.Error as error:
-            self.db.close()
-            why = "is not a run store"
-            if isinstance(error, sqlite3.OperationalError):
-                why = f"cannot be {'written' if write else 'read'}"
-            raise ValueError(f"store {str(self.path)!r} {why}: {error}") from None
-        except ValueError:
-            self.db.close()
-            raise
-
-    def _connect(self, mode: str) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode={mode}"
-        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=5)
-
-    def _check(self, write: bool) -> None:
-        if write and self._stamps() == (0, 0, 0):
-            self.db.execute("pragma journal_mode = wal")
-            self.db.execute("begin immediate")
-            # Another process may have made the store since we looked.
-            if self._stamps() == (0, 0, 0):
-                for statement in TABLES.split(";")[:-1]:
-                    self.db.execute(statement)
-                self.db.execute(f"pragma application_id = {APPLICATION}")
-                self.db.execute(f"pragma user_version = {SCHEMA}")
-            self.db.execute("commit")
-        application, version, _ = self._stamps()
-        if application != APPLICATION:
-            raise ValueError(f"store {str(self.path)!r} is not a run store of thalweg")
-        if version > SCHEMA:
-            raise ValueError(
-                f"store {str(self.path)!r} has schema {version}, this thalweg reads up to {SCHEMA}"
-            )
-        if write:
-            # In WAL mode this survives the death of the process; only a power cut can lose the last commits.
-            self.db.execute("pragma synchronous = normal")
-            self.db.execute("begin immediate")
-            self.db.execute("update runs set seen = seen where 0")
-            self.db.execute("commit")
-
-    def _stamps(self) -> tuple[int, int, int]:
-        """Application, schema version and how many tables there are."""
-        asked = ("pragma application_id", "pragma user_version", "select count(*) from sqlite_master")
-        application, version, tables = (self.db.execute(one).fetchone()[0] for one in asked)
-        return application, version, tables
+        self.db = open_file(self.path, write)
 
     def close(self) -> None:
         """Let go of the file; closing again does nothing."""
@@ -135,12 +66,41 @@ class RunStore:
     # Writing.
 
     def begin(self, name: str, about: dict[str, Any]) -> int:
-        """Start a run and give its id."""
+        """Start a run and give its id.
+
+        Raises:
+            ValueError: nothing can be written, such as on a full disk.
+        """
         now = time.time()
         row = (name, now, now, json.dumps(about))
-        cursor = self.db.execute("insert into runs (name, started, seen, about) values (?, ?, ?, ?)", row)
+        try:
+            cursor = self.db.execute("insert into runs (name, started, seen, about) values (?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise ValueError(f"store {str(self.path)!r} cannot be written: {error}") from None
         assert cursor.lastrowid is not None
         return cursor.lastrowid
+
+    def resume(self, run: int, step: int, **about: Any) -> None:
+        """Go on with a run behind ``step``: what an earlier attempt stored behind it makes way."""
+        self.db.execute("begin immediate")
+        try:
+            mine = "series in (select id from series where run = ?)"
+            self.db.execute(f"delete from readings where step > ? and {mine}", (step, run))
+            ids = [one for (one,) in self.db.execute("select id from series where run = ?", (run,))]
+            _store_coarse.cut(self.db, ids, step)
+            told = "coalesce(json_extract(finding, '$.found'), step)"
+            self.db.execute(f"delete from findings where {told} > ? and run = ?", (step, run))
+            (before,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
+            known = json.loads(before)
+            known |= {**about, "resumed": [*known.get("resumed", ()), step]}
+            row = (time.time(), step, json.dumps(known), run)
+            state = "ended = null, outcome = null, seen = ?, steps = ?, about = ?"
+            self.db.execute(f"update runs set {state} where id = ?", row)
+            self.db.execute("commit")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("rollback")
+            raise
 
     def write(
         self, run: int, step: int, readings: Iterable[tuple[float, Reading]], findings: Iterable[Finding]
@@ -162,6 +122,7 @@ class RunStore:
                 for when, r in readings
             ]
             self.db.executemany("insert into readings values (?, ?, ?, ?, ?, ?)", rows)
+            _store_coarse.add(self.db, ((row[0], row[1], row[3]) for row in rows))
             for f in findings:
                 row = (run, f.step, now, json.dumps(f.as_dict()))
                 self.db.execute("insert into findings (run, step, time, finding) values (?, ?, ?, ?)", row)
@@ -216,6 +177,29 @@ class RunStore:
             numbers = {key: float(one) for key, one in json.loads(extra or "{}").items()}
             found.append(Reading(step, name, number, parts, numbers))
         return found
+
+    def overview(self, run: int, name: str, points: int = 600) -> list[Reading]:
+        """A curve of at most ``points`` readings, whose spikes are those of the whole, in order of steps.
+
+        Of every stretch of the run the least and the greatest value are there, and so are the first and the
+        last reading; if there are no more than ``points``, all are. Values that are not finite are left out,
+        and so are layers and extra numbers. How long it takes depends on ``points``, not on the run's length.
+
+        Raises:
+            ValueError: ``points`` is below 8.
+        """
+        check_count("points", points, 8)
+        found = self.db.execute("select id from series where run = ? and name = ?", (run, name))
+        series = [one for (one,) in found]
+        if not series:
+            return []
+        # One transaction, so that a run that goes on meanwhile is seen at one moment.
+        self.db.execute("begin")
+        try:
+            pairs = _store_coarse.extremes(self.db, series, points, kept=version(self.db) >= 2)
+        finally:
+            self.db.execute("commit")
+        return [Reading(step, name, value) for step, value in pairs]
 
     def findings(self, run: int) -> list[Finding]:
         """The findings of a run, in order."""

@@ -11,13 +11,17 @@ from thalweg.watch.rule import Rule
 SHARE = 0.10
 LAYER = 0.50
 RISE = 0.05
+FALL = 0.25
+SETTLED = 3
+PASSING = 0.10
 
 
 class DormantUnits(Rule):
     """A tenth of the units dormant twice in a row, half of one layer, or 0.05 more within 10 readings.
 
-    Measured against the first reading: units that never were active are the architecture's, not the run's.
-    The last of the three alone is an early sign, ``info``.
+    Units that never were active are the architecture's, not the run's, and in its first steps a run silences
+    some for a while, up to 0.10: there must be 0.05 more than in the first three readings, in the layer 0.25
+    more than in the first. The last of the three signs alone is an early one, ``info``.
     """
 
     name = "dormant units growing"
@@ -25,35 +29,36 @@ class DormantUnits(Rule):
 
     def __init__(self, about):
         super().__init__(about)
-        self.first: Reading | None = None
+        self.early: list[Reading] = []
         self.past: deque[Reading] = deque(maxlen=10)
         self.said = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         if not reading.finite:
             return
-        self.first = self.first or reading
-        first, past = self.first, list(self.past)
+        if len(self.early) < SETTLED:
+            self.early.append(reading)
+        first, past = self.early[0], list(self.past)
         self.past.append(reading)
         if self.said or not past:
             return
-        grown = reading.value - first.value
-        layers = {
-            name: share for name, share in reading.layers.items() if share - first.layers.get(name, 0) > RISE
-        }
-        many = reading.value > SHARE and past[-1].value > SHARE and grown > RISE
-        layer = any(share > LAYER for share in layers.values())
+        usual = min(max(one.value for one in self.early), first.value + PASSING)
+        rises = {name: share - first.layers.get(name, 0.0) for name, share in reading.layers.items()}
+        layers = {name: reading.layers[name] for name, rise in rises.items() if rise > RISE}
+        many = reading.value > SHARE and past[-1].value > SHARE and reading.value - usual > RISE
+        layer = any(share > LAYER and rises[name] > FALL for name, share in layers.items())
         rising = len(past) >= 9 and reading.value - past[0].value > RISE
         if not (many or layer or rising):
             return
         self.said = True
+        threshold = SHARE if many else LAYER if layer else past[0].value + RISE
         worst = tuple(sorted(layers, key=lambda name: -layers[name])[:3])
         yield Finding(
             self.name,
             reading.step,
             f"{reading.value:.0%} of the hidden units are dormant, {first.value:.0%} were at step "
             f"{first.step}: they learn no more.",
-            {"dormant": reading.value, "at first": first.value, "threshold": SHARE},
+            {"dormant": reading.value, "at first": first.value, "threshold": threshold},
             "critical" if reading.value > LAYER else "warning" if many or layer else "info",
             worst,
             ("dormant-neurons", "plasticity", "continual-backprop"),

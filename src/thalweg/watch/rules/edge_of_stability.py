@@ -21,7 +21,9 @@ class EdgeOfStability(Rule):
     whose sharpness is that of the preconditioned Hessian. Hovering near 1 at a constant learning rate is
     normal, hence ``info``; far above it, or a learning rate that has just risen, is what breaks runs.
     Adam's first 20 steps are not judged: where no gradient has come yet its preconditioner is 1/eps, which
-    says nothing about the steps to come (the same grace as in SPAM, arXiv 2501.06842).
+    says nothing about the steps to come (the same grace as in SPAM, arXiv 2501.06842). Where gradients are
+    rare that lasts longer: until it has once been below 2, only five in a row above 2 that do not fall count,
+    and later two in a row, for the gradient of a rare token is news to the preconditioner each time.
     """
 
     name = "edge of stability"
@@ -31,22 +33,36 @@ class EdgeOfStability(Rule):
         super().__init__(about)
         self.near: list[Reading] = []
         self.said = 0
+        self.settled = not self.adaptive
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         ratio = reading.extra.get("ratio", 0.0)
-        if not ratio >= NEAR or (self.adaptive and reading.step <= GRACE):
+        early = self.adaptive and reading.step <= GRACE
+        self.settled = self.settled or (not early and ratio <= FAR)
+        if not ratio >= NEAR or early:
             self.near = []
             return
         self.near.append(reading)
         above = [one.extra["ratio"] > 1 for one in self.near[-IN_A_ROW:]]
         reached = (len(above) == IN_A_ROW and all(above)) or len(self.near) >= NEAR_IN_A_ROW
-        level = 2 if ratio > FAR else 1 if reached else 0
+        level = 2 if self._far() else 1 if reached else 0
         if level <= self.said:
             return
         self.said = level
+        yield self._finding(reading, ratio, level)
+
+    def _far(self) -> bool:
+        ratios = [one.extra["ratio"] for one in self.near[-NEAR_IN_A_ROW:]]
+        if not self.adaptive:
+            return ratios[-1] > FAR
+        if self.settled:
+            return len(ratios) > 1 and min(ratios[-2:]) > FAR
+        return len(ratios) == NEAR_IN_A_ROW and min(ratios) > FAR and ratios[-1] >= ratios[0]
+
+    def _finding(self, reading: Reading, ratio: float, level: int) -> Finding:
         lr = reading.extra.get("lr", self.lr)
         limit = reading.extra["limit"]
-        yield Finding(
+        return Finding(
             self.name,
             self.near[0].step if level == 1 else reading.step,
             f"sharpness {reading.value:.3g} is {ratio:.2f} times the stability limit {limit:.3g} of "

@@ -12,16 +12,21 @@ from thalweg.watch.rule import Rule
 
 MEMORY = 64
 ENOUGH = 20
-TIMES = 5.0
-SPREADS = 6.0
+LATEST = 5
+TIMES = 6.0
+SPREADS = 5.0
+BEYOND = 3.5
 QUIET = 200
 
 
 class GradientSpike(Rule):
-    """The norm exceeds 5 times its median and, in logarithms, the median by 6 robust standard deviations.
+    """The norm exceeds 6 times its median, 5 robust standard deviations and 3.5 times its highest value.
 
-    The median and the spread are those of the last 64 readings. After a finding the next 200 steps' spikes
-    are counted, not reported; the spike itself enters the memory, so that a lasting rise is one finding.
+    Median and spread (in logarithms) are those of the last 64 readings; the highest is that of the same but
+    the last 5, so that a gradient that grows over a few steps is seen too. A model that fits most batches
+    gets many times the usual gradient from the others, again and again: those are no spikes. After a finding
+    the next 200 steps' spikes are counted, not reported; the spike itself enters the memory, so that a
+    lasting rise is one finding.
     """
 
     name = "gradient spike"
@@ -44,8 +49,9 @@ class GradientSpike(Rule):
         usual = median(one.value for one in past)
         logs = [math.log(one.value / usual) for one in past]
         spread = 1.4826 * median(map(abs, logs)) + 0.05
-        height = math.log(reading.value / usual)
-        if reading.value < TIMES * usual or height < SPREADS * spread:
+        highest = max(one.value for one in past[:-LATEST])
+        threshold = max(TIMES, math.exp(SPREADS * spread), BEYOND * highest / usual)
+        if reading.value < threshold * usual:
             return
         self.count += 1
         if reading.step - self.reported < QUIET:
@@ -60,7 +66,7 @@ class GradientSpike(Rule):
                 "gradient norm": reading.value,
                 "median": usual,
                 "times median": reading.value / usual,
-                "threshold": max(TIMES, math.exp(SPREADS * spread)),
+                "threshold": threshold,
                 "spikes so far": float(self.count),
             },
             "warning",

@@ -25,6 +25,7 @@ class Memorised(Rule):
 
     name = "memorised, not generalising"
     reads = ("train accuracy", "test accuracy", "test loss")
+    further = ("generalisation under way",)
 
     def __init__(self, about):
         super().__init__(about)
@@ -95,7 +96,7 @@ class Memorised(Rule):
         signs = self._signs()
         words = ", ".join(f"{name} {value:.3g}" for name, value in signs.items())
         return Finding(
-            "generalisation under way",
+            self.further[0],
             reading.step,
             f"the slow signs move ({words}): keep this run going.",
             {**signs, "threshold": MOVE},

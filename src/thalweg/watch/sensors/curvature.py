@@ -17,7 +17,7 @@ PRODUCTS = 4
 SURE = 0.1
 
 
-@sensor("sharpness", share=2.0, every=20, passes=60, needs=("model", "loss_fn", "batch"))
+@sensor("sharpness", share=2.0, every=20, passes=60, needs=("model", "loss_fn", "batch"), each=True)
 def tracked_sharpness(at: Moment) -> list[Raw]:
     """Top eigenvalue of the (preconditioned) Hessian on one fixed batch, four products a visit.
 

@@ -7,7 +7,7 @@ import torch
 from thalweg.watch.moment import Moment, Raw, sensor
 
 
-@sensor("weight norm", share=0.5, every=10, passes=0.3)
+@sensor("weight norm", share=0.5, every=10, passes=0.3, each=True)
 def weight_norm(at: Moment) -> list[Raw]:
     """Euclidean norm of each parameter and of all together."""
     with torch.no_grad():

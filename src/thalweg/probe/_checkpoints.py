@@ -1,0 +1,99 @@
+"""Checkpoints as weights that fit a model: names, wrappings, shapes, and which weights make a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from thalweg._core.checks import nearest
+
+Checkpoint = nn.Module | Mapping[str, Tensor]
+Weights = dict[str, Tensor]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DDP, torch.compile or weight averaging."""
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel | AveragedModel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def moving(model: nn.Module) -> Weights:
+    """Parameters and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def weights_of(name: str, checkpoint: Checkpoint, model: nn.Module) -> Weights:
+    """The entries of ``checkpoint`` that ``model`` has, checked; shares memory with it."""
+    if isinstance(checkpoint, nn.Module):
+        checkpoint = moving(bare(checkpoint))
+    elif not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{name} must be a model or a state dict, got {type(checkpoint).__name__}")
+    wanted = moving(model)
+    known = {*wanted, *model.state_dict()}
+    given = {_plain(str(key), known): value for key, value in checkpoint.items()}
+    strange = [key for key in given if key not in known and key != "n_averaged"]
+    if strange:
+        raise ValueError(
+            f"{name} must fit the model, which has no {strange[0]!r}{nearest(strange[0], known)}"
+        )
+    params = {key for key, _ in model.named_parameters()}
+    found = {}
+    for key, own in wanted.items():
+        value = given.get(key)
+        if value is None and key in params:
+            raise ValueError(f"{name} must hold every parameter of the model, got none for {key!r}")
+        if value is None:
+            value = own  # buffers that are not saved are the model's own
+        if not isinstance(value, Tensor) or value.shape != own.shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}[{key!r}] must have shape {tuple(own.shape)}, got {got}")
+        found[key] = value.detach()
+    return found
+
+
+def _plain(key: str, known: Collection[str]) -> str:
+    """The key without what DDP, torch.compile and weight averaging put before it."""
+    for wrapping in ("_orig_mod.", "module."):
+        if key not in known:
+            key = key.replace("_orig_mod.", "") if wrapping == "_orig_mod." else key.removeprefix(wrapping)
+    return key
+
+
+def distance(points: Sequence[Weights], names: Iterable[str]) -> float:
+    """Euclidean length of the second point minus the first over the entries ``names``."""
+    start, end = points[:2]
+    steps = (end[name].to(start[name].device).double() - start[name].double() for name in names)
+    return math.sqrt(sum(float(step.square().sum()) for step in steps))
+
+
+def layer_parameters(model: nn.Module, layers: Iterable[str] | None) -> dict[str, list[str]]:
+    """Layer to the names of what belongs to it: everything at or below the module of that name.
+
+    Without ``layers``, the modules that hold parameters of their own.
+    """
+    names = list(moving(model))
+    params = [name for name, _ in model.named_parameters()]
+    if layers is None:
+        owners = {name: name.rpartition(".")[0] or name for name in names}
+        held = dict.fromkeys(owners[name] for name in params)
+        return {layer: [name for name in names if owners[name] == layer] for layer in held}
+    found = {}
+    for layer in layers:
+        own = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        if not any(name in params for name in own):
+            options = [name for name, _ in model.named_modules()] + params
+            hint = nearest(str(layer), options)
+            raise ValueError(f"layers must name modules with parameters, got {layer!r}{hint}")
+        found[layer] = own
+    if not found:
+        raise ValueError("layers must name at least one module, got none")
+    return found

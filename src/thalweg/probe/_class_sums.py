@@ -1,0 +1,145 @@
+"""Class means and scatter from sums that batches, and processes, add to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.probe._wrapped import over_processes
+
+
+def rows_of(name: str, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Float64 rows (examples, width) and their labels, without those to ignore.
+
+    Labels (n, t) take the first two dimensions of the features for examples, labels (n,) the first; the
+    rest is flattened.
+
+    Raises:
+        ValueError: shapes do not fit, labels are no classes, or a feature is not finite.
+    """
+    places = labels.dim()
+    if features.dim() <= places or features.shape[:places] != labels.shape:
+        raise ValueError(
+            f"labels must have the leading dimensions of {name}, got {tuple(labels.shape)} for "
+            f"{tuple(features.shape)}"
+        )
+    wanted = labels.flatten()
+    rows = features.detach().flatten(places).flatten(0, places - 1)
+    keep = wanted != ignore_index
+    if not bool(keep.all()):
+        rows, wanted = rows[keep], wanted[keep]
+    if wanted.is_floating_point() or bool((wanted < 0).any()):
+        raise ValueError(f"labels must be classes, integers of at least 0, got {labels.dtype}")
+    rows = rows.double()
+    if not bool(rows.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return rows, wanted.to(rows.device)
+
+
+class ClassSums:
+    """Sums of rows and of their squared norms by class; grows with the largest label seen."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.counts = torch.zeros(0)
+        self.squares = 0.0
+
+    def add(self, rows: Tensor, labels: Tensor) -> None:
+        if self.sums is None:
+            self.sums, self.counts = rows.new_zeros(0, rows.shape[1]), rows.new_zeros(0)
+        top = int(labels.max()) + 1 if len(labels) else 0
+        self._grow(top)
+        self.sums = self.sums.index_add(0, labels, rows)
+        self.counts = self.counts.index_add(0, labels, torch.ones_like(rows[:, 0]))
+        self.squares += rows.square().sum().item()
+
+    def _grow(self, top: int) -> None:
+        assert self.sums is not None
+        if (more := top - len(self.counts)) > 0:
+            self.sums = torch.cat([self.sums, self.sums.new_zeros(more, self.sums.shape[1])])
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
+
+    def over(self, group: Any) -> ClassSums:
+        """The same, summed over processes, and checked.
+
+        Raises:
+            ValueError: fewer than two classes have examples, or their means coincide.
+        """
+        assert self.sums is not None
+        top = over_processes(torch.tensor(len(self.counts), device=self.sums.device), group, "max")
+        self._grow(int(top))
+        whole = ClassSums()
+        whole.sums, whole.counts = over_processes(self.sums, group), over_processes(self.counts, group)
+        whole.squares = over_processes(self.sums.new_tensor(self.squares), group).item()
+        if (classes := int((whole.counts > 0).sum())) < 2:
+            raise ValueError(f"labels must hold examples of two classes or more, got {classes}")
+        if not bool(whole.centred.any()):
+            raise ValueError("features must differ between classes, got class means that coincide")
+        return whole
+
+    @property
+    def present(self) -> Tensor:
+        """Classes with examples, in order."""
+        return self.counts.nonzero().flatten()
+
+    @property
+    def examples(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def means(self) -> Tensor:
+        """Means of the classes that have examples, shape (classes, width)."""
+        assert self.sums is not None
+        return self.sums[self.present] / self.counts[self.present, None]
+
+    @property
+    def centred(self) -> Tensor:
+        """The means about their own mean, each class counting once."""
+        means = self.means
+        return means - means.mean(0)
+
+    @property
+    def variability(self) -> float:
+        """Tr S_W / Tr S_B."""
+        means = self.means
+        explained = (self.counts[self.present] * means.square().sum(1)).sum().item()
+        # Rounding may leave a hair below zero where collapse is complete.
+        within = max(self.squares - explained, 0.0) / self.examples
+        return within / self.centred.square().sum(1).mean().item()
+
+
+@dataclass(frozen=True)
+class Head:
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Scatter:
+    """The second pass: scatter within classes along the directions between them, and disagreements."""
+
+    def __init__(self, sums: ClassSums, head: Head | None):
+        self.means, self.centred, self.present = sums.means, sums.centred, sums.present
+        _, values, self.directions = torch.linalg.svd(self.centred, full_matrices=False)
+        # S_B = M'M / K has rank K - 1 at most; below 1e-6 of its largest eigenvalue is rounding.
+        eigenvalues = values.square() / len(self.means)
+        keep = eigenvalues > 1e-6 * eigenvalues[0]
+        self.directions, self.eigenvalues = self.directions[keep], eigenvalues[keep]
+        self.head = head
+        self.scatter = torch.zeros_like(self.eigenvalues)
+        self.disagree = torch.zeros((), dtype=torch.float64, device=self.means.device)
+
+    def add(self, rows: Tensor, labels: Tensor) -> None:
+        position = torch.searchsorted(self.present, labels)
+        self.scatter += ((rows - self.means[position]) @ self.directions.T).square().sum(0)
+        if self.head is not None:
+            nearest = self.present[torch.cdist(rows, self.means).argmin(1)]
+            logits = rows @ self.head.weight.T + (0 if self.head.bias is None else self.head.bias)
+            self.disagree += (logits.argmax(1) != nearest).sum()
+
+    def summed(self, group: Any, examples: int) -> tuple[float, float]:
+        """NC1 and NC4."""
+        packed = over_processes(torch.cat([self.scatter, self.disagree.reshape(1)]), group) / examples
+        return (packed[:-1] / self.eigenvalues).sum().item() / len(self.means), packed[-1].item()

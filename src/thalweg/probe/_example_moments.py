@@ -1,0 +1,53 @@
+"""The two numbers a parameter from which coherence and noise scale follow, over all processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg._core.checks import check_count
+from thalweg.probe._example_batch import LossFn
+from thalweg.probe._example_pass import example_sums
+from thalweg.probe._example_ranks import group_of, summed
+from thalweg.probe._example_reduce import Wanted
+
+
+def check_chunk(chunk_size: int | None) -> int | None:
+    return None if chunk_size is None else check_count("chunk_size", chunk_size)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """By parameter, over the examples of all processes: squared norm of the mean, and mean of the squares."""
+
+    of_mean: Tensor
+    mean: Tensor
+    names: tuple[str, ...]
+    examples: int
+    loss: float
+    materialised: tuple[str, ...]
+
+
+def gradient_moments(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn,
+    chunk_size: int | None,
+    verify: bool,
+) -> Moments:
+    sums = example_sums(
+        model, batch, loss_fn, Wanted(totals=True), chunk_size=check_chunk(chunk_size), verify=verify
+    )
+    group, names = group_of(model), tuple(sums.norms)
+    squared = torch.stack([sums.norms[name].double().sum() for name in names])
+    counts = squared.new_tensor([len(sums.losses), sums.losses.double().sum().item()])
+    examples, loss = summed(counts, group).tolist()
+    mean = summed(squared, group) / examples
+    lengths = [
+        torch.linalg.vector_norm(summed(sums.totals[name], group), dtype=torch.float64).square()
+        for name in names
+    ]
+    return Moments(torch.stack(lengths) / examples**2, mean, names, int(examples), loss / examples, sums.slow)

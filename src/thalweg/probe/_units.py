@@ -1,0 +1,145 @@
+"""Hidden units as a probe sees them: which modules make them, and their values row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.probe._quiet import call, listening, modules_named, quiet
+
+Hear = Callable[[str, Tensor], None]
+
+ACTIVATIONS = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.GLU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.PReLU,
+    nn.ReLU,
+    nn.RReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """One of torch.nn, or one of those that Hugging Face's models are built with."""
+    return isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations"
+
+
+def activations(model: nn.Module) -> dict[str, nn.Module]:
+    """Name to activation module.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {name: module for name, module in model.named_modules() if is_activation(module)}
+    if not found:
+        raise ValueError(
+            "model has no activation modules; name the modules to score with layers=, got layers=None"
+        )
+    return found
+
+
+def chosen(
+    model: nn.Module, layers: Iterable[str] | None, inputs_of: Iterable[str] | None = None
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Modules to listen to on their way out and on their way in; every activation's output if none is named.
+
+    Raises:
+        ValueError: the model has no module of a name, a name stands in both, or nothing to fall back on.
+    """
+    if layers is None and inputs_of is None:
+        return activations(model), {}
+    outputs = modules_named(model, list(layers or ()))
+    inputs = modules_named(model, list(inputs_of or ()))
+    if both := outputs.keys() & inputs.keys():
+        raise ValueError(f"inputs_of must name other modules than layers, got {sorted(both)[0]!r} in both")
+    return outputs, inputs
+
+
+def overhear(
+    model: nn.Module,
+    batch: Any,
+    outputs: Mapping[str, nn.Module],
+    inputs: Mapping[str, nn.Module],
+    hear: Hear,
+    *,
+    all_run: bool = True,
+) -> Any:
+    """Run the model once, quietly; ``hear(run, tensor)`` for what goes out of and into the modules.
+
+    A run is called as its module; the second run of a module is ``name[1]``. The tensor is the live one: a
+    later operation in place may overwrite it.
+
+    Returns:
+        What the model returned.
+
+    Raises:
+        ValueError: no module ran, or ``all_run`` and one did not; a module passes no tensor.
+    """
+    runs = dict.fromkeys([*outputs, *inputs], 0)
+
+    def count(name: str, tensor: Tensor) -> None:
+        hear(f"{name}[{runs[name]}]" if runs[name] else name, tensor.detach())
+        runs[name] += 1
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, positional: tuple, keywords: dict[str, Any]) -> None:
+            first = next(iter((*positional, *keywords.values())), None)
+            if not isinstance(first, Tensor):
+                raise ValueError(f"layer {name!r} must be given a tensor, got {type(first).__name__}")
+            count(name, first)
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(quiet(model))
+        stack.enter_context(listening(outputs, count))
+        for name, module in inputs.items():
+            handle = module.register_forward_pre_hook(before(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        result = call(model, batch)
+    silent = [name for name, times in runs.items() if not times]
+    if len(silent) == len(runs) or (all_run and silent):
+        raise ValueError(f"layers must run when the model is called, got {', '.join(silent) or 'none'}")
+    return result
+
+
+def unit_rows(name: str, values: Tensor, unit_dim: int | None) -> Tensor:
+    """One row a unit, shape (units, everything else), in float32 at least.
+
+    Raises:
+        ValueError: ``values`` has no batch and unit dimension, or is not finite.
+    """
+    if unit_dim is None:
+        if values.dim() < 2:
+            raise ValueError(
+                f"layer {name!r} must return (batch, units, ...), got shape {tuple(values.shape)}"
+            )
+        unit_dim = -1 if values.dim() == 3 else 1
+    elif not -values.dim() <= unit_dim < values.dim():
+        raise ValueError(f"unit_dim must be a dimension of {tuple(values.shape)} of {name!r}, got {unit_dim}")
+    rows = values.movedim(unit_dim, 0).flatten(1).to(torch.promote_types(values.dtype, torch.float32))
+    # One reduction over the sum: finite entries cannot add up to NaN, and infinity is an error anyway.
+    if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
+        raise ValueError(f"layer {name!r} must return finite activations, got NaN or infinity")
+    return rows

@@ -1,0 +1,34 @@
+"""What is behind the wrappers of a model, and sums over processes that hold different data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module behind DDP, DataParallel and torch.compile: its own names, and no broadcast in its forward.
+
+    A forward of DDP itself waits for the other processes where there are buffers, so that a probe called by
+    one process alone would hang.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def over_processes(tensor: Tensor, group: Any, how: str = "sum") -> Tensor:
+    """Sum, minimum or maximum of ``tensor`` over the processes of ``group``; itself where that is None."""
+    if group is None:
+        return tensor
+    op = {"sum": distributed.ReduceOp.SUM, "min": distributed.ReduceOp.MIN, "max": distributed.ReduceOp.MAX}
+    reduced = tensor.detach().clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(reduced, op[how], group=group)
+    return reduced

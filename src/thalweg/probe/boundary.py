@@ -1,0 +1,61 @@
+"""Points on a classifier's decision boundary, found between examples that it tells apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from thalweg._core.checks import check_count
+from thalweg.probe._quiet import quiet
+from thalweg.probe._wrapped import bare
+from thalweg.probe.cost import costs
+
+__all__ = ["boundary_points"]
+
+HALVINGS = 20
+
+
+@costs(HALVINGS + 1, 0, memory="two copies of the points")
+def boundary_points(model: nn.Module, points: Tensor, *, halvings: int = HALVINGS, seed: int = 0) -> Tensor:
+    """One point between each point and a random other of another predicted class, where the prediction turns.
+
+    Each is bisected between its two ends, so that it lies on the boundary of the start's class to within
+    ``2**-halvings`` of their distance, on the side that is still that class's. Used with
+    :func:`local_complexity` to see regions gather there (arXiv 2402.15555).
+
+    Args:
+        model: from points (n, ...) to logits (n, classes); run in evaluation mode without gradients.
+        points: float tensor (n, ...).
+        halvings: steps of the bisection.
+        seed: which partner each point gets; the global random state is left alone.
+
+    Returns:
+        Shape of ``points``; row i belongs to point i.
+
+    Raises:
+        ValueError: logits have another shape or are not finite; all points have one predicted class.
+    """
+    check_count("halvings", halvings)
+    model = bare(model)
+
+    def predicted(inputs: Tensor) -> Tensor:
+        logits = model(inputs)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or not bool(logits.isfinite().all()):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must return finite logits (points, classes), got {got}")
+        return logits.argmax(1)
+
+    with quiet(model):
+        start = predicted(points)
+        other = start[:, None] != start[None, :]
+        if not bool(other.any()):
+            raise ValueError("points must have two predicted classes or more, got one")
+        source = torch.Generator().manual_seed(seed)
+        draws = torch.rand(other.shape, generator=source).to(points.device)
+        partner = (draws * other).argmax(1)
+        near, far = points, points[partner]
+        for _ in range(halvings):
+            middle = (near + far) / 2
+            stays = (predicted(middle) == start).view(-1, *[1] * (points.dim() - 1))
+            near, far = torch.where(stays, middle, near), torch.where(stays, far, middle)
+    return near

@@ -1,0 +1,134 @@
+"""Top eigenpairs of any curvature operator: Lanczos, continued from an earlier reading while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg._core.checks import check_count
+from thalweg.probe.cost import costs
+from thalweg.probe.eigenvalues import lanczos
+from thalweg.probe.operator import CurvatureOperator, flatten
+
+__all__ = ["Sharpness", "preconditioned", "top_eigenpairs"]
+
+# Share of noise in a warm start: a start that is exactly an eigenvector would never see another overtake it.
+NOISE = 0.05
+# Products before a small residual is believed, for the same reason.
+LEAST = 4
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The largest algebraic eigenvalues of a curvature matrix, in units of loss over parameter squared.
+
+    Attributes:
+        top: the largest, signed: a larger negative eigenvalue does not hide it.
+        eigenvalues: the ``top=`` largest, in falling order.
+        vectors: their unit vectors, each flat of shape (n,), in the order of ``params``; the next call's
+            ``warm_start``. Of the preconditioned matrix, if there was a preconditioner.
+        hvps: products with the matrix that were spent.
+        residual: length of ``H v - top v``: some eigenvalue lies within this distance of ``top``.
+    """
+
+    top: float
+    eigenvalues: tuple[float, ...]
+    vectors: list[Tensor]
+    hvps: int
+    residual: float
+
+
+def drawn(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """A standard normal vector on the device and of the type of ``like``."""
+    return torch.randn(n, generator=generator, device=generator.device).to(like)
+
+
+def private_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The one given, or a fresh one with seed 0: readings repeat, and the ranks of a job draw the same."""
+    return generator or torch.Generator().manual_seed(0)
+
+
+def _start(
+    operator: CurvatureOperator, warm: Sequence[Tensor] | None, generator: torch.Generator | None
+) -> Tensor:
+    noise = drawn(operator.n, operator.like, private_generator(generator))
+    if not warm:
+        return noise
+    for index, vector in enumerate(warm):
+        if vector.shape != (operator.n,):
+            raise ValueError(
+                f"warm_start[{index}] must have shape ({operator.n},), got {tuple(vector.shape)}"
+            )
+    mean = torch.stack([vector.detach().to(operator.like) for vector in warm]).sum(0)
+    return mean / torch.linalg.vector_norm(mean) + NOISE * noise / torch.linalg.vector_norm(noise)
+
+
+@costs(0, 0, memory="one more vector")
+def preconditioned(operator: CurvatureOperator, preconditioner: Sequence[Tensor | None]) -> CurvatureOperator:
+    r""":math:`P^{1/2} A P^{1/2}` for a diagonal :math:`P`: its eigenvalues are those of :math:`P A`.
+
+    Args:
+        operator: :math:`A`.
+        preconditioner: :math:`P`, one non-negative tensor shaped like each parameter, None for ones; such as
+            :func:`preconditioner_of` gives.
+
+    Raises:
+        ValueError: the number of tensors or a shape differs, or an entry is negative or not finite.
+    """
+    diagonals = list(preconditioner)
+    if len(diagonals) != len(operator.shapes):
+        raise ValueError(f"preconditioner must hold {len(operator.shapes)} tensors, got {len(diagonals)}")
+    filled = []
+    for index, (diagonal, shape) in enumerate(zip(diagonals, operator.shapes, strict=True)):
+        diagonal = operator.like.new_ones(shape) if diagonal is None else diagonal
+        if diagonal.shape != shape:
+            raise ValueError(
+                f"preconditioner[{index}] must have shape {tuple(shape)}, got {tuple(diagonal.shape)}"
+            )
+        if not bool((diagonal.isfinite() & (diagonal >= 0)).all()):
+            raise ValueError(f"preconditioner[{index}] must be finite and not negative")
+        filled.append(diagonal)
+    root = flatten(filled, operator.like).sqrt()
+    return operator._replace(matvec=lambda vector: root * operator.matvec(root * vector))
+
+
+@costs(0, 0, hvps=20, memory="as many parameter copies as iterations")
+def top_eigenpairs(
+    operator: CurvatureOperator,
+    *,
+    top: int = 1,
+    iterations: int = 20,
+    tol: float = 1e-2,
+    warm_start: Sequence[Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> Sharpness:
+    """Largest eigenvalues, and their vectors, by Lanczos iteration with full re-orthogonalisation.
+
+    Operators come from :func:`hvp_operator` and :func:`ggn_operator`, and can be wrapped by
+    :func:`preconditioned` and :func:`averaged_over_ranks`. A cold start takes 10 to 20 products for the first
+    eigenvalue and a few for each further one. While training, pass the last reading's ``vectors`` as
+    ``warm_start`` and ``iterations=4``; ask for ``top=2`` or more where eigenvalues may overtake each other.
+
+    Args:
+        operator: n x n.
+        top: how many eigenvalues.
+        iterations: most products to spend, at least ``top``.
+        tol: largest residual over eigenvalue at which to stop; 0 spends all iterations. The values are then
+            mostly far closer than that.
+        warm_start: flat vectors of shape (n,), such as ``Sharpness.vectors``.
+        generator: draws the start; by default a private one with seed 0, so that readings repeat.
+
+    Raises:
+        ValueError: a count or shape is out of range, or a product is not finite.
+    """
+    check_count("top", top)
+    check_count("iterations", iterations, top)
+    if top > operator.n:
+        raise ValueError(f"top must be at most the number of parameters ({operator.n}), got {top}")
+    start = _start(operator, warm_start, generator)
+    found = lanczos(operator.matvec, start, iterations, tol, wanted=top, least=LEAST)
+    values = tuple(found.eigenvalues[:top].tolist())
+    return Sharpness(values[0], values, list(found.vectors), found.products, found.residuals[0].item())

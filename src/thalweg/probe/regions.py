@@ -1,0 +1,185 @@
+"""Local complexity (arXiv 2402.15555): how densely the linear regions of a network lie around points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg._core.checks import check_count, check_positive
+from thalweg.probe._batches import take
+from thalweg.probe._quiet import modules_named
+from thalweg.probe._units import activations, overhear
+from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe.cost import costs
+
+__all__ = ["LocalComplexity", "local_complexity"]
+
+VERTICES = 40
+
+
+@dataclass(frozen=True)
+class LocalComplexity:
+    """How many hidden units switch within a small polytope about each point.
+
+    Attributes:
+        total: units that switch, over all layers; mean over the points.
+        layers: layer to the number of its units that switch; mean over the points.
+        density: layer to the share of its units that switch, in [0, 1]; mean over the points.
+        points: units that switch about each point, shape (points,); of this process.
+        radius, vertices: as given.
+    """
+
+    total: float
+    layers: dict[str, float]
+    density: dict[str, float]
+    points: Tensor
+    radius: float
+    vertices: int
+
+
+def _directions(size: int, count: int, seed: int, like: Tensor) -> Tensor:
+    """Orthonormal rows, uniformly turned, shape (count, size)."""
+    source = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(size, count, generator=source, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.T.to(like)
+
+
+def _around(points: Tensor, steps: Tensor) -> Tensor:
+    """All vertices of all points: the polytope's index runs fastest, shape (points * vertices, ...)."""
+    return (points[:, None] + steps.view(1, len(steps), *points.shape[1:])).flatten(0, 1)
+
+
+@contextmanager
+def _displacing(module: nn.Module, steps: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let ``module`` return the vertices about what it returns, for an input with each example repeated."""
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise ValueError(f"at must name a module that returns one tensor, got {type(output).__name__}")
+        moves = steps(output)
+        repeated = output.unflatten(0, (-1, len(moves)))
+        return (repeated + moves.view(1, len(moves), *output.shape[1:])).flatten(0, 1)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@costs(VERTICES, 0, memory="the vertices of 64 points and one layer's signs for them")
+def local_complexity(
+    model: nn.Module,
+    points: Any,
+    *,
+    radius: float,
+    vertices: int = VERTICES,
+    layers: Iterable[str] | None = None,
+    at: str | None = None,
+    chunk: int = 64,
+    seed: int = 0,
+    group: Any = None,
+) -> LocalComplexity:
+    r"""Units whose pre-activation changes sign between the vertices of a cross-polytope (arXiv 2402.15555).
+
+    The vertices are :math:`x \pm r v_j` with orthonormal :math:`v_j`, the same for all points. For the first
+    layer a switch means that the unit's hyperplane cuts the polytope, exactly; further in, where the polytope
+    arrives bent, it is an approximation. For smooth activations the sign is a proxy. Compare the numbers at
+    training, test and random points, over the logarithm of time: a late fall at the training points is when
+    regions leave for the decision boundary.
+
+    Args:
+        model: run in evaluation mode without gradients on every vertex; its ``training`` flags are put back.
+            Behind DDP or ``torch.compile`` the module itself is run.
+        points: float tensor (points, ...). With ``at``, any input: a tensor, a tuple of positional or a
+            mapping of keyword arguments, whose tensors have the points first.
+        radius: :math:`r`, in units of the input: a tenth of the typical distance between points or less. Too
+            small a radius gives zeros.
+        vertices: even, 2 to twice the size of a point.
+        layers: names of modules whose outputs are pre-activations, such as linear layers before a functional
+            ReLU. By default the inputs of every activation module. Each entry counts as a unit: in a
+            convolution each channel at each place.
+        at: name of a module whose output the polytope is laid about, instead of the input: the embedding of a
+            model of tokens.
+        chunk: points a forward pass.
+        seed: of the directions; the global random state is left alone.
+        group: process group whose members each hold a part of the points and all call this; None for one.
+
+    Raises:
+        ValueError: a bad argument; points that are not finite floats; no layer, an unknown one or one that
+            does not run.
+    """
+    radius, vertices = check_positive("radius", radius), check_count("vertices", vertices, low=2)
+    check_count("chunk", chunk)
+    model = bare(model)
+    count = _count(points, at)
+    outputs = {} if layers is None else modules_named(model, list(layers))
+    inputs = activations(model) if layers is None else {}
+
+    def steps(like: Tensor) -> Tensor:
+        size = like[0].numel()
+        if vertices % 2 or vertices > 2 * size:
+            raise ValueError(f"vertices must be even and at most {2 * size}, twice the size, got {vertices}")
+        moves = radius * _directions(size, vertices // 2, seed, like)
+        return torch.cat([moves, -moves])
+
+    switched: dict[str, list[Tensor]] = {}
+    units: dict[str, int] = {}
+
+    def compare(run: str, values: Tensor) -> None:
+        signs = values.sign().unflatten(0, (-1, vertices)).flatten(2)
+        if not bool(signs.isfinite().all()):
+            raise ValueError(f"layer {run!r} must return finite pre-activations, got NaN")
+        switched.setdefault(run, []).append((signs != signs[:, :1]).any(1).sum(1))
+        units[run] = signs.shape[2]
+
+    for start in range(0, count, chunk):
+        part = take(points, slice(start, start + chunk), count)
+        if at is None:
+            overhear(model, _around(part, steps(part)), outputs, inputs, compare)
+        else:
+            index = torch.arange(min(chunk, count - start)).repeat_interleave(vertices)
+            module = modules_named(model, [at])[at]
+            with _displacing(module, steps):
+                overhear(model, take(part, index, len(index) // vertices), outputs, inputs, compare)
+    counts = {run: torch.cat(parts) for run, parts in switched.items()}
+    means = {run: _mean(number, group) for run, number in counts.items()}
+    return LocalComplexity(
+        total=sum(means.values()),
+        layers=means,
+        density={run: mean / units[run] for run, mean in means.items()},
+        points=torch.stack(list(counts.values())).sum(0),
+        radius=radius,
+        vertices=vertices,
+    )
+
+
+def _mean(number: Tensor, group: Any) -> float:
+    packed = torch.stack([number.double().sum(), number.new_tensor(len(number)).double()])
+    total, points = over_processes(packed, group).tolist()
+    return total / points
+
+
+def _count(points: Any, at: str | None) -> int:
+    """How many points there are."""
+    if at is None:
+        if not isinstance(points, Tensor) or not points.is_floating_point() or points.dim() < 2:
+            got = points.dtype if isinstance(points, Tensor) else type(points).__name__
+            raise ValueError(f"points must be a float tensor (points, ...), or at= be given, got {got}")
+        if not len(points) or not bool(points.isfinite().all()):
+            raise ValueError("points must be finite, at least one, got none or NaN or infinity")
+        return len(points)
+    tensors = [points] if isinstance(points, Tensor) else list(_values(points))
+    sizes = {len(t) for t in tensors if isinstance(t, Tensor) and t.dim()}
+    if not sizes or not max(sizes):
+        raise ValueError("points must hold a tensor of at least one point, got none")
+    return max(sizes)
+
+
+def _values(points: Any) -> Iterable[Any]:
+    return points.values() if hasattr(points, "values") else points

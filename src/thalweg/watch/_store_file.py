@@ -1,0 +1,87 @@
+"""Opening the file of a run store: made, checked, and brought up to date if it is to be written."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from thalweg.watch._store_schema import APPLICATION, SCHEMA, make, upgrade
+
+
+def open_file(path: Path, write: bool) -> sqlite3.Connection:
+    """A connection to a store of ours; with ``write`` the file is made, or upgraded, if need be.
+
+    Raises:
+        ValueError: the file is not there, is no store of ours or a newer one's, cannot be read or written.
+    """
+    if not write and not path.is_file():
+        raise ValueError(f"store must be an existing run store, got {str(path)!r}: no such file")
+    try:
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        db = _connect(path, "rwc" if write else "ro")
+    except (sqlite3.Error, OSError) as error:
+        raise ValueError(f"store {str(path)!r} cannot be opened: {error}") from None
+    try:
+        try:
+            _check(db, path, write)
+        except sqlite3.OperationalError:
+            # A closed store where nobody may write: reading it needs no lock, but SQLite must be told.
+            if write or Path(f"{path}-wal").exists():
+                raise
+            db.close()
+            db = _connect(path, "ro&immutable=1")
+            _check(db, path, write)
+    except sqlite3.Error as error:
+        db.close()
+        why = "is not a run store"
+        if isinstance(error, sqlite3.OperationalError):
+            why = f"cannot be {'written' if write else 'read'}"
+        raise ValueError(f"store {str(path)!r} {why}: {error}") from None
+    except ValueError:
+        db.close()
+        raise
+    return db
+
+
+def version(db: sqlite3.Connection) -> int:
+    """Of the tables in the file."""
+    (found,) = db.execute("pragma user_version").fetchone()
+    return found
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=5)
+
+
+def _check(db: sqlite3.Connection, path: Path, write: bool) -> None:
+    if write and _blank(db):
+        db.execute("pragma journal_mode = wal")
+        db.execute("begin immediate")
+        # Another process may have made the store since we looked.
+        if _blank(db):
+            make(db)
+        db.execute("commit")
+    (application,) = db.execute("pragma application_id").fetchone()
+    if application != APPLICATION:
+        raise ValueError(f"store {str(path)!r} is not a run store of thalweg")
+    found = version(db)
+    if found > SCHEMA:
+        raise ValueError(f"store {str(path)!r} has schema {found}, this thalweg reads up to {SCHEMA}")
+    if not write:
+        return
+    # In WAL mode this survives the death of the process; only a power cut can lose the last commits.
+    db.execute("pragma synchronous = normal")
+    db.execute("begin immediate")
+    # Another process may have brought it up to date since we looked.
+    if (found := version(db)) < SCHEMA:
+        upgrade(db, found)
+    db.execute("update runs set seen = seen where 0")
+    db.execute("commit")
+
+
+def _blank(db: sqlite3.Connection) -> bool:
+    """Whether there is nothing in the file: no stamps and no tables."""
+    asked = ("pragma application_id", "pragma user_version", "select count(*) from sqlite_master")
+    return not any(db.execute(one).fetchone()[0] for one in asked)

@@ -1,0 +1,106 @@
+"""Whether a series of readings grows exponentially: steadily, far beyond its noise and what it has been."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from statistics import median
+
+__all__ = ["Growth", "Series"]
+
+BLOCKS = 4
+EARLIER = 64
+FIRST = 10
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a series grew over its latest readings, which make four blocks.
+
+    Attributes:
+        began: step of the first of them.
+        times: median of the last block of readings over that of the first.
+        least, most: the smallest and the largest factor from one block's median to the next.
+        steady: the last factor from block to block over the first; near 1 for an exponential, below 1 for
+            growth that slows down.
+        record: median of the last block over the largest of the 64 readings before the first block, or over
+            the median of the run's first ten if that is larger; infinite if there were none before.
+        noise: robust standard deviation of the logarithm from one reading to the next, without the trend.
+    """
+
+    began: int
+    times: float
+    least: float
+    most: float
+    steady: float
+    record: float
+    noise: float
+
+    @property
+    def linear(self) -> float:
+        """What ``steady`` is if the series grows by the same amount from block to block."""
+        step = (self.times - 1) / (BLOCKS - 1)
+        return self.times / (self.times - step) / (1 + step)
+
+    @property
+    def sudden(self) -> float:
+        """The share of the growth that came from one block to the next, on a scale of logarithms."""
+        return math.log(self.most) / math.log(self.times)
+
+    @property
+    def falls(self) -> bool:
+        """Whether it falls rather than grows, by half its noise at least."""
+        return math.log(self.times) < -0.5 * self.noise
+
+
+class Series:
+    """The latest readings of one number.
+
+    Medians of blocks and not single readings: one spike is no growth.
+    """
+
+    def __init__(self, block: int):
+        self.block = block
+        self.past: deque[tuple[int, float]] = deque(maxlen=BLOCKS * block + EARLIER)
+        self.first: list[float] = []
+
+    def add(self, step: int, value: float) -> None:
+        """Take a reading; one that is not a positive number is left out."""
+        if math.isfinite(value) and value > 0:
+            self.past.append((step, value))
+            if len(self.first) < FIRST:
+                self.first.append(value)
+
+    @property
+    def ratio(self) -> float:
+        """The latest reading over that which stands at the beginning of the four blocks; 0 before them."""
+        count = BLOCKS * self.block
+        return self.past[-1][1] / self.past[-count][1] if len(self.past) >= count else 0.0
+
+    def growth(self) -> Growth | None:
+        """Of the latest four blocks; None until there are as many."""
+        count = BLOCKS * self.block
+        if len(self.past) < count:
+            return None
+        before = len(self.past) - count
+        earlier = [value for _, value in islice(self.past, before)]
+        latest = list(islice(self.past, before, None))
+        values = [value for _, value in latest]
+        blocks = [median(values[start : start + self.block]) for start in range(0, count, self.block)]
+        factors = [after / now for now, after in pairwise(blocks)]
+        changes = [math.log(after / now) for now, after in pairwise(values)]
+        trend = median(changes)
+        noise = 1.4826 * median(abs(change - trend) for change in changes)
+        # A gradient that had all but died away and comes back is no explosion.
+        record = blocks[-1] / max(*earlier, median(self.first)) if earlier else math.inf
+        return Growth(
+            latest[0][0],
+            blocks[-1] / blocks[0],
+            min(factors),
+            max(factors),
+            factors[-1] / factors[0],
+            record,
+            noise,
+        )

@@ -1,0 +1,216 @@
+"""Signs that a run is about to diverge, before its loss shows it (arXiv 2110.04369, 2309.14322)."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from statistics import median
+
+from thalweg.watch.growth import Growth, Series
+from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.rule import Rule
+
+# The least factor from block to block, the factor over all four, and how many times the noise that must be.
+GROWING = {
+    "gradient norm": (3, 1.3, 8.0),
+    "loss": (5, 1.05, 1.5),
+    "weight norm": (1, 1.2, 2.0),
+    "largest logit": (2, 1.3, 8.0),
+}
+NOISE = 5.0
+RECORD = 1.5
+STEADY = 0.8
+LEARNS = 0.7
+SUDDEN = 0.7
+LIMIT = 2.0
+JUMP, JUMP_STEPS = 1.5, 5
+FRESH = 200
+RISING, RISING_NOISE = 2.0, 3.0
+DOUBLES, CLIMBS, AHEAD = 2.0, 1.3, 2
+GRACE = 20
+QUIET = 300
+
+
+class DivergenceAhead(Rule):
+    """One of these, and a loss that does not fall:
+
+    - a learning rate that jumps to where the last sharpness is more than twice the optimizer's limit;
+    - sharpness above twice the limit, and a gradient that grows steadily and beyond noise, to twice its size;
+    - a rate that climbs, and sharpness over its limit doubling from reading to reading, above 1 in two more;
+    - exponential growth, beyond noise and the 64 readings before, of the gradient's norm (8-fold over 12
+      readings), the weights' (2-fold over 4), the largest logit (8-fold over 8), the loss (by half over 20).
+
+    The jump is told at once, before the step is made.
+    """
+
+    name = "divergence ahead"
+    reads = ("loss", "gradient norm", "weight norm", "log Z", "learning rate", "sharpness")
+
+    def __init__(self, about):
+        super().__init__(about)
+        self.series = {name: Series(block) for name, (block, _, _) in GROWING.items()}
+        self.rates: deque[Reading] = deque(maxlen=64)
+        self.sharp: deque[Reading] = deque(maxlen=3)
+        self.quiet_until = -math.inf
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        found = None
+        if reading.name == "learning rate":
+            self.rates.append(reading)
+            found = self._jumped(reading)
+        elif reading.name == "sharpness":
+            if "ratio" in reading.extra:
+                self.sharp.append(reading)
+                found = self._too_sharp(reading) or self._heading(reading)
+        else:
+            name = "largest logit" if reading.name == "log Z" else reading.name
+            value = reading.extra.get("largest logit", math.nan) if reading.name == "log Z" else reading.value
+            self.series[name].add(reading.step, abs(value))
+            found = self._grows(name, reading)
+            if found is None and name == "gradient norm":
+                found = self._too_sharp(reading)
+        if found is not None and reading.step >= self.quiet_until:
+            self.quiet_until = reading.step + QUIET
+            yield found
+
+    def _jumped(self, reading: Reading) -> Finding | None:
+        sharp = self.sharp[-1] if self.sharp else None
+        if sharp is None or reading.step - sharp.step > FRESH or self._early(reading):
+            return None
+        held = [one.value for one in self.rates if one.step <= reading.step - JUMP_STEPS][-1:]
+        held += [one.value for one in self.rates if one.step > reading.step - JUMP_STEPS]
+        if not 0 < JUMP * min(held) <= reading.value:
+            return None
+        ratio = sharp.extra["ratio"] * reading.value / sharp.extra["lr"]
+        if not ratio > LIMIT:
+            return None
+        return self._finding(
+            reading,
+            reading.step,
+            f"the learning rate has jumped to {reading.value:.3g}, where sharpness, {sharp.value:.3g} at "
+            f"step {sharp.step}, is {ratio:.3g} times the stability limit",
+            {"learning rate": reading.value, "sharpness over its limit": ratio, "threshold": LIMIT},
+            ratio,
+        )
+
+    def _too_sharp(self, reading: Reading) -> Finding | None:
+        sharp = self.sharp[-1] if self.sharp else None
+        if sharp is None or sharp.extra["ratio"] <= LIMIT or reading.step - sharp.step > FRESH // 5:
+            return None
+        grown = self.series["gradient norm"].growth()
+        if grown is None or self._early(sharp) or self._falls():
+            return None
+        risen = grown.times >= RISING and math.log(grown.times) > RISING_NOISE * grown.noise
+        if not (risen and grown.least > 1 and RECORD <= grown.record < math.inf):
+            return None
+        ratio = sharp.extra["ratio"]
+        return self._finding(
+            reading,
+            sharp.step,
+            f"sharpness is {ratio:.3g} times the stability limit, and the gradient's norm has grown "
+            f"{grown.times:.3g} times since step {grown.began}",
+            {"sharpness over its limit": ratio, "threshold": LIMIT, "gradient times": grown.times},
+            ratio,
+        )
+
+    def _heading(self, reading: Reading) -> Finding | None:
+        """Sharpness over its limit doubles from reading to reading, without slowing down, and nears 1."""
+        if len(self.sharp) < 3 or self._early(self.sharp[0]):
+            return None
+        first, second, third = (one.extra["ratio"] for one in self.sharp)
+        if not (second >= DOUBLES * first > 0 and third >= DOUBLES * second):
+            return None
+        # At a constant rate sharpness grows by itself, and stops at the limit by itself (arXiv 2207.14484).
+        rates = [one.extra["lr"] for one in self.sharp]
+        if any(after < CLIMBS * before for before, after in pairwise(rates)):
+            return None
+        factor = third / second
+        if factor < STEADY * second / first or third * factor**AHEAD <= 1:
+            return None
+        steps = reading.step - self.sharp[1].step
+        return self._finding(
+            reading,
+            self.sharp[0].step,
+            f"sharpness is {third:.2g} times the stability limit, {factor:.2g} times what it was {steps} "
+            f"steps ago, and has been growing like that: within {AHEAD * steps} steps it is above the limit",
+            {"sharpness over its limit": third, "times": factor, "threshold": DOUBLES},
+            third * factor**AHEAD,
+        )
+
+    def _grows(self, name: str, reading: Reading) -> Finding | None:
+        _, least, times = GROWING[name]
+        # Most readings are settled without a median.
+        if self.series[name].ratio < math.sqrt(times):
+            return None
+        grown = self.series[name].growth()
+        if grown is None or not self._exponential(grown, least, times):
+            return None
+        loss = self.series["loss"].growth()
+        # Weights may feed themselves while the loss still falls a little; one long step is another finding.
+        learns = loss is not None and loss.times < LEARNS
+        if name == "weight norm" and (learns or self._warming(grown.began) or grown.sudden > SUDDEN):
+            return None
+        if name in ("gradient norm", "largest logit") and self._falls():
+            return None
+        steps = reading.step - grown.began + 1
+        return self._finding(
+            reading,
+            grown.began,
+            f"the {name} has grown {grown.times:.3g} times in {steps} steps, exponentially"
+            + (", and the loss does not fall" if self.series["loss"].past else ""),
+            {name: self.series[name].past[-1][1], "times": grown.times, "threshold": times},
+            2.0,
+        )
+
+    def _exponential(self, grown: Growth, least: float, times: float) -> bool:
+        far = grown.times >= times and math.log(grown.times) > NOISE * grown.noise
+        # Growth by equal amounts, as of weights that begin at zero, slows down in these terms.
+        steady = grown.steady >= max(STEADY, math.sqrt(grown.linear))
+        return far and grown.least >= least and steady and grown.record >= RECORD
+
+    def _falls(self) -> bool:
+        """Whether the loss of the latest 20 readings falls; unknown counts as not."""
+        grown = self.series["loss"].growth()
+        return grown is not None and grown.falls
+
+    def _warming(self, since: int) -> bool:
+        """Whether the learning rate has risen since a step: longer steps make weights grow faster."""
+        rates = [one.value for one in self.rates if one.step >= since]
+        return any(after > before for before, after in pairwise(rates))
+
+    def _early(self, reading: Reading) -> bool:
+        # Where no gradient has come yet Adam's preconditioner is 1/eps, which says nothing.
+        return self.adaptive and reading.step <= GRACE
+
+    def _finding(
+        self, reading: Reading, began: int, words: str, numbers: Mapping[str, float], times: float
+    ) -> Finding:
+        worst = sorted(reading.layers, key=lambda name: -reading.layers[name])[:3]
+        norms = [value for _, value in self.series["gradient norm"].past] or [1.0]
+        return Finding(
+            self.name,
+            began,
+            f"{words}: this run is about to diverge.",
+            numbers,
+            "critical",
+            tuple(worst),
+            ("loss-curvature", "small-scale-proxies", "sgd-dynamical-stability"),
+            (
+                Remedy(
+                    "a lower learning rate, now",
+                    f"for group in opt.param_groups:\n    group['lr'] /= {max(1.25 * times, 2):.3g}",
+                    "loss-curvature",
+                ),
+                Remedy(
+                    "go back to the last checkpoint, clip the gradient, and warm up",
+                    "from thalweg import optim\n"
+                    f"chain = optim.clip_norm({2 * median(norms):.3g}), optim.adam()\n"
+                    f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})\n"
+                    "warm = optim.linear_decay(steps, warmup=steps // 20)\n"
+                    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)",
+                    "gradient-clipping",
+                ),
+            ),
+        )

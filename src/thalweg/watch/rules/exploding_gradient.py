@@ -1,0 +1,106 @@
+"""The gradient grows by orders of magnitude: back through layers, back through time, or step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import median
+
+from thalweg.watch.growth import Series
+from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.rule import Rule
+from thalweg.watch.rules.vanishing_gradient import FEWEST, layers_of, normalise, orthogonal
+
+RATIO = 30.0
+IN_A_ROW = 2
+BLOCK = 4
+TIMES = 10.0
+LEAST = 1.5
+RECORD = 3.0
+NOISE = 5.0
+
+
+class ExplodingGradient(Rule):
+    """The usual error in the first third of the layers is 30 times the largest in the last, twice running.
+
+    Or the gradient's norm grows 10-fold over 16 readings, every four by half at least, to three times what it
+    was in the 64 before and at first, while the loss does not fall: that of a network that leaves a plateau
+    grows as well.
+    """
+
+    name = "exploding gradient"
+    reads = ("loss", "gradient norm", "backward signal")
+
+    def __init__(self, about):
+        super().__init__(about)
+        self.high: list[Reading] = []
+        self.norms, self.losses = Series(BLOCK), Series(BLOCK)
+        self.said_depth = self.said_steps = False
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        if reading.name == "loss":
+            self.losses.add(reading.step, reading.value)
+        elif reading.name == "backward signal":
+            yield from self._over_depth(reading)
+        else:
+            self.norms.add(reading.step, reading.value)
+            yield from self._over_steps(reading)
+
+    def _over_depth(self, reading: Reading) -> Iterable[Finding]:
+        norms = list(reading.layers.values())
+        if self.said_depth or len(norms) < FEWEST:
+            return
+        part = max(1, len(norms) // 3)
+        early, late = median(norms[:part]), max(norms[-part:])
+        if not early > RATIO * late:
+            self.high = []
+            return
+        self.high.append(reading)
+        if len(self.high) < IN_A_ROW:
+            return
+        self.said_depth = True
+        timed = sum(name.endswith("]") for name in reading.layers) > len(norms) / 2
+        yield Finding(
+            self.name,
+            self.high[0].step,
+            f"over {len(norms)} {'steps of the sequence' if timed else 'layers'} the error grows "
+            f"{early / late:.3g} times on its way back: the first ones are moved at random.",
+            {"first third": early, "last third": late, "ratio": early / late, "threshold": RATIO},
+            "warning",
+            layers_of(sorted(list(reading.layers)[:part], key=lambda name: -reading.layers[name])),
+            ("gradient-clipping", "chaotic-gradients", "layer-norm"),
+            (self._clip(1.0), orthogonal(), normalise(self.adam_lr)),
+        )
+
+    def _over_steps(self, reading: Reading) -> Iterable[Finding]:
+        # Most readings are settled without a median.
+        if self.said_steps or self.norms.ratio < math.sqrt(TIMES):
+            return
+        grown, loss = self.norms.growth(), self.losses.growth()
+        if grown is None or (loss is not None and loss.falls):
+            return
+        steady = grown.times >= TIMES and math.log(grown.times) > NOISE * grown.noise
+        if not (steady and grown.least >= LEAST and grown.record >= RECORD):
+            return
+        self.said_steps = True
+        usual = min(value for _, value in self.norms.past)
+        yield Finding(
+            self.name,
+            grown.began,
+            f"the gradient's norm has grown {grown.times:.3g} times since step {grown.began}, without a "
+            "pause and without the loss falling.",
+            {"gradient norm": reading.value, "times": grown.times, "threshold": TIMES},
+            "warning",
+            tuple(sorted(reading.layers, key=lambda name: -reading.layers[name]))[:3],
+            ("gradient-clipping", "loss-curvature"),
+            (self._clip(2 * usual), normalise(self.adam_lr)),
+        )
+
+    def _clip(self, norm: float) -> Remedy:
+        return Remedy(
+            "clip the norm of the whole gradient",
+            "from thalweg import optim\n"
+            f"chain = optim.clip_norm({norm:.3g}), optim.adam()\n"
+            f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})",
+            "gradient-clipping",
+        )

@@ -1,0 +1,148 @@
+"""The loss jumps out of its recent past, and what came before that."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from itertools import dropwhile, pairwise
+from statistics import median
+
+from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.rule import Rule
+from thalweg.watch.spike_causes import READ, Cause, History, cause_of
+
+MEMORY = 128
+LATEST = 32
+RECENT = 10
+# The threshold is reckoned anew so often, and whenever a loss is above it.
+RENEW = 8
+ENOUGH = 20
+SPREADS = 5.0
+BEYOND = 1.25
+SHARE = 0.2
+ALONE = 2.5
+AFTER = 3
+LASTING = 2
+QUIET = 100
+
+PAPERS = {
+    "learning rate": ("loss-curvature", "sgd-dynamical-stability"),
+    "second moment": ("spam", "amsgrad", "loss-curvature"),
+    "bad batch": ("spam", "gradient-clipping", "opposing-signals"),
+    "attention logits": ("small-scale-proxies", "loss-curvature"),
+    "sharpness": ("loss-curvature", "sgd-dynamical-stability", "opposing-signals"),
+    "unknown": ("gradient-clipping", "opposing-signals"),
+}
+
+
+class LossSpike(Rule):
+    """The loss is above its median by 5 robust standard deviations and by a fifth of what was gained so far.
+
+    And by 1.25 times what any of the 128 readings before has been; the 10 latest are not among them, so
+    that a loss that climbs within a few steps counts too. It is told three steps later, if two of the three
+    are as high; a reading that stands alone must be far higher, since a hard batch does no harm.
+    """
+
+    name = "loss spike"
+    reads = ("loss", *READ)
+
+    def __init__(self, about):
+        super().__init__(about)
+        self.past: deque[Reading] = deque(maxlen=MEMORY + RECENT)
+        self.first: list[float] = []
+        self.history = History()
+        self.spike: tuple[Reading, float, float] | None = None
+        self.waited = self.high = 0
+        self.swing = self.alone = 0.0
+        self.known, self.renew = (math.inf, 0.0), 0
+        self.quiet_until = -math.inf
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        if reading.name != "loss":
+            self.history.add(reading)
+            return
+        if self.spike is not None:
+            self.waited += 1
+            self.high += not reading.value < self.spike[1]
+            if self.waited >= AFTER or not reading.finite:
+                yield from self._told(not reading.finite)
+        if not reading.finite:
+            return
+        if len(self.first) < 5:
+            self.first.append(reading.value)
+        if self.spike is None and reading.step >= self.quiet_until:
+            if reading.value > self.known[0] or reading.step >= self.renew:
+                self.known, self.renew = self._threshold(), reading.step + RENEW
+            threshold, usual = self.known
+            if reading.value > threshold:
+                self.spike, self.waited, self.high = (reading, threshold, usual), 0, 0
+                # Losses near zero scatter by factors: one alone must be twice the swing in logarithms too.
+                self.alone = usual + ALONE * (threshold - usual)
+                self.alone = max(self.alone, self.swing**2 / usual) if usual > 0 else self.alone
+        self.past.append(reading)
+
+    def _threshold(self) -> tuple[float, float]:
+        """Above what a loss is a spike, and what it usually is; infinite while too little is known."""
+        known = [one.value for one in self.past][:-RECENT]
+        if len(known) < ENOUGH:
+            return math.inf, 0.0
+        usual = median(known[-LATEST:])
+        # From one reading to the next, so that the descent itself is not taken for noise.
+        spread = 1.4826 * median(abs(after - now) for now, after in pairwise(known)) / math.sqrt(2)
+        self.swing = max(dropwhile(lambda value: value > usual, known))
+        gained = max(max(self.first) - usual, 0.5 * abs(usual))
+        return usual + max(SPREADS * spread, BEYOND * (self.swing - usual), SHARE * gained), usual
+
+    def _told(self, lost: bool) -> Iterable[Finding]:
+        assert self.spike is not None
+        spike, threshold, usual = self.spike
+        self.spike = None
+        if not lost and self.high < LASTING and spike.value < self.alone:
+            return
+        self.quiet_until = spike.step + QUIET
+        before = [one.value for one in self.past if one.step < spike.step]
+        # Half of the way to the threshold is out of line already.
+        sudden = before[-1] < (usual + threshold) / 2
+        cause = cause_of(self.history, spike.step, sudden)
+        yield Finding(
+            self.name,
+            spike.step,
+            f"the loss rose to {spike.value:.3g} from about {usual:.3g}. What came before it: {cause.words}.",
+            {"loss": spike.value, "median": usual, "threshold": threshold, **cause.numbers},
+            "warning",
+            cause.layers,
+            PAPERS[cause.kind],
+            self._remedies(cause),
+        )
+
+    def _remedies(self, cause: Cause) -> tuple[Remedy, ...]:
+        norm = cause.numbers.get("gradient norm", 1.0) / cause.numbers.get("gradient over its median", 1.0)
+        clip = Remedy(
+            "clip the norm of the whole gradient",
+            "from thalweg import optim\n"
+            f"chain = optim.clip_norm({2 * norm:.3g}), optim.adam()\n"
+            f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})",
+            "gradient-clipping",
+        )
+        if cause.kind == "bad batch":
+            code = f"from thalweg import optim\nopt = optim.SPAM(model.parameters(), lr={self.adam_lr:g})"
+            return Remedy("Adam that cuts single entries that stand out", code, "spam"), clip
+        if cause.kind == "second moment":
+            code = (
+                "from thalweg import optim\n"
+                f"opt = optim.AdamW(model.parameters(), lr={self.adam_lr:g}, betas=(0.9, 0.95))"
+            )
+            return Remedy("a second moment that forgets sooner", code, "spam"), clip
+        if cause.kind in ("learning rate", "sharpness"):
+            times = max(cause.numbers.get("sharpness over its limit", 0.0) / 0.8, 1.25)
+            times = max(times, cause.numbers.get("learning rate times", 1.0))
+            lower = f"for group in opt.param_groups:\n    group['lr'] /= {times:.3g}"
+            return Remedy("a lower learning rate", lower, "loss-curvature"), clip
+        warm = (
+            "from thalweg import optim\n"
+            "warm = optim.linear_decay(steps, warmup=steps // 10)\n"
+            "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)"
+        )
+        paper = "small-scale-proxies" if cause.kind == "attention logits" else "loss-curvature"
+        return clip, Remedy("a longer warm-up", warm, paper)

@@ -1,0 +1,117 @@
+"""The loss falls although no example's gradient helps another (arXiv 2203.10036)."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from statistics import fmean, stdev
+
+from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.rule import Rule
+
+READINGS = 100
+ENOUGH = 20
+STEPS = 40
+COHERENCE = 0.003
+SURE = 2.0
+EARLY = 0.7
+BEGUN = 0.97
+FALL = 0.01
+FIRST = 10
+LOSSES = 2000
+
+
+class LowCoherence(Rule):
+    """Coherence surely below 0.003 while the loss falls from 0.97 of what it was at first to 0.7.
+
+    Coherence falls in every run once its examples are fitted, and is then judged no more. The first few
+    hundredths of the loss are what its first weights answered too boldly, and say nothing. In between, true
+    labels give each step a direction that many examples share; wrong ones do not, and a loss that falls all
+    the same is being learnt by heart. Surely: two standard errors over the last 20 to 100 readings and at
+    least 40 steps. The loss falls if its last half is below its first by 0.01 and by two standard errors.
+    """
+
+    name = "low coherence"
+    reads = ("loss", "gradient coherence")
+
+    def __init__(self, about):
+        super().__init__(about)
+        self.past: deque[Reading] = deque(maxlen=READINGS)
+        self.losses: deque[Reading] = deque(maxlen=LOSSES)
+        self.recent: deque[float] = deque(maxlen=FIRST)
+        self.first: list[float] = []
+        self.said = False
+
+    def see(self, reading: Reading) -> Iterable[Finding]:
+        if self.said:
+            return
+        if reading.name == "loss":
+            if reading.finite:
+                self.losses.append(reading)
+                self.recent.append(reading.value)
+                if len(self.first) < FIRST:
+                    self.first.append(reading.value)
+            return
+        if not (reading.finite and reading.extras_finite):
+            return
+        if not self._early():
+            self.past.clear()
+            self.losses.clear()
+            return
+        self.past.append(reading)
+        start = self.past[0].step
+        while self.losses and self.losses[0].step < start:
+            self.losses.popleft()
+        if len(self.past) < ENOUGH or reading.step - start < STEPS or len(self.losses) < ENOUGH:
+            return
+        signals = [one.extra["signal"] for one in self.past]
+        whole = fmean(one.extra["signal"] + one.extra["noise"] for one in self.past)
+        coherence = fmean(signals) / whole
+        # What lies below zero is chance, and no evidence that the truth is far below the limit.
+        most = max(coherence, 0.0) + SURE * stdev(signals) / math.sqrt(len(signals)) / whole
+        if most > COHERENCE or not self._learning():
+            return
+        self.said = True
+        first, now = fmean(self.first), fmean(one.value for one in self.losses)
+        numbers = {"coherence": coherence, "at most": most, "threshold": COHERENCE}
+        numbers |= {"loss": now, "first loss": first}
+        yield Finding(
+            self.name,
+            start,
+            f"the gradients of different examples have a coherence of {coherence:.2g} (at most {most:.2g}) "
+            f"while the loss falls, now {now:.3g} of {first:.3g}: examples are learnt one by one, which is "
+            "how wrong or random labels are learnt.",
+            numbers,
+            "warning",
+            (),
+            ("gradient-coherence", "example-forgetting"),
+            self._remedies(),
+        )
+
+    def _early(self) -> bool:
+        """Whether learning has begun, and much is left to learn."""
+        if not self.first:
+            return False
+        first = fmean(self.first)
+        return EARLY * first < fmean(self.recent) < BEGUN * first
+
+    def _learning(self) -> bool:
+        values = [one.value for one in self.losses]
+        half = len(values) // 2
+        early, late = values[:half], values[half:]
+        error = math.sqrt(stdev(early) ** 2 / len(early) + stdev(late) ** 2 / len(late))
+        return fmean(early) - fmean(late) > max(FALL * fmean(self.first), SURE * error)
+
+    def _remedies(self) -> tuple[Remedy, ...]:
+        return (
+            Remedy(
+                "look at labels: the examples that a step for the batch makes worst",
+                "from thalweg import probe\n"
+                "def each(model, batch):\n"
+                "    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction='none')\n"
+                "found = probe.example_alignment(model, (inputs, targets), each)\n"
+                "suspects = found.cosines.argsort()[:20]",
+                "gradient-coherence",
+            ),
+        )

@@ -1,0 +1,32 @@
+"""The largest attention logit of each layer (arXiv 2309.14322)."""
+
+from __future__ import annotations
+
+import torch
+
+from thalweg.probe import attention_logits
+from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+from thalweg.watch.sensors.neurons import _as_batch
+
+EXAMPLES = 2
+
+
+def _passes(at: Moment) -> float:
+    """Forward passes of the training batch that one on a few sequences amounts to, hooks included."""
+    return 0.3 + min(1.0, EXAMPLES / examples(at.inputs))
+
+
+@sensor("attention logit", share=0.5, every=10, passes=_passes, needs=("model", "inputs"))
+def attention_logit(at: Moment) -> list[Raw]:
+    """Largest size of a logit before the softmax, on two sequences of the last batch; by layer."""
+    assert at.model is not None and at.inputs is not None
+    if at.memory.get("none"):
+        return []
+    try:
+        found = attention_logits(at.model, few(_as_batch(at.model, *at.inputs), EXAMPLES))
+    except ValueError:
+        # No attention that could be seen, so there will be none later.
+        at.memory["none"] = True
+        return []
+    largest = torch.stack([heads.amax() for heads in found.per_head.values()])
+    return [Raw("attention logit", found.largest, tuple(found.per_head), largest)]

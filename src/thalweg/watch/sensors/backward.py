@@ -1,0 +1,30 @@
+"""How the error shrinks or grows on its way back through layers and time (arXiv 1211.5063)."""
+
+from __future__ import annotations
+
+import torch
+
+from thalweg.probe import backward_signal
+from thalweg.watch.inputs import as_batch
+from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+
+EXAMPLES = 16
+
+
+def _passes(at: Moment) -> float:
+    return 1.0 + 3 * min(1.0, EXAMPLES / examples(at.inputs))
+
+
+@sensor("backward signal", share=0.5, every=10, passes=_passes, needs=("model", "inputs"))
+def backward(at: Moment) -> list[Raw]:
+    """Norm of a random error at each layer, first to last, on few examples; the value is first/last."""
+    assert at.model is not None and at.inputs is not None
+    if at.memory.get("none"):
+        return []
+    try:
+        found = backward_signal(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
+    except ValueError:
+        # No layers that it knows, so there will be none later.
+        at.memory["none"] = True
+        return []
+    return [Raw("backward signal", found.ratio, tuple(found.norms), torch.tensor(list(found.norms.values())))]

@@ -1,0 +1,87 @@
+"""Neural collapse of the features that enter the last layer (arXiv 2008.08186, 2210.16658)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.probe import neural_collapse_of
+from thalweg.probe._head import features_and_output, head_name
+from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+
+EXAMPLES = 512
+# So many examples a class, on average, before anything is said of the scatter within a class.
+EACH = 5
+# Below this accuracy on the batch at hand nothing has collapsed, and nothing is measured.
+FITTED = 0.95
+NEEDS = ("model", "inputs", "output", "targets")
+
+
+def _passes(at: Moment) -> float:
+    return EXAMPLES / examples(at.inputs)
+
+
+@sensor("neural collapse", share=0.5, every=20, passes=_passes, needs=NEEDS)
+def class_features(at: Moment) -> list[Raw]:
+    """Scatter within classes over that between them, and other signs of collapse, once the batch is fitted.
+
+    On the training examples given as ``evaluate``, or else on batches gathered so far; up to 512.
+    """
+    assert at.model is not None and at.output is not None and at.targets is not None
+    logits, targets, memory = at.output, at.targets, at.memory
+    if memory.get("head", "") is None or targets.dim() != 1 or targets.is_floating_point():
+        return []
+    if logits.dim() != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
+        return []
+    data = _examples(at)
+    if data is None or float((logits.argmax(1) == targets).float().mean()) < FITTED:
+        return []
+    inputs, labels = data
+    classes = len(labels.unique())
+    if classes < 2 or len(labels) < EACH * classes:
+        return []
+    if "head" not in memory:
+        memory["head"] = head_name(at.model, few(inputs, 64))
+    if memory["head"] is None:
+        return []
+    features, output = features_and_output(at.model, inputs, memory["head"])
+    head = at.model.get_submodule(memory["head"])
+    assert isinstance(head, nn.Linear)
+    if features.dim() != 2 or len(features) != len(labels) or output.shape != (len(labels), len(head.weight)):
+        memory["head"] = None
+        return []
+    found = neural_collapse_of(features, labels, head.weight, head.bias)
+    # The mean of few examples lies closer to them than that of the class.
+    unbiased = len(labels) / (len(labels) - classes)
+    extra: dict[str, float | Tensor] = {
+        "error": (output.argmax(1) != labels).float().mean(),
+        "classes": float(classes),
+        "nc1": found.nc1,
+        "nc2": found.nc2,
+        "norms": found.nc2_norms,
+        "nc3": found.nc3 or 0.0,
+        "nc4": found.nc4 or 0.0,
+    }
+    return [Raw("neural collapse", found.variability * unbiased, extra=extra)]
+
+
+def _examples(at: Moment) -> tuple[Any, Tensor] | None:
+    """Training examples that stay the same from visit to visit, once there are enough."""
+    if at.evaluate is not None:
+        inputs, labels = few(tuple(at.evaluate[0]), EXAMPLES)
+        return (inputs, labels) if labels.dim() == 1 and not labels.is_floating_point() else None
+    assert at.inputs is not None and at.targets is not None
+    positional, keywords = at.inputs
+    if keywords or len(positional) != 1 or not isinstance(positional[0], Tensor):
+        return None
+    gathered = at.memory.get("gathered")
+    if gathered is None or len(gathered[1]) < EXAMPLES:
+        more = kept((positional[0], at.targets))
+        if gathered is not None:
+            if gathered[0].shape[1:] != more[0].shape[1:]:
+                return None
+            more = tuple(torch.cat(pair) for pair in zip(gathered, more, strict=True))
+        gathered = at.memory["gathered"] = few(more, EXAMPLES)
+    return gathered

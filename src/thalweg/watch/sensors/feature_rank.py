@@ -1,0 +1,48 @@
+"""How many directions the features of a few examples use (arXiv 2303.01486)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thalweg.probe import effective_rank
+from thalweg.probe._units import is_activation, overhear
+from thalweg.probe.rank import feature_rows
+from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+from thalweg.watch.sensors.neurons import _as_batch
+
+ROWS = 64
+COLUMNS = 1024
+
+
+def _passes(at: Moment) -> float:
+    return 0.3 + min(1.0, ROWS / examples(at.inputs))
+
+
+@sensor("feature rank", share=0.4, every=20, passes=_passes, needs=("model", "inputs"))
+def feature_rank(at: Moment) -> list[Raw]:
+    """Effective rank of what each activation gives for 64 examples or positions; the value is the last one's.
+
+    Of a model whose activations are no modules nothing is said.
+    """
+    assert at.model is not None and at.inputs is not None
+    layers = {name: module for name, module in at.model.named_modules() if is_activation(module)}
+    if not layers:
+        return []
+    found: dict[str, float] = {}
+
+    def measure(run: str, output: Tensor) -> None:
+        if output.dim() > 1:
+            rows = feature_rows(run, output)
+            found[run] = effective_rank(_thinned(_thinned(rows, ROWS).mT, COLUMNS))
+
+    overhear(at.model, few(_as_batch(at.model, *at.inputs), ROWS), layers, {}, measure, all_run=False)
+    if not found:
+        return []
+    ranks = torch.tensor(list(found.values()))
+    return [Raw("feature rank", ranks[-1], tuple(found), ranks)]
+
+
+def _thinned(rows: Tensor, count: int) -> Tensor:
+    """At most ``count`` rows, evenly spread."""
+    return rows[:: -(-len(rows) // count)]

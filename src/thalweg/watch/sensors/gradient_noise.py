@@ -1,0 +1,143 @@
+"""Noise and signal in the gradient, from parts of the batch (arXiv 1812.06162, 2203.10036)."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.probe import preconditioner_of, stability_limit
+from thalweg.probe._example_batch import count, taken, undisturbed
+from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
+
+PARTS = 8
+EXAMPLES = 128, 256
+MEMORY = 0.9
+
+
+def _passes(at: Moment) -> float:
+    have = examples(at.batch)
+    return 3 * _used(have) / have
+
+
+@sensor("gradient noise", share=1.0, every=5, passes=_passes, needs=("model", "loss_fn", "batch"))
+def gradient_noise(at: Moment) -> list[Raw]:
+    r"""Noise scale and coherence of single examples, from the gradients of eight small parts of the batch.
+
+    With part gradients :math:`g_j` of b examples each, :math:`s = \mathrm{mean}_{j \ne k}\, g_j \cdot g_k`
+    and :math:`q = \mathrm{mean}_j \|g_j\|^2`: the signal :math:`\|G\|^2` is s, the noise
+    :math:`\mathrm{tr}\,\Sigma` is b(q - s), both without bias. A batch of fewer than eight examples is joined
+    by those of the last readings. The scale is the ratio of means over some ten readings; what one reading
+    gave is in ``extra``. There too, of optimizers whose step is a known multiple P of the gradient: ``step``,
+    :math:`\sum P g^2` of the gradient g that the coming step takes, and ``gain``, what the signal alone
+    would give, the loss that a small step takes away; both in units of loss.
+    """
+    assert at.model is not None and at.loss_fn is not None
+    params = [p for p in at.named.values() if p.requires_grad and p.grad is not None]
+    if any(p.is_complex() or p.grad.is_sparse for p in params if p.grad is not None):
+        return []
+    parts = _parts(at)
+    if len(parts) < PARTS or not params:
+        return []
+    size = count(parts[0])
+    rates = _rates(at, params)
+    plain, moved = _Sums(), _Sums()
+    with undisturbed(at.model):
+        for part in parts:
+            loss = at.loss_fn(at.model, part)
+            gradient = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+            plain.add(gradient)
+            if rates is not None:
+                moved.add([g * rate.sqrt() for g, rate in zip(gradient, rates, strict=True)])
+    signal, noise = plain.signal, size * plain.spread
+    memory = at.memory
+    for name, value in (("signal", signal), ("noise", noise)):
+        memory[name] = value if name not in memory else MEMORY * memory[name] + (1 - MEMORY) * value
+    scale = memory["noise"] / memory["signal"] if memory["signal"] > 0 else math.inf
+    extra = {"signal": signal, "noise": noise, "batch": float(examples(at.batch))}
+    if rates is not None:
+        extra |= {"step": _step(at, params, rates), "gain": moved.signal}
+    total = signal + noise
+    return [
+        Raw("gradient noise scale", scale, extra=extra),
+        Raw("gradient coherence", signal / total if total > 0 else math.nan, extra=extra),
+    ]
+
+
+class _Sums:
+    """Running sum of gradients, and of their squared lengths."""
+
+    def __init__(self) -> None:
+        self.total: list[Tensor] = []
+        self.squares = 0.0
+        self.count = 0
+
+    def add(self, gradient: Any) -> None:
+        before = self.total or [torch.zeros_like(g) for g in gradient]
+        self.total = [t + g for t, g in zip(before, gradient, strict=True)]
+        self.squares += float(_square(gradient))
+        self.count += 1
+
+    @property
+    def signal(self) -> float:
+        """Mean inner product of two different members: the squared length of their expectation."""
+        return (float(_square(self.total)) - self.squares) / (self.count * (self.count - 1))
+
+    @property
+    def spread(self) -> float:
+        return self.squares / self.count - self.signal
+
+
+def _square(tensors: Any) -> Tensor:
+    return torch.stack([t.detach().float().square().sum() for t in tensors]).sum()
+
+
+def _used(have: int) -> int:
+    """How many examples of a batch are looked at: a quarter, at least 128 and at most 256 if there are."""
+    return min(have, max(EXAMPLES[0], min(have // 4, EXAMPLES[1])))
+
+
+def _parts(at: Moment) -> list[Any]:
+    """Eight parts of equal size, each some examples of the batch at hand or of one of the last."""
+    batch, held = at.batch, at.memory.setdefault("parts", deque(maxlen=PARTS))
+    have = count(batch)
+    cuts = min(have, PARTS)
+    size = _used(have) // cuts
+    # From all over the batch, which may be in some order.
+    step = have // size
+    parts = [taken(batch, have, slice(j, j + size * step, step)) for j in range(cuts)]
+    if cuts == PARTS:
+        return parts
+    held.extend(kept(part) for part in parts)
+    return list(held)
+
+
+def _rates(at: Moment, params: list[nn.Parameter]) -> list[Tensor] | None:
+    """What each entry of the gradient is multiplied by, over all steps that it takes part in, if known."""
+    try:
+        # What has no known limit of stability, such as a sign, is no multiple of the gradient either.
+        stability_limit(at.optimizer)
+        diagonals = preconditioner_of(at.optimizer, params)
+    except ValueError:
+        return None
+    groups = {id(p): group for group in at.optimizer.param_groups for p in group["params"]}
+    rates = []
+    for p, diagonal in zip(params, diagonals, strict=True):
+        group = groups[id(p)]
+        decay = group["betas"][1] if "betas" in group else group.get("alpha")
+        if decay is not None and p.grad is not None:
+            # The coming step enters this gradient into the second moment: no entry moves by more than this.
+            size = p.grad.abs() / (1.0 if at.scale is None else at.scale) * (1 - decay) ** 0.5
+            diagonal = 1 / (1 / diagonal).maximum(size)
+        momentum = float(group.get("momentum", 0.0))
+        rates.append(diagonal * (float(group["lr"]) / (1 - momentum)))
+    return rates
+
+
+def _step(at: Moment, params: list[nn.Parameter], rates: list[Tensor]) -> float:
+    scale = 1.0 if at.scale is None else float(at.scale)
+    pairs = zip(params, rates, strict=True)
+    return float(_square([rate.sqrt() * p.grad for p, rate in pairs if p.grad is not None])) / scale**2

@@ -1,0 +1,114 @@
+"""Losses of some fixed examples over time, and the groups in them that swing (arXiv 2311.04163)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thalweg.probe import opposing_signals
+from thalweg.probe._quiet import call, quiet
+from thalweg.watch.inputs import as_batch
+from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+
+EXAMPLES = 256
+ROWS = 32
+ENOUGH = 16
+PARTS = 8
+# One example in so many belongs to each group.
+MEMBERS = 32
+# What torch's cross entropy leaves out.
+IGNORED = -100
+
+
+def _passes(at: Moment) -> float:
+    return min(1.0, EXAMPLES / examples(at.inputs))
+
+
+@sensor("opposing signals", share=0.7, every=1, passes=_passes, needs=("model", "inputs", "targets"))
+def opposing(at: Moment) -> list[Raw]:
+    """Correlation of two groups' loss changes over the last 31 visits, on at most 256 fixed examples.
+
+    The examples are those of the first batches; each group is a 32nd of them, at least 2, the ones that rose
+    and fell most in the visit in which the mean loss rose most. Losses are cross entropies, or squared errors
+    where targets are numbers like the outputs. ``rising 1`` and so on number the examples in the order in
+    which batches came. Visits are best one step apart; where the budget allows fewer, swings are still seen
+    unless all gaps are even.
+    """
+    assert at.model is not None and at.inputs is not None and at.targets is not None
+    memory = at.memory
+    if memory.get("unfit"):
+        return []
+    if memory.get("have", 0) < EXAMPLES and not memory.get("full"):
+        _collect(at)
+    rows: deque[Tensor] = memory["rows"]
+    losses = []
+    with quiet(at.model):
+        for inputs, targets in memory["parts"]:
+            found = _losses(call(at.model, inputs), targets)
+            if found is None:
+                memory["unfit"] = True
+                return []
+            losses.append(found)
+    row = torch.cat(losses)
+    if rows and len(rows[-1]) != len(row):
+        rows.clear()
+    rows.append(row)
+    memory.setdefault("first", row.mean().item())
+    size = max(len(row) // MEMBERS, 2)
+    if len(rows) < ENOUGH or 4 * size > len(row):
+        return []
+    table = torch.stack(list(rows))
+    if not bool(table.isfinite().all()):
+        return []
+    found = opposing_signals(table, group=size)
+    extra = {
+        "share": found.share,
+        "top loss share": found.top_loss_share,
+        "rise": found.rise,
+        "fall": found.fall,
+        "examples": float(len(row)),
+        "group": float(size),
+        "first loss": memory["first"],
+    }
+    for name, members in (("rising", found.rising), ("falling", found.falling)):
+        extra |= {f"{name} {index}": float(one) for index, one in enumerate(members, start=1)}
+    return [Raw("opposing signals", found.correlation, extra=extra)]
+
+
+def _collect(at: Moment) -> None:
+    """Keep the examples of this batch too, until there are enough."""
+    assert at.model is not None and at.inputs is not None
+    memory = at.memory
+    parts: list[Any] = memory.setdefault("parts", [])
+    memory.setdefault("rows", deque(maxlen=ROWS))
+    room = EXAMPLES - memory.get("have", 0)
+    batch = few(as_batch(at.model, *at.inputs), room), few(at.targets, room)
+    # Training on all examples at once shows the same ones again.
+    if parts and parts[0][1].shape == batch[1].shape and bool((parts[0][1] == batch[1]).all()):
+        memory["full"] = True
+        return
+    parts.append(kept(batch))
+    memory["have"] = memory.get("have", 0) + examples(batch[1])
+    memory["full"] = len(parts) >= PARTS
+
+
+def _losses(output: Any, targets: Tensor) -> Tensor | None:
+    """Loss of each example, or None if it is neither of classes nor of numbers."""
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
+        return None
+    if targets.dtype is torch.int64 and output.shape[:-1] == targets.shape:
+        each = F.cross_entropy(
+            output.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+        )
+        counted = (targets != IGNORED).reshape(len(targets), -1)
+        return each.view(len(targets), -1).sum(1) / counted.sum(1).clamp_min(1)
+    if targets.is_floating_point() and output.numel() == targets.numel() and len(output) == len(targets):
+        return (output.flatten(1) if output.ndim > 1 else output[:, None]).float().sub(
+            targets.reshape(len(targets), -1)
+        ).square().sum(1) / 2
+    return None

@@ -1,0 +1,62 @@
+"""Two ranks with half of the batch each read what one process reads on all of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from thalweg.probe import averaged_over_ranks, curvature_gram, hvp_operator
+
+SCRIPT = Path(__file__).with_name("two_ranks_curvature.py")
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("two_ranks_curvature", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ranks_read_what_one_process_reads_and_training_goes_on(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    path = tmp_path / "findings.pt"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(path)],
+            env={**os.environ, **place, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    output = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(output)
+    first, second = torch.load(path, weights_only=False)
+    assert first == second
+
+    model, inputs, targets = script().problem()
+    alone = script().readings(model, inputs, targets)
+    for name, values in alone.items():
+        assert first[name] == pytest.approx(values, rel=1e-7, abs=1e-9), name
+    gram = curvature_gram(model, cross_entropy, inputs[:4], targets[:4])
+    assert first["gram"] == pytest.approx(gram.blocks.flatten().tolist(), abs=1e-12)
+    gradient = torch.autograd.grad(cross_entropy(model(inputs), targets), list(model.parameters()))
+    assert first["gradient"] == pytest.approx(torch.cat([g.flatten() for g in gradient]).tolist(), abs=1e-12)
+
+
+def test_averaging_without_a_process_group_is_refused():
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"after torch\.distributed\.init_process_group"):
+        averaged_over_ranks(hvp_operator(lambda: w.square().sum(), [w]))

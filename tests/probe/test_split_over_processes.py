@@ -1,0 +1,124 @@
+"""Two processes that each hold half of the data, and a model under DDP: the numbers of one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from thalweg.probe import (
+    boundary_points,
+    dormant_neurons,
+    effective_learning_rate,
+    feature_diversity,
+    feature_ranks,
+    hub_neurons,
+    local_complexity,
+    neural_collapse,
+    plasticity,
+    saturated_units,
+    scale_dependence,
+    weight_growth,
+)
+
+X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+# The second half lacks class 3, the first classes 0 to 2 in equal number.
+LABELS = torch.tensor([3, 0, 1, 2] * 3 + [0, 1, 2] * 4)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
+    nn.init.zeros_(layers[-1].bias)  # so that several classes are predicted
+    return nn.Sequential(*layers).double()
+
+
+def split_readings(model: nn.Module, part: slice, group: Any) -> dict[str, Any]:
+    """Probes whose sums go over the processes."""
+    x, labels = X[part], LABELS[part]
+    dormant = dormant_neurons(model, x, threshold=0.5, group=group)
+    saturated = saturated_units(model, x, slope=0.5, share=0.5, group=group)
+    hubs = hub_neurons(model, x, factor=1.5, group=group)
+    collapse = neural_collapse(model, (x, labels), group=group, batch_size=5)
+    return {
+        "dormant": [dormant.fraction, dormant.total, dormant.dead, dormant.scores["2"].tolist()],
+        "saturated": [saturated.fraction, saturated.linear, saturated.flat["4"].tolist()],
+        "hubs": [hubs.units, hubs.carried, hubs.active_units],
+        "diversity": [vars(one) for one in feature_diversity(model, x, labels, group=group).values()],
+        "collapse": vars(collapse),
+        "complexity": vars(local_complexity(model, x, radius=0.3, vertices=8, group=group))
+        | {"points": None},
+    }
+
+
+def local_readings(model: nn.Module) -> dict[str, Any]:
+    """Probes that each process makes by itself, on the same data."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: p.detach() / 2 for name, p in net().named_parameters()}
+    return {
+        "plasticity": vars(plasticity(model, X, tasks=1, steps=5, rates=(1e-2,))),
+        "ranks": {name: vars(one) for name, one in feature_ranks(model, X).items()},
+        "growth": weight_growth(model, before).growth,
+        "rates": effective_learning_rate(optimizer, model),
+        "dependence": scale_dependence(model, X, "0.weight"),
+        "boundary": boundary_points(model, X, halvings=5).tolist(),
+    }
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = DistributedDataParallel(net())
+    part = slice(0, 12) if rank == 0 else slice(12, 24)
+    answers = {"split": split_readings(model, part, distributed.group.WORLD)}
+    if rank == 0:  # alone: nothing in a probe may wait for the others
+        answers["local"] = local_readings(model)
+    torch.save(answers, f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def same(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            same(found[name], value)
+    elif isinstance(expected, list | tuple):
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+    elif expected is None:
+        assert found is None
+    else:
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def test_each_process_gets_the_numbers_of_the_whole_data(answers):
+    expected = split_readings(net(), slice(None), None)
+    for answer in answers:
+        same(answer["split"], expected)
+
+
+def test_under_ddp_one_process_alone_gets_the_numbers_of_the_plain_model(answers):
+    same(answers[0]["local"], local_readings(net()))
+
+
+def test_a_compiled_model_is_probed_as_the_model_inside():
+    compiled = torch.compile(net())
+    same(split_readings(compiled, slice(None), None), split_readings(net(), slice(None), None))

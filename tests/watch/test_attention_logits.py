@@ -1,0 +1,98 @@
+"""Attention logits: the reading is the product of queries and keys, and growth far past 100 is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from benchmarks.findings.planted import attention_logits as planted_runs
+from torch.nn import functional as F
+
+from thalweg import papers, tasks
+from thalweg.watch import Reading
+from thalweg.watch.moment import Moment
+from thalweg.watch.rules.attention_logits import AttentionLogitGrowth
+from thalweg.watch.sensors.attention import attention_logit
+
+NAME = "attention-logit growth"
+
+
+def moment(model, inputs, memory):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Moment(1, dict(model.named_parameters()), opt, model, inputs=((inputs,), {}), memory=memory)
+
+
+def test_the_reading_is_the_largest_product_that_causality_allows_on_two_sequences():
+    model = tasks.GPT(11, 6, layers=1, heads=2, width=8, seed=0).double()
+    with torch.no_grad():
+        model.blocks[0].attention.query_key_value.weight *= 50
+    tokens = torch.randint(0, 11, (5, 6), generator=torch.Generator().manual_seed(0))
+    (raw,) = attention_logit.read(moment(model, tokens, {}))
+    block = model.blocks[0]
+    x = block.attention_norm(model.tokens(tokens[:2]) + model.positions(torch.arange(6)))
+    query, key, _ = block.attention.query_key_value(x).chunk(3, -1)
+    largest = max(
+        abs(query[b, i, h : h + 4] @ key[b, j, h : h + 4]).item() / 2
+        for b in range(2)
+        for h in (0, 4)
+        for i in range(6)
+        for j in range(i + 1)
+    )
+    assert raw.value == pytest.approx(largest, rel=1e-5)
+    assert raw.layers == ("blocks.0.attention",) and raw.values.tolist() == pytest.approx([largest], rel=1e-5)
+
+
+def test_a_model_without_attention_is_asked_once_and_never_run_again():
+    model, memory = tasks.MLP((8, 4), seed=0), {}
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(5):
+        assert attention_logit.read(moment(model, torch.randn(3, 8), memory)) == []
+    assert len(calls) == 1
+
+
+def feed(values, step=10):
+    rule = AttentionLogitGrowth({})
+    rows = [Reading(step * k, "attention logit", v, {"a": v / 2, "b": v}) for k, v in enumerate(values, 1)]
+    return [one for row in rows for one in rule.see(row)]
+
+
+def test_growth_is_a_warning_from_100_and_critical_from_ten_thousand():
+    found = feed([0.1, 2, 8, 20, 45, 90, 150, 300, 900, 5e3, 2e4, 3e4, 4e4])
+    assert [(one.severity, one.step) for one in found] == [("warning", 70), ("critical", 120)]
+    assert found[0].evidence == {"attention logit": 300, "at first": 0.1, "threshold": 100}
+    assert found[0].layers == ("b", "a") and found[1].evidence["threshold"] == 1e4
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 5, 20, 45, 60, 80, 95, 99] * 5,
+        [0.1, 2, 8, 20, 45, 150, 60, 150, 60],
+        [150, 160, 170, 200, 250, 300, 400, 500, 550],
+        [1, 2, 4, float("nan"), float("inf"), float("inf")],
+    ],
+    ids=["below", "single readings", "large from the start", "not finite"],
+)
+def test_other_courses_are_none(values):
+    assert feed(values) == []
+
+
+def test_a_rate_that_the_transformer_does_not_bear_is_named_and_its_twin_is_not():
+    planted, twin = (planted_runs.digits_lion.outcome(100, fault) for fault in (True, False))
+    (found, *_) = [one for one in planted.findings if one.name == NAME]
+    assert found.step > planted_runs.JUMP and found.layers[0].startswith("body.layers")
+    assert NAME not in {one.name for one in twin.findings}
+
+
+def test_remedies_run_as_pasted_and_papers_are_there():
+    (found,) = feed([1, 1, 1, 300, 300])
+    opt = torch.optim.SGD(tasks.MLP((8, 4)).parameters(), lr=0.5)
+    names = {"opt": opt, "torch": torch}
+    for remedy in found.remedies:
+        assert papers.find(remedy.paper).key == remedy.paper
+        exec(remedy.code, names)
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.05)
+    query, key, value = torch.randn(3, 2, 2, 5, 4).double()
+    found, largest = names["attend"](1e6 * query, key, value), F.layer_norm(query, (4,)).norm(dim=-1)
+    # However large queries are, a normalised pair of width d has no product above d.
+    assert found.allclose(names["attend"](query, key, value), atol=1e-4) and float(largest.max()) <= 2 + 1e-6

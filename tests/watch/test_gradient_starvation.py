@@ -1,0 +1,115 @@
+"""Gradient starvation while a run goes on: the reading against explicit Jacobians, and the rule."""
+
+import pytest
+import torch
+from torch import nn
+
+from thalweg import papers, tasks
+from thalweg.probe import gradient_starvation
+from thalweg.watch import Reading, all_rules
+from thalweg.watch.moment import Moment
+from thalweg.watch.sensors.starvation import starvation
+
+
+def moment(model, inputs, targets, memory=None):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    named = dict(model.named_parameters())
+    memory = {} if memory is None else memory
+    return Moment(1, named, opt, model, inputs=((inputs,), {}), targets=targets, memory=memory)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_the_reading_follows_from_the_jacobian_of_the_margins(kind):
+    split = tasks.handwritten_digits(64, shape="flat" if kind == "mlp" else "image", seed=0)
+    inputs, targets = split.train[0].double(), split.train[1]
+    model = (tasks.MLP((64, 32, 10), seed=0) if kind == "mlp" else tasks.CNN(width=4, seed=0)).double()
+    (found,) = starvation.read(moment(model, inputs, targets))
+    explicit = gradient_starvation(model, inputs, targets)
+    along, margins = explicit.features.sum(0), explicit.margins
+    assert float(found.value) == pytest.approx((along[:10].square().sum() / 64).item(), rel=1e-4)
+    share = (along * explicit.responses)[:10].sum() / margins.sum()
+    assert float(found.extra["share"]) == pytest.approx(share.item(), rel=1e-4)
+    assert float(found.extra["miss"]) == pytest.approx(torch.sigmoid(-margins).mean().item(), rel=1e-5)
+    scatter = (margins.std() / margins.mean().abs()).item()
+    assert float(found.extra["scatter"]) == pytest.approx(scatter, rel=1e-5)
+    strong = int((explicit.strengths >= 0.1 * explicit.strengths[0]).sum())
+    assert int(found.extra["others"]) == max(strong - 10, 0)
+    assert not any(torch.as_tensor(value).requires_grad for value in found.extra.values())
+
+
+def test_examples_that_are_answered_alike_are_held_by_one_feature_a_class():
+    """Two points, many times each: the kernel has rank two, and nothing is left for a third feature."""
+    inputs = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(16, 1)
+    targets = torch.tensor([0, 1]).repeat(16)
+    (found,) = starvation.read(moment(nn.Linear(2, 2), inputs, targets))
+    assert float(found.value) == pytest.approx(1.0) and int(found.extra["others"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "targets"),
+    [
+        (nn.Linear(4, 30), torch.randn(64, 4), torch.randint(0, 30, (64,))),  # too many classes
+        (nn.Linear(4, 3), torch.randn(8, 4), torch.randint(0, 3, (8,))),  # too few examples
+        (nn.Linear(4, 3), torch.randn(64, 4), torch.randn(64, 3)),  # no classes
+        (nn.Linear(4, 3), torch.randn(64, 5, 4), torch.randint(0, 3, (64, 5))),  # sequences
+    ],
+)
+def test_runs_of_another_kind_give_nothing(model, inputs, targets):
+    memory = {}
+    assert starvation.read(moment(model, inputs, targets, memory)) == []
+    assert memory["unfit"]
+
+
+def test_gradients_modes_and_random_state_stay_as_they_are():
+    split = tasks.handwritten_digits(64, seed=0)
+    model = tasks.MLP((64, 32, 10), seed=0).train()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    state = torch.get_rng_state()
+    assert starvation.read(moment(model, *split.train))
+    assert model.training and torch.equal(state, torch.get_rng_state())
+    assert all(bool((p.grad == 1).all()) for p in model.parameters())
+
+
+def rows(held, scatter, misses=(0.5, 0.3, 0.1, 0.04, 0.02, 0.01, 0.005, 0.004), others=5.0):
+    held = [held] * len(misses) if isinstance(held, float) else held
+    for index, (value, miss) in enumerate(zip(held, misses, strict=True), start=1):
+        extra = {"miss": miss, "scatter": scatter, "share": 0.9, "others": others, "features": 2.0}
+        yield Reading(10 * index, "strongest features", value, {}, extra)
+
+
+def feed(readings, about=None):
+    rules = all_rules(about or {"optimizer": "SGD", "lr": 0.1})
+    (rule,) = (one for one in rules if one.name == "gradient starvation")
+    return [one for reading in readings for one in rule.see(reading)]
+
+
+def test_one_feature_a_class_that_answers_all_is_said_once_as_information():
+    (found,) = feed(rows(0.97, 0.1))
+    assert found.step == 40 and found.severity == "info"
+    assert found.evidence["held by the strongest"] > found.evidence["threshold"]
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        rows(0.85, 0.1),
+        rows(0.97, 0.4),  # examples are answered to different degrees
+        rows(0.97, 0.1, others=0.0),  # nothing is there to starve
+        rows(0.97, 0.1, misses=(0.01,) * 8),  # was not seen to learn
+        rows([0.5] * 6 + [0.97] * 2, 0.1),  # classes collapse late in every run
+    ],
+)
+def test_an_ordinary_run_is_not_called_starved(quiet):
+    assert feed(quiet) == []
+
+
+def test_the_remedy_runs_as_pasted_and_its_paper_is_in_the_catalog():
+    (found,) = feed(rows(0.97, 0.1))
+    assert papers.find(found.papers[0]).key == "gradient-starvation"
+    (remedy,) = found.remedies
+    names = {"torch": torch}
+    exec(remedy.code, names)
+    logits, targets = torch.randn(16, 2), torch.randint(0, 2, (16,))
+    expected = nn.functional.cross_entropy(logits, targets) + 0.1 * logits.square().mean()
+    assert torch.allclose(names["loss_fn"](logits, targets), expected)

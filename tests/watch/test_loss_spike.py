@@ -1,0 +1,151 @@
+"""A loss spike is named with what came before it; the noise of batches and a descent are none."""
+
+import math
+
+import pytest
+import torch
+from benchmarks.findings.planted import loss_spike as planted
+
+from thalweg import papers, tasks
+from thalweg.watch import Reading, all_sensors, live
+from thalweg.watch.rules.loss_spike import LossSpike
+
+CAUSES = {
+    "labels_out_of_line": ("a bad batch", "gradient over its median"),
+    "inputs_too_large": ("a bad batch", "gradient over its median"),
+    "rate_jump_convolutions": ("the learning rate rose", "learning rate times"),
+    "rate_jump_transformer": ("the learning rate rose", "learning rate times"),
+    "second_moment_lags": ("second moment lagged behind", "g^2/v"),
+}
+SPIKE = 150
+
+SENSORS = {"gradient norm", "sharpness", "attention logit", "learning rate", "second moment lag"}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Only the sensors whose readings the rule sees, which is faster."""
+    kept = [one for one in all_sensors() if one.name in SENSORS]
+    monkeypatch.setattr(live, "all_sensors", lambda: kept)
+
+
+def told(rows, optimizer="AdamW"):
+    rule = LossSpike({"optimizer": optimizer, "lr": 1e-3})
+    return [one for row in rows for one in rule.see(Reading(*row))]
+
+
+def series(count, seed, spread=0.1):
+    """A loss that falls from 2 towards 0.5 and is as noisy as batches are."""
+    source = torch.Generator().manual_seed(seed)
+    noise = torch.exp(spread * torch.randn(count, generator=source)).tolist()
+    return [(0.5 + 1.5 * math.exp(-step / 50)) * one for step, one in enumerate(noise)]
+
+
+def run(losses, **others):
+    """Rows in the order of a run: the loss of a step, then what is read before its update."""
+    rows = []
+    for step, loss in enumerate(losses, 1):
+        rows.append((step, "loss", loss))
+        for name, values in others.items():
+            if step in values:
+                value, *rest = values[step] if isinstance(values[step], tuple) else (values[step],)
+                rows.append((step, name.replace("_", " "), value, {}, *rest))
+    return rows
+
+
+def spiked(seed, height=5.0, lasting=4):
+    return [
+        loss + height * (SPIKE <= step < SPIKE + lasting) for step, loss in enumerate(series(200, seed), 1)
+    ]
+
+
+def steady(value, changes=(), steps=200):
+    return dict.fromkeys(range(1, steps + 1), value) | dict(changes)
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_the_cause_that_was_planted_is_named_with_its_numbers(name, read):
+    scenario = getattr(planted, name)
+    (found, *_) = [one for one in scenario.outcome(0).findings if one.name == "loss spike"]
+    words, number = CAUSES[name]
+    assert scenario.onset <= found.step <= scenario.onset + 5
+    assert words in found.message and found.evidence[number] > 1
+    assert found.evidence["loss"] > found.evidence["threshold"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("spread", [0.05, 0.3, 0.7])
+def test_noise_and_a_descent_are_no_spike(seed, spread):
+    assert told(run(series(1000, seed, spread))) == []
+
+
+def test_a_spike_is_told_three_steps_later_and_once():
+    rule = LossSpike({"optimizer": "SGD", "lr": 0.1})
+    when = [(row[0], one.step) for row in run(spiked(0, lasting=20)) for one in rule.see(Reading(*row))]
+    assert when == [(SPIKE + 3, SPIKE)]
+
+
+def test_one_hard_batch_is_none_unless_it_stands_far_out():
+    losses = series(200, 0)
+    (found,) = told(run(spiked(0, height=5.0, lasting=1)))
+    just = 1.2 * (found.evidence["threshold"] - losses[SPIKE - 1])
+    assert told(run(spiked(0, height=just, lasting=1))) == []
+    assert len(told(run(spiked(0, height=just, lasting=4)))) == 1
+
+
+def test_a_spike_into_what_is_no_number_is_told_at_once():
+    losses = [*spiked(0)[:SPIKE], math.nan]
+    (found,) = told(run(losses))
+    assert found.step == SPIKE
+
+
+def lag(*late):
+    return steady(1.0, {SPIKE - len(late) + i: value for i, value in enumerate(late)})
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [
+        ("nothing that is being watched", {}),
+        ("nothing that is being watched", {"gradient_norm": steady(1.0)}),
+        ("a bad batch", {"gradient_norm": steady(1.0, {SPIKE: 50.0})}),
+        ("a bad batch", {"gradient_norm": steady(1.0, {SPIKE - 1: 50.0, SPIKE: 9.0})}),
+        ("a bad batch", {"gradient_norm": steady(1.0, {SPIKE: 50.0}), "second_moment_lag": lag(900.0, 0.1)}),
+        ("the learning rate rose 8 times", {"learning_rate": {1: 0.1, SPIKE - 3: 0.8}}),
+        ("nothing that is being watched", {"learning_rate": {1: 0.1, SPIKE - 40: 0.8}}),
+        ("second moment lagged", {"second_moment_lag": lag(30.0, 50.0, 40.0)}),
+        ("nothing that is being watched", {"second_moment_lag": steady(30.0)}),
+        ("attention logits had grown", {"attention_logit": {10: 5.0, 100: 40.0, 140: 900.0}}),
+        ("nothing that is being watched", {"attention_logit": {10: 5.0, 100: 6.0, 140: 25.0}}),
+        ("nothing that is being watched", {"attention_logit": {10: 5.0, 100: 800.0, 140: 900.0}}),
+        ("sharpness was 1.50 times", {"sharpness": {140: (30.0, {"ratio": 1.5, "limit": 20.0, "lr": 0.1})}}),
+        ("nothing that is being watched", {"sharpness": {140: (30.0, {"ratio": 0.5, "lr": 0.1})}}),
+    ],
+)
+def test_causes_are_told_apart(words, others):
+    (found,) = told(run(spiked(0), **others))
+    assert words in found.message
+
+
+def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog():
+    cases = [
+        {},
+        {"gradient_norm": steady(1.0, {SPIKE: 50.0})},
+        {"learning_rate": {1: 0.1, SPIKE - 3: 0.8}},
+        {"second_moment_lag": lag(30.0, 50.0)},
+        {"attention_logit": {100: 5.0, 140: 900.0}},
+    ]
+    for others in cases:
+        (found,) = told(run(spiked(0), **others))
+        for key in {*found.papers, *(remedy.paper for remedy in found.remedies)}:
+            assert papers.find(key).key == key
+        for remedy in found.remedies:
+            model, inputs = tasks.MLP((8, 16, 4), seed=0), torch.randn(64, 8)
+            names = {"model": model, "inputs": inputs, "steps": 100, "torch": torch}
+            names["opt"] = torch.optim.SGD(model.parameters(), lr=0.1)
+            exec(remedy.code, names)
+            targets = torch.zeros(64, dtype=torch.long)
+            before = torch.nn.functional.cross_entropy(model(inputs), targets)
+            before.backward()
+            names["opt"].step()
+            assert torch.nn.functional.cross_entropy(model(inputs), targets) < before, remedy.code

@@ -1,0 +1,191 @@
+"""Processes killed at any moment, disks that are full, several writers, readers meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from thalweg.watch import RunStore
+from thalweg.watch._store_schema import WIDTHS
+
+KILLS = 12
+
+WRITER = """
+import sys, time
+from thalweg.watch.readings import Reading
+from thalweg.watch.store import RunStore
+store = RunStore(sys.argv[1], write=True)
+run = store.begin(sys.argv[2], {})
+batches = int(sys.argv[3])
+print(run, 0, flush=True)
+for batch in range(1, batches + 1):
+    steps = range(10 * batch - 9, 10 * batch + 1)
+    store.write(run, steps[-1], [(0.0, Reading(s, "loss", float(-s), {"a": 1.0})) for s in steps], [])
+    print(run, steps[-1], flush=True)
+    time.sleep(0.001)
+"""
+
+
+def writer(path, name, batches):
+    command = [sys.executable, "-c", WRITER, str(path), name, str(batches)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def whole(path):
+    db = sqlite3.connect(path)
+    assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+    # The extremes that are kept are those of the readings.
+    for width in WIDTHS:
+        kept = f"select series, bucket, low, high from coarse where width = {width} order by 1, 2"
+        there = f"select series, step / {width}, min(value), max(value) from readings group by 1, 2"
+        assert db.execute(kept).fetchall() == db.execute(there).fetchall()
+    db.close()
+
+
+def test_whenever_a_process_is_killed_what_it_committed_is_there(tmp_path):
+    path, source = tmp_path / "s", random.Random(0)
+    for kill in range(KILLS):
+        child = writer(path, f"run {kill}", 100_000)
+        said = [child.stdout.readline()] if kill else []
+        time.sleep(source.uniform(0, 0.4))
+        os.kill(child.pid, signal.SIGKILL)
+        said += child.stdout.read().splitlines(keepends=True)
+        child.wait()
+        child.stdout.close()
+        said = [tuple(map(int, line.split())) for line in said if line.endswith("\n")]
+        if not said:
+            continue
+        run, last = said[-1]
+        with RunStore(path) as store:
+            info = next(one for one in store.runs() if one.id == run)
+            steps = [one.step for one in store.readings(run, "loss")]
+        # All that was said to be there, and of the batch that was being written all or nothing.
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) % 10 == 0
+        assert len(steps) in (last, last + 10) and info.steps == len(steps)
+    with RunStore(path) as store:
+        assert len(store.runs()) >= KILLS - 1
+    whole(path)
+
+
+def test_two_writers_at_once_lose_nothing_and_a_reader_sees_whole_batches_meanwhile(tmp_path):
+    path, batches = tmp_path / "s", 300
+    RunStore(path, write=True).close()
+    children = [writer(path, name, batches) for name in ("one", "two")]
+    seen = {1: 0, 2: 0}
+    looks = 0
+    with RunStore(path) as store:
+        while any(child.poll() is None for child in children):
+            for run in seen:
+                count = len(store.readings(run, "loss"))
+                assert count % 10 == 0 and count >= seen[run]
+                curve = store.overview(run, "loss", 50)
+                assert len(curve) <= 50 and (not count or curve[-1].step >= count)
+                seen[run] = count
+                looks += 0 < count < 10 * batches
+    for child in children:
+        assert child.wait() == 0
+        child.stdout.close()
+    assert looks > 3
+    with RunStore(path) as store:
+        assert {one.name for one in store.runs()} == {"one", "two"}
+        for run in (1, 2):
+            steps = [one.step for one in store.readings(run, "loss")]
+            assert steps == list(range(1, 10 * batches + 1))
+    whole(path)
+
+
+def test_a_writer_waits_while_another_holds_the_store_and_training_does_not(tmp_path):
+    path = tmp_path / "s"
+    code = LIMITED.replace("MOST", "None")
+    RunStore(path, write=True).close()
+    db = sqlite3.connect(path, isolation_level=None)
+    command = [sys.executable, "-c", code, str(path), "400"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "begun\n"
+    db.execute("begin immediate")
+    assert child.stdout.readline() == "trained\n"
+    db.execute("rollback")
+    db.close()
+    assert child.stdout.read().split() == ["lost", "0"]
+    assert child.wait() == 0
+    child.stdout.close()
+    with RunStore(path) as store:
+        assert len(store.readings(1, "count")) == 400
+
+
+# A file that must not grow is what a full disk or an exhausted quota is to SQLite.
+LIMITED = """
+import resource, sys, time, warnings, torch, thalweg
+p = torch.nn.Parameter(torch.ones(1))
+opt = torch.optim.SGD([p], lr=0.1)
+said = []
+warnings.showwarning = lambda message, *_: said.append(str(message))
+warnings.simplefilter("always")
+run = thalweg.watch(None, opt, budget=0, store=sys.argv[1], name="mine")
+limit = MOST
+if limit is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+print("begun", flush=True)
+steps = int(sys.argv[2])
+for step in range(1, steps + 1):
+    run.log(count=float(step))
+    opt.step()
+    if step % (steps // 4) == 0:
+        time.sleep(0.5)
+assert run.step == steps
+print("trained", flush=True)
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+run.close()
+print("lost", run.recorder.lost, *(one.replace("\\n", " ") for one in said), sep="\\n")
+"""
+
+
+def limited(path, limit, *more):
+    code = LIMITED.replace("MOST", str(limit))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), "8000", *more], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    begun, trained, lost, count, *said = done.stdout.splitlines()
+    assert (begun, trained, lost) == ("begun", "trained", "lost")
+    return int(count), said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes there")
+def test_on_a_full_disk_training_goes_on_and_the_loss_of_readings_is_said(tmp_path):
+    path = tmp_path / "s"
+    lost, said = limited(path, 200_000)
+    with RunStore(path) as store:
+        steps = [one.step for one in store.readings(1, "count")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 0 < lost == 8000 - len(steps)
+    assert f"{lost} readings and 0 findings could not be stored" in said[-1]
+    whole(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes there")
+def test_what_a_full_disk_held_up_is_stored_once_there_is_room(tmp_path):
+    path = tmp_path / "s"
+    lost, said = limited(path, 200_000, "room")
+    assert lost == 0 and len(said) >= 1 and "could not be stored" not in said[-1]
+    with RunStore(path) as store:
+        assert [one.value for one in store.readings(1, "count")] == [float(s) for s in range(1, 8001)]
+    whole(path)
+
+
+def test_a_run_that_cannot_even_begin_is_refused_before_training(tmp_path):
+    path = tmp_path / "s"
+    with RunStore(path, write=True) as store:
+        (pages,) = store.db.execute("pragma page_count").fetchone()
+        store.db.execute(f"pragma max_page_count = {pages}")
+        with pytest.raises(ValueError, match=f"{path}.*cannot be written.*full"):
+            for _ in range(100):
+                store.begin("x" * 1000, {})
