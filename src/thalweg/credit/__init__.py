@@ -1,0 +1,8 @@
+"""A loss in, gradients out, without a backward pass: forward gradients.
+
+Every public name of every file in this folder can be imported from here.
+"""
+
+from thalweg._core.discover import exports
+
+__getattr__, __dir__ = exports(__name__)
