@@ -5,9 +5,11 @@ tests of each kind every recipe passed.
 """
 
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 ROOM = re.compile(r"tests/optim/test_(\w+)\.py::(\w+)\[(.*)\]")
 parity: dict = defaultdict(dict)
 conformance: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))

@@ -1,38 +1,18 @@
 """Two processes equal one: DDP, FSDP2 and distributed checkpoints, for every recipe."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import two_ranks
 from torch.nn import functional as F
 from toys import batch, net
 
+from gloo_pair import run_both
+
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     """What two gloo processes report; all recipes share them, since starting costs more than training."""
-    path = tmp_path_factory.mktemp("ranks") / "findings.pt"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(two_ranks.__file__)), str(path)],
-            env={**os.environ, **place, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    output = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(output)
+    path = run_both(two_ranks.__file__, tmp_path_factory.mktemp("ranks"))
     return torch.load(path, weights_only=False)
 
 

@@ -1,11 +1,5 @@
 """Two processes equal one for wrapped optimizers: DDP, FSDP2 and distributed checkpoints."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import two_ranks_wrapped
@@ -13,27 +7,13 @@ from toys import batch, net
 from two_ranks import with_a_number
 from wrapped import MAKERS
 
+from gloo_pair import run_both
+
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     """What two gloo processes report."""
-    path = tmp_path_factory.mktemp("ranks") / "findings.pt"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(two_ranks_wrapped.__file__)), str(path)],
-            env={**os.environ, **place, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    output = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(output)
+    path = run_both(two_ranks_wrapped.__file__, tmp_path_factory.mktemp("ranks"))
     return torch.load(path, weights_only=False)
 
 

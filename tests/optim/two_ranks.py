@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from toys import RECIPES, batch, make, net
 
+from gloo_pair import join, leave
 from thalweg import optim
 
 STEPS = range(9)
@@ -162,8 +163,7 @@ def refusal():
 
 
 def main(path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join()
     init_device_mesh("cpu", (2,))
     findings = {name: report(name) for name in OPTIMIZERS}
     findings["refusal"] = refusal()
@@ -173,7 +173,7 @@ def main(path):
     findings["rows"] = rows
     if dist.get_rank() == 0:
         torch.save(findings, path)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

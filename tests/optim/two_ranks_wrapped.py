@@ -20,6 +20,7 @@ from toys import net
 from two_ranks import full, half, sharded, with_a_number
 from wrapped import BASES, MAKERS, by_hand
 
+from gloo_pair import join, leave
 from thalweg import optim
 
 STEPS = range(7)
@@ -107,14 +108,13 @@ def refusal():
 
 
 def main(path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join()
     init_device_mesh("cpu", (2,))
     findings = {name: report(name) for name in NAMES}
     findings["refusal"] = refusal()
     if dist.get_rank() == 0:
         torch.save(findings, path)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from gloo_pair import run_both
 from thalweg.probe import averaged_over_ranks, curvature_gram, hvp_operator
 
 SCRIPT = Path(__file__).with_name("two_ranks_curvature.py")
@@ -26,24 +23,7 @@ def script():
 
 
 def test_ranks_read_what_one_process_reads_and_training_goes_on(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    path = tmp_path / "findings.pt"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(path)],
-            env={**os.environ, **place, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    output = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(output)
-    first, second = torch.load(path, weights_only=False)
+    first, second = torch.load(run_both(str(SCRIPT), tmp_path), weights_only=False)
     assert first == second
 
     model, inputs, targets = script().problem()

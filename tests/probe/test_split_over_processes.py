@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gloo_pair import leave
 from thalweg.probe import (
     boundary_points,
     dormant_neurons,
@@ -71,18 +70,16 @@ def local_readings(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     model = DistributedDataParallel(net())
     part = slice(0, 12) if rank == 0 else slice(12, 24)
     answers = {"split": split_readings(model, part, distributed.group.WORLD)}
     if rank == 0:  # alone: nothing in a probe may wait for the others
         answers["local"] = local_readings(model)
     torch.save(answers, f"{folder}/{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    leave()
 
 
 def same(found: Any, expected: Any) -> None:
@@ -102,10 +99,7 @@ def same(found: Any, expected: Any) -> None:
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, str(folder)), nprocs=2)
+    mp.spawn(work, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

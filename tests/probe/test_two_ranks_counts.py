@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from gloo_pair import run_both
 from thalweg.probe import ExampleForgetting, attention_logits, output_logits
 
 SCRIPT = Path(__file__).with_name("two_ranks_counts.py")
@@ -23,23 +20,7 @@ spec.loader.exec_module(ranks)
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     """What each of two gloo processes reports."""
-    path = tmp_path_factory.mktemp("ranks") / "findings.pt"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(path)],
-            env={**os.environ, **place, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    output = [process.communicate(timeout=100)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(output)
+    path = run_both(str(SCRIPT), tmp_path_factory.mktemp("ranks"))
     return torch.load(path)
 
 

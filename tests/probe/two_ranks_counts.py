@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from gloo_pair import join, leave
 from thalweg.probe import ExampleForgetting, attention_logits, output_logits
 from thalweg.tasks import GPT
 
@@ -36,7 +37,7 @@ def logits(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main() -> None:
-    dist.init_process_group("gloo")
+    join()
     rank, everyone = dist.get_rank(), dist.group.WORLD
     seen = ExampleForgetting(EXAMPLES, group=everyone)
     for step in range(STEPS):
@@ -53,7 +54,7 @@ def main() -> None:
     dist.all_gather_object(both, found)
     if rank == 0:
         torch.save(both, sys.argv[1])
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

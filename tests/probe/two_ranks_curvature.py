@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from gloo_pair import join, leave
 from thalweg.probe import (
     averaged_over_ranks,
     curvature_gram,
@@ -44,8 +45,7 @@ def readings(model, inputs, targets, over=lambda operator: operator):
 
 
 def main(path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join()
     model, inputs, targets = problem()
     half = slice(8) if dist.get_rank() == 0 else slice(8, 16)
     parallel = DistributedDataParallel(model)
@@ -59,7 +59,7 @@ def main(path):
     dist.all_gather_object(every, found)
     if dist.get_rank() == 0:
         torch.save(every, path)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

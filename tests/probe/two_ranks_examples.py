@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from gloo_pair import join, leave
 from thalweg import probe
 from thalweg.tasks import GPT
 
@@ -52,8 +53,7 @@ def readings(model, tokens, rising, falling):
 
 
 def main(path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join()
     rank = dist.get_rank()
     mine = batch()[:CUT] if rank == 0 else batch()[CUT:]
     # Example 6, the falling group, is the second of rank 1; rank 0 has nothing to name.
@@ -63,7 +63,7 @@ def main(path):
     dist.all_gather_object(found, readings(wrapped, mine, *groups))
     if rank == 0:
         torch.save(found, path)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Of processes that train together only the first looks and writes."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import sys, torch, torch.distributed as dist, thalweg
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from gloo_pair import leave
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -46,6 +49,7 @@ assert not run.disabled, run.disabled
 assert rank == 1 or all(one.runs >= 2 for one in run.budget.accounts.values())
 run, *spread = train(fully_shard, f"{folder}/t")
 torch.save((replicated, spread, run.disabled, run.left_out()), f"{folder}/{rank}")
+leave()
 """
 
 
@@ -54,7 +58,8 @@ def trained(tmp_path_factory):
     """What two processes found, first under DDP and then under FSDP2."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-c", WORKER]
-    workers = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in (0, 1)]
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    workers = [subprocess.Popen([*command, str(rank), str(folder)], env=place) for rank in (0, 1)]
     assert [one.wait(120) for one in workers] == [0, 0]
     return folder, *(torch.load(folder / str(rank)) for rank in (0, 1))
 
