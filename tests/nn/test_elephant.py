@@ -9,7 +9,9 @@ from torch import nn
 from thalweg.nn import Elephant, spread_bias_
 
 
-@pytest.mark.parametrize(("width", "power", "height"), [(0.1, 4, 1.0), (0.08, 8, 1.5), (0.5, 2.5, 0.7), (1, 1, 2)])
+@pytest.mark.parametrize(
+    ("width", "power", "height"), [(0.1, 4, 1.0), (0.08, 8, 1.5), (0.5, 2.5, 0.7), (1, 1, 2)]
+)
 def test_value_and_slope_are_the_closed_forms(width, power, height):
     x = torch.linspace(-3, 3, 400, dtype=torch.float64, requires_grad=True)  # not through 0
     y = Elephant(width, power, height)(x)
@@ -89,7 +91,9 @@ def test_a_step_on_one_input_leaves_distant_inputs_alone():
         gradients = []
         for point in (0.0, 0.5):
             out = model(torch.tensor([[point]], dtype=torch.float64))
-            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(out, list(model.parameters()))]))
+            gradients.append(
+                torch.cat([g.flatten() for g in torch.autograd.grad(out, list(model.parameters()))])
+            )
         here, there = gradients
         return (here @ there / (here @ here)).abs().item()
 
