@@ -81,6 +81,28 @@ def copied(model: nn.Module, argument: str = "model") -> nn.Module:
     Raises:
         ValueError: it is no module, has a tensor on the meta device or cannot be copied.
     """
+    model = checked(model, argument)
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"{argument} must be copyable by copy.deepcopy, got {type(model).__name__} with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def copied_with(
+    model: nn.Module, layers: Iterable[str] | None, kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """A copy to edit and its layers to edit, as :func:`chosen_layers` chooses and checks them."""
+    # On the given model: a deep copy parts two parameters that lie in one storage.
+    names = list(chosen_layers(checked(model), layers, kinds))
+    new = copied(model)
+    return new, {name: new.get_submodule(name) for name in names}
+
+
+def checked(model: nn.Module, argument: str = "model") -> nn.Module:
+    """The module itself, behind wrappers, if its weights are there."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"{argument} must be a torch.nn.Module, got {type(model).__name__}")
     model = bare(model)
@@ -89,13 +111,7 @@ def copied(model: nn.Module, argument: str = "model") -> nn.Module:
             raise ValueError(f"{argument} must have its weights made, got the lazy tensor {name!r}")
         if tensor.is_meta:
             raise ValueError(f"{argument} must hold its weights, got {name!r} on the meta device")
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(
-            f"{argument} must be copyable by copy.deepcopy, got {type(model).__name__} with "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    return model
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -194,6 +210,13 @@ def chosen_layers(
             f"layers must be different, got {[n for n, c in Counter(names).items() if c > 1]} twice"
         )
     return chosen
+
+
+def weight_of(layer: nn.Module) -> nn.Parameter:
+    """The weight of a layer that :func:`chosen_layers` has checked."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def refuse_unless(fine: bool, name: str, module: nn.Module, allowed: str) -> None:
