@@ -182,7 +182,7 @@ def _made(
 def _replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in new:
+            if child is not None and child in new:
                 parent._modules[name] = new[child]
     for module in model.modules():
         # In evaluation these two compute with their layers' weights and never call them.

@@ -55,7 +55,8 @@ class GhostBatchNorm(_BatchNorm):
             ValueError: ``norm`` is no ``BatchNorm1d``, ``2d`` or ``3d`` (one synchronised over devices undoes
                 the slices).
         """
-        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if not isinstance(norm, _BatchNorm) or type(norm) not in kinds:
             raise ValueError(f"norm must be a BatchNorm1d, 2d or 3d, got {type(norm).__name__}")
         made = cls(norm.num_features, size, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         made._parameters = norm._parameters
@@ -89,8 +90,8 @@ class GhostBatchNorm(_BatchNorm):
         like = next((t for t in (self.weight, self.running_mean) if t is not None), input)
         means = torch.zeros(count * channels, dtype=like.dtype, device=input.device)
         variances = torch.ones_like(means)
-        repeated = [None if p is None else p.repeat(count) for p in (self.weight, self.bias)]
-        output = functional.batch_norm(apart, means, variances, *repeated, True, 1.0, self.eps)
+        gain, offset = (None if p is None else p.repeat(count) for p in (self.weight, self.bias))
+        output = functional.batch_norm(apart, means, variances, gain, offset, True, 1.0, self.eps)
         if self.track_running_stats:
             self._follow(means.view(count, channels), variances.view(count, channels))
         return output.view(size, count, channels, -1).transpose(0, 1).reshape(input.shape)
@@ -99,6 +100,8 @@ class GhostBatchNorm(_BatchNorm):
     def _follow(self, means: Tensor, variances: Tensor) -> None:
         """Running statistics after as many updates as there are slices."""
         count = len(means)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(count)
         for running, seen in ((self.running_mean, means), (self.running_var, variances)):
             if self.momentum is None:  # the mean of all slices so far
