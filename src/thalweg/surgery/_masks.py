@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,17 @@ def check_pattern(pattern: Any) -> None:
     pair = isinstance(pattern, tuple | list) and len(pattern) == 2 and all(type(n) is int for n in pattern)
     if not pair or not 1 <= pattern[0] <= pattern[1]:
         raise ValueError(f"pattern must be two integers (n, m) with 1 <= n <= m, got {pattern!r}")
+
+
+def checked_scores(argument: str, name: str, weight: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
+    """The scores given for the layer ``name``, on its device; refused unless shaped like its weight."""
+    found = scores.get(name)
+    if not isinstance(found, Tensor) or found.shape != weight.shape or bool(found.isnan().any()):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"{argument} of {name!r} must be a tensor {tuple(weight.shape)} without NaN, got {shape}"
+        )
+    return found.detach().to(weight.device)
 
 
 def share(count: int, fraction: float) -> int:

@@ -27,7 +27,7 @@ from thalweg.surgery._edit import (
     size_in_bytes,
     weight_of,
 )
-from thalweg.surgery._masks import check_pattern, keep_highest
+from thalweg.surgery._masks import check_pattern, checked_scores, keep_highest
 
 __all__ = ["prune"]
 
@@ -108,7 +108,7 @@ def prune(
             refuse_unless(inputs % pattern[1] == 0, name, layer, allowed)
     dense = {name: weight_of(layer).detach().clone() for name, layer in chosen.items()}
     if isinstance(score, Mapping):
-        parts = iter([{name: _checked_scores(name, dense[name], score) for name in chosen}])
+        parts = iter([{name: checked_scores("score", name, dense[name], score) for name in chosen}])
     elif kind == "magnitude":
         parts = iter([{name: size_of(weight) for name, weight in dense.items()}])
     else:
@@ -150,14 +150,6 @@ def _scores(
 
 def size_of(weight: Tensor) -> Tensor:
     return weight.detach().to(at_least_float(weight)).abs()
-
-
-def _checked_scores(name: str, weight: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
-    found = scores.get(name)
-    if not isinstance(found, Tensor) or found.shape != weight.shape or bool(found.isnan().any()):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"score of {name!r} must be a tensor {tuple(weight.shape)} without NaN, got {shape}")
-    return found.detach().to(weight.device)
 
 
 def _edit(layer: nn.Module, dense: Tensor) -> LayerEdit:
