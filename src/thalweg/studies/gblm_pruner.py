@@ -68,6 +68,7 @@ STUDY = Study(
         ),
     ),
     seeds=3,
+    tuning_seeds=1,
     minutes=4,
     notes=SETUP + "Magnitude and Wanda choose among three scopes in which weights compete: an output row, a "
     "layer, the whole model. GBLM works by row, as published, and chooses alpha: with windows of 64 in place "
