@@ -87,7 +87,7 @@ def trained(arm: str, seed: int, lr: float) -> tuple[Curve, dict[str, Any], floa
         model = convert(model, {nn.BatchNorm1d: lambda norm: GhostBatchNorm.of(norm, size=GHOST)})
     first = {name: value.clone() for name, value in model.state_dict().items()}
     batch = SMALL if "batch 64" in arm else TRAIN
-    updates = 40 if "40 updates" in arm else EPOCHS * TRAIN // SMALL
+    updates = EPOCHS if " 40 updates" in arm else EPOCHS * TRAIN // SMALL
     optimizer = optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     spec = dict(optim.spec(optimizer))
     curve = minibatch(
