@@ -172,8 +172,8 @@ def _made(
         if special or hooked:
             kept = "a parametrization" if special else "hooks"
             raise ValueError(f"{where} has {kept} that {type(new).__name__} would lose: convert first")
-        if not shared <= set(new.parameters()):
-            raise ValueError(f"{where} shares a parameter that {type(new).__name__} would not keep tied")
+    if not shared <= set(new.parameters()):
+        raise ValueError(f"{where} shares a parameter that {type(new).__name__} would not keep tied")
     if device is not None and any(t.device != device for t in (*new.parameters(), *new.buffers())):
         new = new.to(device)
     return new.train(training)
