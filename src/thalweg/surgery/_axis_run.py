@@ -1,0 +1,133 @@
+"""One run of a model, watched operation by operation, that ties the axes of weights and activations together.
+
+What runs is the model itself on real numbers, so control flow, loops and library code need no symbols.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from thalweg.surgery._axes import fix, fresh
+from thalweg.surgery._axis_rules import follow
+from thalweg.surgery._axis_trace import Trace
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, trace: Trace):
+        super().__init__()
+        self.trace = trace
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        self.trace.op = func._schema.name.removeprefix("aten::")
+        follow(self.trace, func, args, kwargs, made)
+        self.trace.calls += 1
+        return made
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The model's answer to a tensor, a tuple of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, plain kernels, and nobody's hooks but those that make weights."""
+    hooks = [(module, name, getattr(module, name)) for module in model.modules() for name in HOOKS]
+    training = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    onednn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    try:
+        for module, name, found in hooks:
+            own = [(key, hook) for key, hook in found.items() if _makes_weights(hook)]
+            if len(own) < len(found):
+                setattr(module, name, OrderedDict(own))
+        model.eval()
+        # Fused kernels hide what attention and recurrent layers do.
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
+        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = onednn
+        torch.backends.cudnn.enabled = cudnn
+        for module, flag in training:
+            module.training = flag
+        for module, name, found in hooks:
+            setattr(module, name, found)
+
+
+def _makes_weights(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
+
+
+def movable(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and running statistics by name, tied ones once: all that may be permuted."""
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            for key in ("running_mean", "running_var"):
+                if isinstance(value := getattr(module, key, None), Tensor):
+                    found[f"{name}.{key}" if name else key] = value
+    return found
+
+
+@contextmanager
+def _naming(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep the names of the modules that run in ``running``."""
+
+    def enter(name: str) -> Any:
+        return lambda module, arguments: running.append(name)
+
+    def leave(module: nn.Module, arguments: Any, made: Any) -> None:
+        running.pop()
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(enter(name)).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        yield
+
+
+def trace(model: nn.Module, inputs: Any) -> tuple[Trace, Any]:
+    """Run ``model`` once on ``inputs`` and tie its axes; also gives the answer.
+
+    Raises:
+        ValueError: the model does not run on them.
+    """
+    found = Trace(movable(model))
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor):
+            found.place(tensor, [fresh(n, "an input of the model") for n in tensor.shape])
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(_naming(model, found.modules))
+        try:
+            with _Watch(found):
+                answer = run(model, inputs)
+        except Exception as error:
+            raise ValueError(
+                f"inputs must be what {type(model).__name__} runs on, got {type(error).__name__}"
+                f"{found.where}: {error}"
+            ) from error
+    for tensor in tree_leaves(answer):
+        if isinstance(tensor, Tensor):
+            for axis in found.layout(tensor):
+                fix(axis, "an output of the model")
+    return found, answer

@@ -1,0 +1,55 @@
+"""Two models that can be merged: the same weights by name and shape, tied alike, and all there."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from thalweg._core.checks import nearest
+from thalweg.surgery._edit import bare, copied
+
+
+def pair(model: nn.Module, reference: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A copy of ``model`` to edit, and ``reference`` without wrappers.
+
+    Raises:
+        ValueError: they do not fit, or one cannot be edited; the weight is named.
+    """
+    new = copied(model)
+    if not isinstance(reference, nn.Module):
+        raise ValueError(f"reference must be a torch.nn.Module, got {type(reference).__name__}")
+    other = bare(reference)
+    given, wanted = dict(other.named_parameters()), dict(new.named_parameters())
+    for name, p in wanted.items():
+        if name not in given:
+            raise ValueError(
+                f"reference must have a weight {name!r} like model, got none{nearest(name, given)}"
+            )
+        if given[name].is_meta:
+            raise ValueError(f"reference must hold its weights, got {name!r} on the meta device")
+        if given[name].shape != p.shape:
+            raise ValueError(
+                f"reference must have {name!r} of shape {tuple(p.shape)} like model, "
+                f"got {tuple(given[name].shape)}"
+            )
+        for argument, value in (("model", p), ("reference", given[name])):
+            if not p.is_floating_point() or not bool(value.isfinite().all()):
+                raise ValueError(f"{argument} must have finite real weights, got {name!r} of {value.dtype}")
+    for name in given.keys() - wanted.keys():
+        every = dict(new.named_parameters(remove_duplicate=False))
+        how = "one tied to another" if name in every else "none"
+        raise ValueError(f"model must have a weight {name!r} of its own like reference, got {how}")
+    _own_memory(bare(model))
+    return new, other
+
+
+def _own_memory(model: nn.Module) -> None:
+    """Refuse weights that share memory without being one tensor: permuting one would permute the other."""
+    found: dict[int, tuple[str, int]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        start = p.untyped_storage().data_ptr()
+        other, tensor = found.setdefault(start, (name, id(p)))
+        if tensor != id(p) and p.numel():
+            raise ValueError(
+                f"model must hold each weight in memory of its own (or tie the tensor itself), "
+                f"got {name!r} in the memory of {other!r}"
+            )

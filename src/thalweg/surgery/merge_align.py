@@ -1,0 +1,239 @@
+"""Git Re-Basin (arXiv 2209.04836): bring one model's hidden units into the order of another's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from thalweg._core.checks import check_choice, check_count
+from thalweg.surgery._axis_run import movable, run, trace, undisturbed
+from thalweg.surgery._matching import Match, Matching
+from thalweg.surgery._orders import Permutations, Symmetry
+from thalweg.surgery._same_shape import pair
+from thalweg.surgery._symmetry import symmetry
+
+__all__ = ["AlignReport", "align"]
+
+METHODS = ("weights",)
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest answer
+
+
+@dataclass(frozen=True)
+class AlignReport:
+    """What :func:`align` did; ``print`` shows it.
+
+    Attributes:
+        permutations: group of units to their new order: unit i of the new model is unit ``order[i]`` of the
+            old one; [n], or [heads, n] for units that are ordered inside each new head. A group is called
+            after the first module that carries it.
+        carried: group to the weights along which it runs, as ``"name[axis]"``.
+        fixed: such weight axes that keep their order to the reason.
+        distance: Euclidean distance of all weights to the reference, before and after.
+        layers: the same for each weight.
+        sweeps: passes over all groups; ``settled`` unless the last still moved something.
+        error: largest change of the model's answer to ``inputs``, relative to its largest entry.
+    """
+
+    permutations: dict[str, Tensor]
+    carried: dict[str, tuple[str, ...]]
+    fixed: dict[str, str]
+    distance: tuple[float, float]
+    layers: dict[str, tuple[float, float]]
+    sweeps: int
+    settled: bool
+    error: float
+
+    def __str__(self) -> str:
+        before, after = self.distance
+        lines = [
+            f"{len(self.permutations)} groups of units, distance to the reference {before:.4g} -> {after:.4g}"
+        ]
+        for name, order in self.permutations.items():
+            moved = int((order != torch.arange(order.shape[-1])).sum())
+            lines.append(
+                f"  {name}: {moved} of {order.numel()} units moved, in {len(self.carried[name])} weights"
+            )
+        lines += [f"  {name} kept its order: {why}" for name, why in self.fixed.items()]
+        return "\n".join(lines)
+
+
+def align(
+    model: nn.Module,
+    reference: nn.Module,
+    inputs: Any,
+    *,
+    method: str = "weights",
+    sweeps: int = 100,
+    restarts: int = 1,
+    seed: int = 0,
+) -> tuple[nn.Module, AlignReport]:
+    r"""A copy of ``model`` with its hidden units in the order of ``reference``'s (arXiv 2209.04836).
+
+    Which units can be permuted, and where weights carry them, is found by running the model once and
+    following its operations: no table of layers is needed. The copy computes the same function (checked on
+    ``inputs``); afterwards its weights can be averaged with those of ``reference``: see :func:`interpolate`.
+
+    Weight matching maximises :math:`\langle A, \pi(B)\rangle` over all weights, one group of units at a time.
+    It ends where no group alone can be improved, which depends on the order of the groups: ``restarts`` tries
+    several. Heads of attention move as wholes, and inside each head what reads or makes no position-dependent
+    rotation is matched too.
+
+    Args:
+        model: to be permuted; untouched itself.
+        reference: has the same weights by name and shape.
+        inputs: one small example batch: a tensor, a tuple of positional or a mapping of keyword arguments.
+        method: ``"weights"``.
+        sweeps: passes over all groups at most.
+        restarts: random orders of the groups, of which the best result counts.
+        seed: decides those orders.
+
+    Raises:
+        ValueError: the two do not fit, a weight is on the meta device, not finite or shares memory with
+            another, the model does not run on ``inputs``, answers differently each time or has no units that
+            could be permuted (the operation in the way is named).
+    """
+    check_choice("method", method, METHODS)
+    check_count("sweeps", sweeps)
+    check_count("restarts", restarts)
+    check_count("seed", seed, low=0)
+    new, other = pair(model, reference)
+    seen, answer = trace(new, inputs)
+    group = symmetry(seen)
+    if not group.units:
+        where, why = next(iter(group.fixed.items()), ("its weights", "it has none"))
+        raise ValueError(
+            f"model must have hidden units that can be permuted, got {type(new).__name__} without: "
+            f"{where} keeps its order because of {why}"
+        )
+    ours, theirs = movable(other), movable(new)
+    before = _distances(ours, theirs)
+    found, error = _checked(new, inputs, answer, group, ours, sweeps, restarts, seed)
+    after = _distances(ours, theirs)
+    carried = {
+        one.name: tuple(
+            dict.fromkeys(
+                f"{piece.name}[{axis}]"
+                for piece in group.pieces
+                for axis, other in zip(piece.axes, piece.labels, strict=True)
+                if other == label
+            )
+        )
+        for label, one in enumerate(group.units)
+    }
+    return new, AlignReport(
+        permutations={one.name: found.perms[label] for label, one in enumerate(group.units)},
+        carried=carried,
+        fixed=dict(group.fixed),
+        distance=(_length(before), _length(after)),
+        layers={name: (before[name], after[name]) for name in before},
+        sweeps=found.sweeps,
+        settled=found.settled,
+        error=error,
+    )
+
+
+def _checked(
+    new: nn.Module,
+    inputs: Any,
+    answer: Any,
+    group: Symmetry,
+    ours: Mapping[str, Tensor],
+    sweeps: int,
+    restarts: int,
+    seed: int,
+) -> tuple[Match, float]:
+    """Match, permute ``new``, and see that it answers as before; a group that does not keep that is held."""
+    theirs = movable(new)
+    old = {name: tensor.detach().clone() for name, tensor in theirs.items()}
+    params = dict(new.named_parameters())
+    matching = Matching(group, [piece for piece in group.pieces if piece.name in params], ours, old)
+    held: set[int] = set()
+    while True:
+        generator = torch.Generator().manual_seed(seed)
+        tries = [matching.run(generator, sweeps, held) for _ in range(restarts)]
+        found = max(tries, key=lambda one: matching.objective(one.perms)) if restarts > 1 else tries[0]
+        error = _change(new, inputs, answer, group, old, found.perms)
+        if error <= _tolerance(new):
+            return found, error
+        _restore(theirs, old)
+        with undisturbed(new):
+            again = _difference(answer, run(new, inputs))
+        if again > _tolerance(new):
+            raise ValueError(
+                f"model must answer the same inputs alike, got answers of {type(new).__name__} that differ "
+                f"by {again:.2g} of the largest"
+            )
+        wrong = {
+            head
+            for head in matching.heads
+            if head not in held
+            and _change(new, inputs, answer, group, old, _only(group, found.perms, matching.family(head)))
+            > _tolerance(new)
+        }
+        if not wrong:
+            raise ValueError(
+                f"model must keep its function when units are permuted, got a change of {error:.2g} of the "
+                f"largest answer of {type(new).__name__}"
+            )
+        held |= wrong
+
+
+def _only(group: Symmetry, perms: Permutations, family: set[int]) -> Permutations:
+    return group.identity() | {label: perms[label] for label in family}
+
+
+@torch.no_grad()
+def _change(
+    new: nn.Module, inputs: Any, answer: Any, group: Symmetry, old: Mapping[str, Tensor], perms: Permutations
+) -> float:
+    """How much the answers of ``new`` change with the permutations, which it then has."""
+    theirs = movable(new)
+    _restore(theirs, old)
+    group.apply(theirs, perms)
+    with undisturbed(new):
+        return _difference(answer, run(new, inputs))
+
+
+@torch.no_grad()
+def _restore(tensors: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(old[name])
+
+
+def _difference(before: Any, after: Any) -> float:
+    """Largest difference of two answers, relative to the largest entry; infinite for another shape."""
+    worst = 0.0
+    for one, other in zip(tree_leaves(before), tree_leaves(after), strict=True):
+        if (
+            not isinstance(one, Tensor)
+            or not (one.is_floating_point() or one.is_complex())
+            or not one.numel()
+        ):
+            continue
+        if one.shape != other.shape:
+            return math.inf
+        largest = max(one.abs().max().item(), torch.finfo(one.dtype).tiny)
+        worst = max(worst, (one - other).abs().max().item() / largest)
+    return worst
+
+
+def _tolerance(model: nn.Module) -> float:
+    return max(TOLERANCE.get(p.dtype, 0.05) for p in model.parameters())
+
+
+def _distances(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+    return {
+        name: torch.linalg.vector_norm(p.detach().double() - ours[name].detach().to(p.device).double()).item()
+        for name, p in theirs.items()
+        if isinstance(p, nn.Parameter)
+    }
+
+
+def _length(parts: Mapping[str, float]) -> float:
+    return math.sqrt(sum(part**2 for part in parts.values()))
