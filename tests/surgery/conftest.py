@@ -1,6 +1,7 @@
-"""Modules beside the tests can be imported by them."""
-
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
