@@ -255,3 +255,18 @@ def test_nesterov_adam_is_stable_up_to_its_limit(decay):
             m = decay * m + (1 - decay) * w
             w -= share * limit * (decay * m + (1 - decay) * w)
         assert (abs(w) < 1) == shrinks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@either_path
+def test_a_gate_that_need_not_be_asked_again_changes_nothing(dtype, compile, monkeypatch):
+    """Gradients that stop being tangent, and are so again: bit for bit what asking in every step gives."""
+    w = torch.randn(160, 130, dtype=dtype)  # more than what runs packed with others
+    tangent, free = (turned(w, [torch.randn_like(w) + w], [view])[0] for view in [(160, -1), None])
+    steps = [[g] for g in [tangent] * 3 + [free] * 4 + [tangent] * 20 + [free] * 2]
+    paths = []
+    for sure in (15, 0):
+        monkeypatch.setattr("thalweg.optim._item.SURE", sure)
+        make = lambda params: optim.AdamP(params, lr=1e-6, weight_decay=0.3, compile=compile)  # noqa: E731
+        paths.append(run(make, [w], steps))
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(*paths, strict=True))

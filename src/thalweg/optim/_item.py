@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Up to this many elements a parameter runs together with others: calling the kernel costs more than copying.
 SMALL = 1 << 14
+# A gate that has let a parameter through is asked again after this many more steps; its link measures anyway.
+SURE = 15
 # The most elements that are copied for one call of a kernel, and that a piece of an update has.
 LONGEST = 1 << 20
 PIECE = 1 << 18
@@ -113,14 +115,18 @@ class Item:
 
     def _ask(self, part: Pass, kernel: Kernel, otherwise: Scalars) -> None:
         """Leave the line for a shorter one if its gate says so; on a GPU the answer would cost more."""
-        place, shorter = self.place, self.line.ungated
+        place, shorter, sure = self.place, self.line.ungated, self.line.sure
         if place.flat.device.type != "cpu" or not place.flat.numel():
+            return
+        if sure.get(self.source):
+            sure[self.source] -= 1
             return
         rows = [place.by_rows(one) for one in (place.flat, self.u)]
         _, applies = kernel(self.scalars.packed, self.seed, self.sums, *rows, rows[1], None)
         assert applies is not None and shorter is not None
         ways = [(self.line, self.scalars), (shorter, otherwise)]
-        taken, left = ways if applies.item() else reversed(ways)
+        sure[self.source] = SURE if (applied := bool(applies.item())) else 0
+        taken, left = ways if applied else reversed(ways)
         if place.shape not in self.line.known:
             self.line.known.add(place.shape)
             # Walked once to no effect, so that a change of ways compiles nothing in the middle of a run.

@@ -85,7 +85,8 @@ def _once(part: Pass, rounding: str) -> Kernel:
         scalars = packed.unbind()
         own = None if gradient is None else gradient.to(wide.dtype)
         received = part.with_totals(sums, scalars) if part.adds_up else sums.unbind()
-        u, values, measured = part.run(scalars, received, u.to(wide.dtype), wide, own, stored)
+        spare = not part.rehearses and all(one is slot for one, slot in zip(stored, slots, strict=True))
+        u, values, measured = part.run(scalars, received, u.to(wide.dtype), wide, own, stored, spare)
         if part.gates:
             assert measured is not None
             return None, part.verdict(measured, scalars)

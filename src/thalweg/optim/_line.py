@@ -28,6 +28,7 @@ class Line:
         fleet: the last stage for many parameters at once, if it can be taken so.
         gate, ungated: what asks in each step whether a link applies, and the way if it does not.
         known: shapes that have gone both ways.
+        sure: for how many more steps each parameter need not ask.
         rows: whether some pass needs rows that lie in memory one after the other.
         packs: whether several parameters may run as one, end to end.
         members: the parameters that go this way, in order.
@@ -68,6 +69,7 @@ class Line:
         self.gate: tuple[Pass, Kernel] | None = None
         self.ungated: Line | None = None
         self.known: set[torch.Size] = set()
+        self.sure: dict[Tensor, int] = {}
         if gated is not None and not sharded:
             asked = gate(self.links, self.layout, gated)
             self.gate = asked, made(asked, rounding)

@@ -71,7 +71,8 @@ def element_work(inner: Transform) -> Work:
     def work(k: Scalars, out: Tensor, u: Tensor | None, p: Tensor | None, *slots: Tensor) -> None:
         u = out if u is None else u
         stored = [slot.to(u.dtype) for slot in slots]
-        state = State(dict(zip(inner.slots, stored, strict=True)))
+        spare = all(one is slot for one, slot in zip(stored, slots, strict=True))
+        state = State(dict(zip(inner.slots, stored, strict=True)), spare)
         update, new = inner.update(u, p, state, Scalars({**k.values, "gradient": u}))
         for name, slot, old in zip(inner.slots, slots, stored, strict=True):
             if new.slots[name] is not old:

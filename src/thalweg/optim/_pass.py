@@ -95,17 +95,19 @@ class Pass:
         p: Tensor,
         gradient: Tensor | None,
         slots: Sequence[Tensor],
+        spare: bool = False,
         **further: Any,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
         """Give the update behind these links, the new values of the slots and the sums for the next pass.
 
-        ``further`` is what else ``k`` is to hold.
+        Old values of slots may be overwritten if ``spare``; ``further`` is what else ``k`` is to hold.
         """
         further["gradient"] = gradient
         values = dict(zip(self.slots, slots, strict=True))
         for index in range(self.first, self.last):
             one = self.links[index]
-            state = State({name: values[key] for name, key in one.slots.items()})
+            owned = spare and len(one.owned) == len(one.slots)  # others still need what is theirs
+            state = State({name: values[key] for name, key in one.slots.items()}, owned)
             u, state = one.transform.update(u, p, state, self._scalars(index, packed, sums, further))
             for name in one.owned:
                 values[one.slots[name]] = state.slots[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from thalweg._core.checks import check_not_negative
 from thalweg.optim._betas import check_betas
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, ema, part, plus
 
 __all__ = ["adam"]
 
@@ -39,13 +39,12 @@ def adam(
         return {"unbias": 1 / (1 - k.betas[0] ** k.step), "unbias_root": unbias_root, "added": added}
 
     def update(u, p, state, k):
-        mean = ema(state.mean, u, k.betas[0])
-        state = state.replace(mean=mean, square=ema(state.square, u * u, k.betas[1]))
-        ahead = ema(mean, u, k.betas[0]) if nesterov else mean
+        state = state.averaged(k.betas[0], mean=u).averaged(k.betas[1], square=u * u)
+        ahead = ema(state.mean, u, k.betas[0]) if nesterov else state.mean
         return ahead * k.unbias / scale(state, k), state
 
     def scale(state, k):
-        return state.square.sqrt() * k.unbias_root + k.added
+        return plus(k.added, state.square.sqrt(), k.unbias_root)
 
     def precondition(state, k):
         return 1 / scale(state, k)

@@ -7,7 +7,7 @@ import math
 from thalweg._core.checks import check_not_negative
 from thalweg.optim._betas import check_betas
 from thalweg.optim.recipe_class import recipe
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, part
 from thalweg.optim.weight_decay import decay
 
 __all__ = ["DiffGrad", "diffgrad"]
@@ -36,10 +36,10 @@ def diffgrad(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Tr
         return {"unbias": math.sqrt(1 - k.betas[1] ** k.step) / (1 - k.betas[0] ** k.step)}
 
     def update(u, p, state, k):
-        mean, square = ema(state.mean, u, k.betas[0]), ema(state.square, u * u, k.betas[1])
+        state = state.averaged(k.betas[0], mean=u).averaged(k.betas[1], square=u * u)
         friction = (state.last - u).abs().sigmoid()
-        step = friction * mean * k.unbias / (square.sqrt() + k.eps)
-        return step, state.replace(mean=mean, square=square, last=u)
+        step = friction * state.mean * k.unbias / (state.square.sqrt() + k.eps)
+        return step, state.replace(last=u)
 
     return element(update, slots=("mean", "square", "last"), scalars=scalars, betas=tuple(betas), eps=eps)
 

@@ -7,7 +7,7 @@ import math
 from thalweg._core.checks import check_choice, check_not_negative, check_number
 from thalweg.optim._betas import check_betas
 from thalweg.optim.recipe_class import recipe
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, part
 
 __all__ = ["RAdam", "gradients_seen", "rectified_adam", "rectifier"]
 
@@ -87,9 +87,8 @@ def rectified_adam(
         }
 
     def update(u, p, state, k):
-        mean = ema(state.mean, u, k.betas[0])
-        state = state.replace(mean=mean, square=ema(state.square, u * u, k.betas[1]))
-        return mean * k.unbias * precondition(state, k) + k.decays * p, state
+        state = state.averaged(k.betas[0], mean=u).averaged(k.betas[1], square=u * u)
+        return state.mean * k.unbias * precondition(state, k) + k.decays * p, state
 
     def precondition(state, k):
         return k.adaptive / (state.square.sqrt() + k.eps) + k.plain

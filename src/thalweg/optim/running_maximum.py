@@ -7,7 +7,7 @@ import torch
 from thalweg._core.checks import check_choice, check_not_negative
 from thalweg.optim._betas import check_betas
 from thalweg.optim.recipe_class import recipe
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, part
 from thalweg.optim.weight_decay import decay
 
 __all__ = ["AMSGrad", "amsgrad"]
@@ -50,10 +50,9 @@ def amsgrad(
         return {"unbias": 1 / (1 - k.betas[0] ** k.step), "unbias_root": (1 - k.betas[1] ** k.step) ** -0.5}
 
     def update(u, p, state, k):
-        mean = ema(state.mean, u, k.betas[0])
-        square = ema(state.square, u * u, k.betas[1])
-        state = state.replace(mean=mean, square=square, largest=torch.maximum(state.largest, square))
-        return mean * k.unbias * precondition(state, k), state
+        state = state.averaged(k.betas[0], mean=u).averaged(k.betas[1], square=u * u)
+        state = state.replace(largest=torch.maximum(state.largest, state.square))
+        return state.mean * k.unbias * precondition(state, k), state
 
     def precondition(state, k):
         divisor = state.largest.sqrt() * k.unbias_root + k.eps

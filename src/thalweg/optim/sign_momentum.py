@@ -53,7 +53,8 @@ def lion(betas: tuple[float, float] = (0.9, 0.99), kappa: str = "sign", width: f
     check_positive("width", width)
 
     def mixed(u, state, k):
-        return ema(state.mean, u, k.betas[0]), state.replace(mean=ema(state.mean, u, k.betas[1]))
+        mix = ema(state.mean, u, k.betas[0])
+        return mix, state.averaged(k.betas[1], mean=u)
 
     def update(u, p, state, k):
         mix, state = mixed(u, state, k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thalweg._core.checks import check_not_negative, check_unit_interval
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, part
 
 __all__ = ["slow_component"]
 
@@ -30,7 +30,7 @@ def slow_component(decay: float = 0.98, gain: float = 2.0) -> Transform:
         return {"kept": 0.0 if k.step == 1 else k.decay}
 
     def update(u, p, state, k):
-        mean = ema(state.mean, u, k.kept)
-        return u + k.gain * mean, state.replace(mean=mean)
+        state = state.averaged(k.kept, mean=u)
+        return u + k.gain * state.mean, state
 
     return element(update, slots=("mean",), scalars=scalars, decay=decay, gain=gain)

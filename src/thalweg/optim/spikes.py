@@ -7,7 +7,7 @@ import math
 import torch
 
 from thalweg._core.checks import check_count, check_positive, check_unit_interval
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, part
 
 __all__ = ["clip_spikes", "ease_in"]
 
@@ -47,7 +47,7 @@ def clip_spikes(
         limit = (k.threshold * state.square).sqrt()
         spike = (u.abs() > limit) & (state.square > 0) & (k.armed > 0)
         u = torch.where(spike, u.sign() * limit, u)
-        return u, state.replace(square=ema(state.square, u * u, k.square_decay))
+        return u, state.averaged(k.square_decay, square=u * u)
 
     return element(
         update,

@@ -25,16 +25,27 @@ P = ParamSpec("P")
 
 
 class State:
-    """The tensors that a transform keeps for one parameter: ``state.mean``, ``state.replace(mean=...)``."""
+    """The tensors that a transform keeps for one parameter: ``state.mean``, ``state.replace(mean=...)``.
 
-    def __init__(self, slots: Mapping[str, Tensor]):
+    Attributes:
+        slots: by name.
+        owned: whether nobody needs their old values: an average may then be formed in their memory.
+    """
+
+    def __init__(self, slots: Mapping[str, Tensor], owned: bool = False):
         self.slots = dict(slots)
+        self.owned = owned
 
     def __getattr__(self, name: str) -> Tensor:
         return self.slots[name]
 
     def replace(self, **slots: Tensor) -> State:
-        return State({**self.slots, **slots})
+        return State({**self.slots, **slots}, self.owned)
+
+    def averaged(self, decay: Any, **new: Tensor) -> State:
+        """With :func:`ema` of each named slot and what is new, after which its old value may be gone."""
+        moved = {name: ema(self.slots[name], one, decay, self.owned) for name, one in new.items()}
+        return self.replace(**moved)
 
 
 class Scalars:
@@ -188,8 +199,8 @@ def plus(u: Tensor, p: Tensor, factor: Any) -> Tensor:
     return u + factor * p
 
 
-def ema(old: Tensor, new: Tensor, decay: Any) -> Tensor:
-    """Exponential moving average: ``decay`` of ``old`` and the rest of ``new``."""
+def ema(old: Tensor, new: Tensor, decay: Any, in_place: bool = False) -> Tensor:
+    """Exponential moving average: ``decay`` of ``old`` and the rest of ``new``; it may end up in ``old``."""
     if (number := at_hand(decay)) is not None:
-        return torch.lerp(old, new, 1 - number)  # the same in one operation
+        return old.lerp_(new, 1 - number) if in_place else torch.lerp(old, new, 1 - number)
     return old + (new - old) * (1 - decay)

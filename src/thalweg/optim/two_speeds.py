@@ -6,7 +6,7 @@ import math
 
 from thalweg._core.checks import check_count, check_not_negative
 from thalweg.optim._betas import check_betas
-from thalweg.optim.transform import Transform, element, ema, part
+from thalweg.optim.transform import Transform, element, part
 
 __all__ = ["slow_decay", "two_speed"]
 
@@ -66,12 +66,11 @@ def two_speed(
         }
 
     def update(u, p, state, k):
-        mean = ema(state.mean, u, k.betas[0]) if keeps_mean else u
-        slow_mean = ema(state.slow_mean, u, k.slow_decay)
-        state = state.replace(slow_mean=slow_mean, square=ema(state.square, u * u, k.betas[1]))
+        state = state.averaged(k.slow_decay, slow_mean=u).averaged(k.betas[1], square=u * u)
         if keeps_mean:
-            state = state.replace(mean=mean)
-        return (mean * k.unbias + k.gain * slow_mean) * precondition(state, k), state
+            state = state.averaged(k.betas[0], mean=u)
+        mean = state.mean if keeps_mean else u
+        return (mean * k.unbias + k.gain * state.slow_mean) * precondition(state, k), state
 
     def precondition(state, k):
         return 1 / (state.square.sqrt() * k.unbias_root + k.eps)
