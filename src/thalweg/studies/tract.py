@@ -49,8 +49,8 @@ STUDY = Study(
         Setting(
             setting="ten times brighter",
             metric="norm of the first layer's weight gradient with pixels ten times as large, over that "
-            "with the pixels as they are, at the first weights (whatever is above 1e6 counts as 1e6): plain / "
-            "TrAct",
+            "with the pixels as they are, at the first weights (whatever is above 1e6 counts as 1e6): plain "
+            "/ TrAct",
             verdict={
                 "reproduced": at_least(50),
                 "direction only": at_least(5),
