@@ -62,7 +62,7 @@ def test_pruning_by_gradients_beats_chance_by_far(encoder, judge, data):
 
 
 def test_low_rank_layers_fit_into_the_encoder(encoder, judge):
-    edited, report = factorize(encoder, 0.5)
+    edited, report = factorize(encoder, 0.3)
     stored = sum(t.numel() * t.element_size() for t in (*edited.parameters(), *edited.buffers()))
     assert report.bytes_after == stored < report.bytes_before
     thin = {name: edit for name, edit in report.layers.items() if "of" in edit.what}
@@ -72,4 +72,4 @@ def test_low_rank_layers_fit_into_the_encoder(encoder, judge):
     u, s, vh = torch.linalg.svd(encoder.get_submodule(name).weight.detach().double(), full_matrices=False)
     nearest = (u[:, : layer.rank] * s[: layer.rank]) @ vh[: layer.rank]
     torch.testing.assert_close(layer.weight.double(), nearest, rtol=0, atol=1e-4)
-    assert judge(edited)[0] > 0.7
+    assert judge(edited)[0] > 0.8
