@@ -3,7 +3,8 @@
 Both optimizers live in one process and step in turn, on the same gradients; a row gives the median of the
 pairwise ratios and their quartiles. For element-wise recipes, ``bytes`` is what they read and write over what
 AdamW does, and ``bar`` the ratio that this allows: 1.15 for AdamW, 1.25 times bytes times that for others.
-``peer`` is the step time of the same method in pytorch-optimizer over ours.
+``peer`` is the step time of the same method in pytorch-optimizer over ours; for eager AdamW, that of torch's
+foreach (its bar is 0.67).
 
 ``python -m benchmarks optimizer_step --only AdamW Lion --write docs/optimizer-speed.md``
 """
@@ -48,6 +49,7 @@ PEERS: dict[str, Callable[[list], torch.optim.Optimizer]] = {
     "SGDP": lambda params: peers.SGDP(params, momentum=0.9),
     "AdamP, scale-invariant": lambda params: peers.AdamP(params, lr=TINY),
     "SGDP, scale-invariant": lambda params: peers.SGDP(params, lr=TINY, momentum=0.9),
+    "AdamW, eager": lambda params: torch.optim.AdamW(params, foreach=True),
     "PerpGrad": _orthogonal,
     "GaLore": lambda params: peers.GaLore(
         _two_groups(params, rank=128, update_proj_gap=200, scale=0.25, projection_type="std")
@@ -146,7 +148,7 @@ def row(
         bar(name, optimizer) if isinstance(optimizer, optim.Descent) and options.get("compile") else None
     )
     bytes_cells = ["-", "-"] if allowed is None else [f"{one:.2f}" for one in allowed]
-    peer = peer_ratio(name, params, optimizer) if options.get("compile") else "-"
+    peer = peer_ratio(name, params, optimizer) if "compile" in options else "-"
     spread = f"{low:.2f} to {high:.2f}"
     return [f"{mine:.1f}", f"{theirs:.1f}", f"{middle:.2f}", spread, *bytes_cells, peer, f"{first:.1f}"]
 
