@@ -180,9 +180,10 @@ def chosen_layers(
             f"layers must name at least one {allowed}, got none"
             + (f"; {type(model).__name__} has none before its last layer" if layers is None else "")
         )
+    hint = "; layers=[...] names what to edit instead" if layers is None else ""
     known = dict(model.named_modules(remove_duplicate=False))
     places = Counter(map(id, known.values()))
-    owners = owners_of_storage(model)
+    params: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     chosen: dict[str, nn.Module] = {}
     for name in names:
         if name not in known:
@@ -190,9 +191,8 @@ def chosen_layers(
                 f"layers must name modules of the model, got {name!r}{nearest(str(name), known)}"
             )
         module = known[name]
-        refuse_unless(
-            type(module) in kinds or parametrize.is_parametrized(module), name, module, f"a {allowed}"
-        )
+        plain = type(module) in kinds or parametrize.is_parametrized(module)
+        refuse_unless(plain, name, module, f"a {allowed}{hint}")
         refuse_unless(not parametrize.is_parametrized(module), name, module, "without parametrizations")
         refuse_unless(places[id(module)] == 1, name, module, "in one place of the model, not shared")
         weight = module.weight
@@ -200,7 +200,7 @@ def chosen_layers(
             type(weight) is nn.Parameter, name, module, f"with a plain weight, got {type(weight).__name__}"
         )
         assert isinstance(weight, nn.Parameter)
-        others = owners[storage(weight)] - {f"{name}.weight"}
+        others = sharing(weight, params) - {f"{name}.weight"}
         refuse_unless(not others, name, module, f"with a weight of its own, got one tied to {sorted(others)}")
         refuse_unless(weight.is_floating_point() and weight.numel() > 0, name, module, "with real weights")
         refuse_unless(bool(weight.isfinite().all()), name, module, "with finite weights")
@@ -225,13 +225,19 @@ def refuse_unless(fine: bool, name: str, module: nn.Module, allowed: str) -> Non
         raise ValueError(f"layer {name!r} ({type(module).__name__}) must be {allowed}")
 
 
-def storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def sharing(weight: Tensor, params: dict[str, Tensor]) -> set[str]:
+    """Names of the parameters that lie in the same memory."""
+    start, end = _span(weight)
+    device = weight.device
+    return {
+        name
+        for name, p in params.items()
+        if p.device == device and (bounds := _span(p))[0] < end and start < bounds[1]
+    }
 
 
-def owners_of_storage(model: nn.Module) -> dict[int, set[str]]:
-    """Start of a storage to the names of the parameters in it; tied ones are under all their names."""
-    owners: dict[int, set[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(storage(p), set()).add(name)
-    return owners
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte and of the one after the last."""
+    reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    length = (reach + 1) * tensor.element_size() if tensor.numel() else 0
+    return tensor.data_ptr(), tensor.data_ptr() + length
