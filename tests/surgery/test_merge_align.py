@@ -18,7 +18,6 @@ from thalweg.surgery._axis_run import movable, run, trace
 from thalweg.surgery._symmetry import symmetry
 from thalweg.tasks import GPT, MLP
 
-
 def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -314,3 +313,57 @@ def test_tied_embeddings_stay_tied():
     model, reference = (GPT(9, 8, layers=1, heads=2, width=12, tied=True, seed=seed) for seed in (1, 0))
     new, report = align(model, reference, torch.randint(9, (2, 5)))
     assert new.head.weight is new.tokens.weight and "tokens.weight[1]" in report.carried["tokens"]
+
+
+def read(model, batches):
+    """What the layers of a model read."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, given: found.append(given[0].detach().clone()))
+    training = model.training
+    for batch in batches:
+        run(model.eval(), batch)
+    model.train(training)
+    return found
+
+
+@pytest.mark.parametrize("method", ["activations", "correlations"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_planted_permutation_is_found_in_activations(name, method):
+    model, reference = planted(name, 0.0)
+    before = state(reference), state(model)
+    torch.manual_seed(5)
+    batches = [ARCHITECTURES[name][1]() for _ in range(8)]
+    new, report = align(model, reference, example(name), method=method, batches=batches)
+    assert report.error < 1e-5
+    # Units that never answer may change places among themselves.
+    for found, wanted in zip(*(read(net, batches) for net in (new, reference)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert same(state(reference), before[0]) and same(state(model), before[1]) and reference.training
+
+
+def test_activation_matching_is_the_published_assignment():
+    model, reference = (MLP((6, 20, 16, 4), seed=seed).double() for seed in (1, 0))
+    source = torch.Generator().manual_seed(0)
+    batches = [torch.randn(n, 6, generator=source, dtype=torch.float64) for n in (30, 11)]
+    whole = torch.cat(batches)
+    for method in ("activations", "correlations"):
+        report = align(model, reference, batches[0], method=method, batches=batches)[1]
+        for name, depth in (("0", 2), ("2", 4)):
+            with torch.no_grad():
+                ours, theirs = (nn.Sequential(*[*net][:depth])(whole).numpy() for net in (reference, model))
+            if method == "activations":
+                value = ours.T @ theirs
+            else:
+                value = np.nan_to_num(np.corrcoef(ours.T, theirs.T)[: ours.shape[1], ours.shape[1] :])
+            found = report.permutations[name].numpy()
+            rows = np.arange(len(found))
+            best = value[linear_sum_assignment(value, maximize=True)].sum()
+            assert value[rows, found].sum() == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("batches", [torch.randn(3, 4), {"x": torch.randn(3, 4)}, 3, [], [torch.randn(2, 7)]])
+def test_batches_that_are_none_are_refused(batches):
+    with pytest.raises(ValueError, match="batches must "):
+        align(square(1), square(), torch.randn(2, 4), method="activations", batches=batches)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.tasks import CNN, GPT, MLP
+from thalweg.tasks import CNN, GPT, MLP, ResNet
 
 SMALL_GPT = {"vocabulary": 11, "context": 8, "layers": 2, "heads": 2, "width": 16}
 MODELS = {
     "mlp": lambda seed: MLP((8, 16, 4), norm="batch", seed=seed),
     "mlp-he": lambda seed: MLP((8, 16, 4), init="he", seed=seed),
     "cnn": lambda seed: CNN(width=4, seed=seed),
+    "resnet": lambda seed: ResNet(width=4, stages=2, seed=seed),
     "gpt": lambda seed: GPT(**SMALL_GPT, seed=seed),
     "gpt-qk-norm": lambda seed: GPT(**SMALL_GPT, seed=seed, qk_norm=True),
 }
@@ -71,6 +72,20 @@ def test_mlp_initial_scales():
     bound = math.sqrt(6 / 1000)
     assert 0.999 * bound < xavier.weight.abs().max().item() <= bound
     assert he.bias.abs().max() == 0 and xavier.bias.abs().max() == 0
+
+
+def test_resnet_18_has_its_published_size_and_shape():
+    assert parameters(ResNet(channels=3, width=64)) == 11_173_962
+    model = ResNet(classes=7, width=4)
+    shapes = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda m, a, made: shapes.append(tuple(made.shape[1:])))
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
+    assert shapes[::2] == shapes[1::2] == [(4, 8, 8), (8, 4, 4), (16, 2, 2), (32, 1, 1)]
+    assert [isinstance(block.shortcut, nn.Identity) for block in model.blocks] == [True, True] + [
+        False,
+        True,
+    ] * 3
 
 
 @pytest.mark.parametrize("side", [4, 8, 28])

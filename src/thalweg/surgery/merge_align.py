@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from thalweg._core.checks import check_choice, check_count
+from thalweg.surgery._activations import activation_pieces, check_batches
 from thalweg.surgery._axis_run import movable, run, trace, undisturbed
 from thalweg.surgery._matching import Match, Matching
 from thalweg.surgery._orders import Permutations, Symmetry
@@ -20,7 +21,7 @@ from thalweg.surgery._symmetry import symmetry
 
 __all__ = ["AlignReport", "align"]
 
-METHODS = ("weights",)
+METHODS = ("activations", "correlations", "weights")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest answer
 
 
@@ -69,6 +70,7 @@ def align(
     inputs: Any,
     *,
     method: str = "weights",
+    batches: Iterable[Any] | None = None,
     sweeps: int = 100,
     restarts: int = 1,
     seed: int = 0,
@@ -81,14 +83,21 @@ def align(
 
     Weight matching maximises :math:`\langle A, \pi(B)\rangle` over all weights, one group of units at a time.
     It ends where no group alone can be improved, which depends on the order of the groups: ``restarts`` tries
-    several. Heads of attention move as wholes, and inside each head what reads or makes no position-dependent
-    rotation is matched too.
+    several. Heads of attention move as wholes, and what is inside them is matched for each pair of heads.
+    Activation matching does the same with what units put out on ``batches``, where a weight reads it, in the
+    place of weights: by their products, or by their correlations, which leave units that never vary alone.
+
+    Understood: linear, convolutional (strided, transposed, grouped) and recurrent layers, embeddings, all
+    normalisations, attention, gates, residual, dense and padded shortcuts, reshaping, tied weights and
+    modules that run several times. Whatever else an operation touches keeps its order and is reported as
+    ``fixed`` with the operation and the module. So do constants, and weights behind a parametrization.
 
     Args:
         model: to be permuted; untouched itself.
         reference: has the same weights by name and shape.
         inputs: one small example batch: a tensor, a tuple of positional or a mapping of keyword arguments.
-        method: ``"weights"``.
+        method: ``"weights"``, ``"activations"`` or ``"correlations"``.
+        batches: data for the last two, each like ``inputs``; by default those alone.
         sweeps: passes over all groups at most.
         restarts: random orders of the groups, of which the best result counts.
         seed: decides those orders.
@@ -113,7 +122,16 @@ def align(
         )
     ours, theirs = movable(other), movable(new)
     before = _distances(ours, theirs)
-    found, error = _checked(new, inputs, answer, group, ours, sweeps, restarts, seed)
+    old = {name: tensor.detach().clone() for name, tensor in theirs.items()}
+    if method == "weights":
+        weights = dict(new.named_parameters())
+        matching = Matching(group, [piece for piece in group.pieces if piece.name in weights], ours, old)
+    else:
+        data = check_batches([inputs] if batches is None else batches)
+        matching = Matching(
+            group, *activation_pieces(group, new, other, data, centred=method == "correlations")
+        )
+    found, error = _checked(new, inputs, answer, matching, old, (sweeps, restarts, seed))
     after = _distances(ours, theirs)
     carried = {
         one.name: tuple(
@@ -142,17 +160,12 @@ def _checked(
     new: nn.Module,
     inputs: Any,
     answer: Any,
-    group: Symmetry,
-    ours: Mapping[str, Tensor],
-    sweeps: int,
-    restarts: int,
-    seed: int,
+    matching: Matching,
+    old: Mapping[str, Tensor],
+    how: tuple[int, int, int],
 ) -> tuple[Match, float]:
     """Match, permute ``new``, and see that it answers as before; a group that does not keep that is held."""
-    theirs = movable(new)
-    old = {name: tensor.detach().clone() for name, tensor in theirs.items()}
-    params = dict(new.named_parameters())
-    matching = Matching(group, [piece for piece in group.pieces if piece.name in params], ours, old)
+    group, (sweeps, restarts, seed) = matching.symmetry, how
     held: set[int] = set()
     while True:
         generator = torch.Generator().manual_seed(seed)
@@ -161,7 +174,7 @@ def _checked(
         error = _change(new, inputs, answer, group, old, found.perms)
         if error <= _tolerance(new):
             return found, error
-        _restore(theirs, old)
+        _restore(movable(new), old)
         with undisturbed(new):
             again = _difference(answer, run(new, inputs))
         if again > _tolerance(new):
