@@ -77,7 +77,7 @@ STUDY = Study(
     notes="1024 of the 1797 handwritten digits to train on, 773 to test; ReLU MLP 64-128-128-10 with batch "
     "normalisation, momentum 0.9, cosine decay. The learning rate of every arm is tuned, which leaves no "
     "room for the paper's square-root rule; its clipping is left out. One of the 773 test images is 0.0013. "
-    "In a first run the learning rates ended at 1, which ghosts with 40 updates chose, so 2 and 4 were added.",
+    "In a first run the learning rates ended at 1, which ghosts with 40 updates chose, so it was widened.",
 )
 
 
