@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class SmoothedError(NamedTuple):
-    """Squared distances over the variance: ``delta`` of even labels, ``error`` of 1 / (1 + delta) even ones."""
+    """Squared distances over the variance: ``delta`` of even labels, ``error`` of 1 / (1 + delta) of it."""
 
     delta: float
     error: float
