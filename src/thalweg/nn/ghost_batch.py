@@ -85,7 +85,9 @@ class GhostBatchNorm(_BatchNorm):
         count, channels = input.shape[0] // size, self.num_features
         if size * input[0, 0].numel() < 2:
             raise ValueError(f"size must leave 2 values a channel in a slice, got {size}")
-        apart = input.reshape(count, size, channels, -1).transpose(0, 1).reshape(size, count * channels, -1)
+        # Rows stay rows: with a third dimension of one the kernel is many times slower.
+        merged = (size, count * channels) if input.dim() == 2 else (size, count * channels, -1)
+        apart = input.reshape(count, size, channels, -1).transpose(0, 1).reshape(merged)
         # With momentum 1 the kernel leaves each slice's mean and unbiased variance here.
         like = next((t for t in (self.weight, self.running_mean) if t is not None), input)
         means = torch.zeros(count * channels, dtype=like.dtype, device=input.device)
