@@ -58,9 +58,10 @@ class Bench:
             for name, how in (
                 ("random", {"score": chance}),
                 ("magnitude, by layer", {"score": "magnitude"}),
-                ("magnitude, by row", {"score": "magnitude", "scope": "row"}),
+                ("magnitude, whole model", {"score": "magnitude", "scope": "model"}),
                 ("Wanda", {"score": "wanda", **data}),
                 ("gradient only", {"score": "gradient", **data}),
+                ("gradient only, whole model", {"score": "gradient", "scope": "model", **data}),
                 (f"GBLM, alpha {alpha:g}", {"score": "gblm", "alpha": alpha, **data}),
             ):
                 yield self.row(
