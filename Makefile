@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[tasks,trackers,test]" $(TRACKIO)
+	$(PIP) -e ".[tasks,trackers,desk,test]" $(TRACKIO)
 	$(PIP) --no-deps $(BARE) trackio
 	touch $@
 

@@ -25,6 +25,7 @@ ALLOWED = {
     "watch": {"_core", "probe", "papers"},
     "studies": {"_core", "tasks", "papers", *PARTS},
     "report": {"_core", "watch", "papers"},
+    "desk": {"_core", "watch", "studies", "papers"},
 }
 ROOMS = sorted(info.name for info in pkgutil.iter_modules([str(SOURCE)]) if info.ispkg)
 

@@ -13,6 +13,8 @@ from rich.table import Table
 
 import thalweg
 from thalweg._core.terminal import console, progress_bar, user_errors
+from thalweg.desk.cli import desk
+from thalweg.forecast import forecast
 from thalweg.papers.cli import app as papers_app
 from thalweg.plan import plan
 from thalweg.studies.cli import app as studies_app
@@ -137,7 +139,9 @@ def report(
         typer.echo(f"report: {write_report(store, out, runs=run or None)}")
 
 
+app.command()(desk)
 app.command()(plan)
+app.command()(forecast)
 
 
 @app.callback(invoke_without_command=True)

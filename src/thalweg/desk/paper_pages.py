@@ -1,0 +1,110 @@
+"""Pages about papers: by month, trending, one paper, search, topics, rooms, findings."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Query, Request
+from starlette.responses import RedirectResponse, Response
+
+from thalweg.desk.shelf import Paper, Shelf, months_of
+from thalweg.desk.views import page
+from thalweg.papers.entry import ROOMS, UnknownPaper
+from thalweg.papers.status import STATES
+
+router = APIRouter(include_in_schema=False)
+NEWEST = 30  # papers on the first page
+Text = Annotated[str, Query(max_length=400)]
+
+
+def shelf_of(request: Request) -> Shelf:
+    return request.app.state.shelf
+
+
+def paper_of(request: Request, name: str) -> Paper:
+    try:
+        return shelf_of(request).paper(name)
+    except UnknownPaper as error:
+        raise HTTPException(404, str(error)) from None
+
+
+@router.get("/")
+def home() -> Response:
+    return RedirectResponse("/papers", 303)
+
+
+@router.get("/papers")
+def papers(request: Request, date: Text = "", week: Text = "", month: Text = "") -> Response:
+    shelf = shelf_of(request)
+    if not (date or week or month):
+        newest = shelf.papers[:NEWEST]
+        month = newest[-1].entry.date
+        return page(request, "papers.html", title="Newest papers", papers=newest, older=month, exact=True)
+    wanted = months_of(date=date, week=week, month=month)
+    found = [one for name in wanted for one in shelf.of_month(name)]
+    newer = [name for name in shelf.months if name > wanted[0]]
+    older = [name for name in shelf.months if name < wanted[-1]]
+    return page(
+        request,
+        "papers.html",
+        title=" and ".join(wanted),
+        papers=found,
+        newer=newer[-1] if newer else None,
+        older=older[0] if older else None,
+        exact=bool(month),
+    )
+
+
+@router.get("/papers/trending")
+def trending(request: Request) -> Response:
+    return page(
+        request, "papers.html", title="Measured last", papers=shelf_of(request).trending(), exact=True
+    )
+
+
+@router.get("/papers/{name}")
+def paper(request: Request, name: str) -> Response:
+    found = paper_of(request, name)
+    return page(request, "paper.html", paper=found, similar=shelf_of(request).similar(found))
+
+
+@router.get("/papers/{name}/plot.svg")
+def plot(request: Request, name: str, setting: Text = "") -> Response:
+    found = paper_of(request, name)
+    if found.measured is None or (setting and setting not in found.measured.raw["settings"]):
+        raise HTTPException(404, f"nothing of this name was measured for {name!r}")
+    from thalweg.studies.plot import plot_evidence
+
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = plot_evidence(found.measured.raw, f"{folder}/plot.svg", setting or None).read_bytes()
+    return Response(drawn, media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
+
+
+@router.get("/search")
+def search(request: Request, q: Text = "", topic: Text = "", room: Text = "", status: Text = "") -> Response:
+    shelf = shelf_of(request)
+    hits: list[Paper] = []
+    if q.strip():
+        hits = [one for one, _ in shelf.search(q, topic=topic, room=room, state=status)]
+    elif topic or room or status:
+        hits = list(shelf.chosen(topic=topic, room=room, state=status))
+    chosen = {"q": q, "topic": topic, "room": room, "status": status}
+    return page(request, "search.html", hits=hits, chosen=chosen, rooms=ROOMS, states=STATES)
+
+
+@router.get("/topics")
+def topics(request: Request) -> Response:
+    return page(request, "topics.html", topics=shelf_of(request).topics)
+
+
+@router.get("/methods")
+def methods(request: Request) -> Response:
+    shelf = shelf_of(request)
+    rooms = {room: shelf.chosen(room=room) for room in ROOMS}
+    return page(request, "methods.html", rooms={room: found for room, found in rooms.items() if found})
+
+
+@router.get("/findings")
+def findings(request: Request) -> Response:
+    return page(request, "findings.html", findings=shelf_of(request).findings)

@@ -1,0 +1,24 @@
+"""Templates and how a page is made of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.templating import Jinja2Templates
+from jinja2 import Environment, FileSystemLoader
+from starlette.responses import Response
+
+__all__ = ["page"]
+
+FOLDER = Path(__file__).parent / "templates"
+TEMPLATES = Jinja2Templates(
+    env=Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+)
+
+
+def page(request: Request, template: str, *, status_code: int = 200, **about: Any) -> Response:
+    """A page; everything that it is given is escaped."""
+    about["has_runs"] = request.app.state.store is not None
+    return TEMPLATES.TemplateResponse(request, template, about, status_code=status_code)
