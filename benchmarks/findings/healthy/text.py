@@ -21,6 +21,10 @@ def llama(seed: int) -> Outcome:
     return watched(model, opt, windows(seed, 8), 200, schedule=decaying(opt, 200))
 
 
+def chain(params) -> torch.optim.Optimizer:
+    return optim.Descent(params, optim.clip_norm(1.0), optim.adam(), optim.decay(0.1), lr=3e-3)
+
+
 gpt_adamw = Healthy(
     "text, batches of 8",
     "GPT",
@@ -50,3 +54,17 @@ gpt_lion = Healthy(
     loss=LEARNT,
 )
 llama_ademamix = Healthy("text, batches of 8", "Llama", "AdEMAMix, cosine", llama, loss=LEARNT)
+chain_clipped = Healthy(
+    "text, batches of 8",
+    "GPT",
+    "chain: clipping, Adam, decay",
+    lambda seed: text_gpt(seed, 200, chain),
+    loss=LEARNT,
+)
+gpt_amsgrad = Healthy(
+    "text, batches of 8",
+    "GPT",
+    "AMSGrad",
+    lambda seed: text_gpt(seed, 200, partial(optim.AMSGrad, lr=3e-3)),
+    loss=LEARNT,
+)

@@ -10,24 +10,15 @@ from thalweg.watch.readings import Finding, Reading
 
 __all__ = ["Rule", "all_rules"]
 
-ADAPTIVE = (
-    "Adam",
-    "AdamW",
-    "NAdam",
-    "RAdam",
-    "Adamax",
-    "RMSprop",
-    "SPAM",
-    "AdEMAMix",
-    "Grokfast",
-    "PerpGrad",
-)
+# Where only the name of an optimizer is known, these are taken for ones that do not divide by past gradients.
+PLAIN = ("SGD", "ASGD", "SGDP", "Rprop", "Lion", "Muon", "LBFGS")
 
 
 class Rule:
     """Sees every reading whose name is in ``reads``, in order, and says what it means.
 
-    Subclasses keep what they need of the past; ``about`` tells of the run: ``optimizer`` (its class), ``lr``.
+    Subclasses keep what they need of the past; ``about`` tells of the run: ``optimizer`` (its class), ``lr``,
+    ``adaptive``.
     A rule makes findings that are called as it is, and may make ``further`` ones.
     """
 
@@ -41,7 +32,7 @@ class Rule:
     @property
     def adaptive(self) -> bool:
         """Whether the run's optimizer divides by the size of past gradients, as Adam does."""
-        return str(self.about.get("optimizer", "")) in ADAPTIVE
+        return bool(self.about.get("adaptive", self.about.get("optimizer") not in PLAIN))
 
     @property
     def lr(self) -> float:

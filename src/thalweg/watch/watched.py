@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.watch.hooks import named_parameters
+from thalweg.watch.preconditions import preconditions
 
 __all__ = ["Watched", "watched_optimizers"]
 
@@ -36,7 +37,8 @@ class Watched:
         group = self.optimizer.param_groups[0]
         # A schedule that warms up has already set lr to its first, small value.
         lr = group.get("initial_lr", group.get("lr"))
-        return {"optimizer": type(self.optimizer).__name__} | ({} if lr is None else {"lr": float(lr)})
+        about = {"optimizer": type(self.optimizer).__name__, "adaptive": preconditions(self.optimizer)}
+        return about | ({} if lr is None else {"lr": float(lr)})
 
     def refresh(self, model: nn.Module | None) -> None:
         """Find the parameters again if there are more groups than before."""
