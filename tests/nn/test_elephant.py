@@ -10,7 +10,7 @@ from thalweg.nn import Elephant, spread_bias_
 
 
 @pytest.mark.parametrize(
-    ("width", "power", "height"), [(0.1, 4, 1.0), (0.08, 8, 1.5), (0.5, 2.5, 0.7), (1, 1, 2)]
+    ("width", "power", "height"), [(0.1, 4, 1.0), (0.08, 8, 1.5), (0.5, 2.5, 0.7), (0.3, 6, 1.0), (1, 1, 2)]
 )
 def test_value_and_slope_are_the_closed_forms(width, power, height):
     x = torch.linspace(-3, 3, 400, dtype=torch.float64, requires_grad=True)  # not through 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thalweg.nn import RandomizedLinear, convert, randomized_linear_variance
 
-DISTRIBUTIONS = ["gaussian", "rademacher"]
+DISTRIBUTIONS = ["gaussian", "rademacher", "sparse"]
 DRAWS = 2000
 
 
@@ -82,10 +83,29 @@ def test_variances_are_expectations_over_all_sign_vectors_and_over_all_batches()
     assert randomized_linear_variance(x[:1], g[:1], 1).sampling != found.sampling  # NaN for one row
 
 
-def test_both_passes_draw_the_same_matrix_and_every_step_another():
+def test_sparse_variance_is_the_expectation_over_all_places_and_signs():
+    torch.manual_seed(1)
+    x, g = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    exact = g.T @ x
+    found = []
+    for places in itertools.product(range(3), repeat=4):
+        for signs in itertools.product((-1.0, 1.0), repeat=4):
+            s = torch.zeros(3, 4, dtype=torch.float64)
+            s[list(places), range(4)] = torch.tensor(signs, dtype=torch.float64)
+            found.append((s @ g).T @ (s @ x))
+    each = torch.stack(found)
+    assert torch.allclose(each.mean(0), exact)
+    expected = (each - exact).square().sum((1, 2)).mean().item()
+    assert randomized_linear_variance(x, g, 3).projection == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("at_once", [1 << 20, 64])
+def test_both_passes_draw_the_same_matrix_and_every_step_another(distribution, at_once, monkeypatch):
     """With G = X the estimate is (SX)^T (SX) / p: symmetric, and never negative along any direction."""
+    monkeypatch.setattr("thalweg.nn.randomized_gradient.AT_ONCE", at_once)  # in pieces
     torch.manual_seed(0)
-    layer = RandomizedLinear(4, 4, bias=False, ratio=0.3, dtype=torch.float64)
+    layer = RandomizedLinear(4, 4, bias=False, ratio=0.3, distribution=distribution, dtype=torch.float64)
     x = torch.randn(30, 4, dtype=torch.float64)
     found = []
     for _ in range(2):
@@ -97,10 +117,10 @@ def test_both_passes_draw_the_same_matrix_and_every_step_another():
     assert not torch.allclose(*found)
 
 
-def test_a_projection_in_pieces_is_drawn_alike_in_both_passes(monkeypatch):
+@pytest.mark.parametrize("distribution", ["rademacher", "sparse"])
+def test_pieces_of_a_projection_are_drawn_independently(distribution, monkeypatch):
     monkeypatch.setattr("thalweg.nn.randomized_gradient.AT_ONCE", 64)
-    test_both_passes_draw_the_same_matrix_and_every_step_another()
-    plain, randomized, x = pair(50, 3, ratio=0.9, dtype=torch.float64)
+    plain, randomized, x = pair(50, 3, ratio=0.9, distribution=distribution, dtype=torch.float64)
     draws = torch.stack([gradients(randomized, x)[2][0] for _ in range(500)])
     exact, g = gradients(plain, x)[2][0], gradients(plain, x)[3]
     expected = randomized_linear_variance(x, g, 45).projection

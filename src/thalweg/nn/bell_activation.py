@@ -15,6 +15,13 @@ __all__ = ["Elephant", "spread_bias_"]
 FAR = 1e18  # |x / a|^d up to here; beyond, the value is below what float32 or float64 can add to anything
 
 
+def _raised(x: Tensor, power: float) -> Tensor:
+    """``x**power``, by squares as far as they go: a general power takes several times as long."""
+    while power > 1 and power % 2 == 0:
+        x, power = x.square(), power / 2
+    return x if power == 1 else x**power
+
+
 class Elephant(nn.Module):
     r"""In place of ``nn.ReLU()`` in hidden layers (arXiv 2310.01365).
 
@@ -74,7 +81,7 @@ class Elephant(nn.Module):
             width, height = self.log_width.exp(), self.log_height.exp()
         # Held back, or a large power would be infinite and its slope 0 times infinity.
         ratio = (wide / width).abs().clamp_max(FAR ** (1 / self.power))
-        return (height / (1 + ratio**self.power)).to(x.dtype)
+        return (height / (1 + _raised(ratio, self.power))).to(x.dtype)
 
     def extra_repr(self) -> str:
         text = f"width={self.width:g}, power={self.power:g}, height={self.height:g}"

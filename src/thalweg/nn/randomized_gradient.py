@@ -14,8 +14,8 @@ from thalweg._core.checks import check_choice, check_count, check_number
 
 __all__ = ["RandomizedLinear", "RandomizedVariance", "randomized_linear_variance"]
 
-DISTRIBUTIONS = ("gaussian", "rademacher")
-AT_ONCE = 1 << 20  # random numbers held at one time
+DISTRIBUTIONS = ("gaussian", "rademacher", "sparse")
+AT_ONCE = 1 << 20  # numbers held at one time
 
 
 @torch.library.custom_op("thalweg::random_projection", mutates_args=())
@@ -24,15 +24,32 @@ def _project(x: Tensor, seed: Tensor, samples: int, distribution: str) -> Tensor
     source = torch.Generator(x.device).manual_seed(int(seed))
     wide = torch.promote_types(x.dtype, torch.float32)
     total = torch.zeros(samples, x.shape[1], dtype=wide, device=x.device)
+    if distribution == "sparse":
+        # All at once: drawn in pieces they would depend on the width of x, which the passes differ in.
+        places = torch.randint(samples, (len(x),), generator=source, device=x.device)
+        signs = _signs((len(x), 1), source).to(wide)
+        size = max(1, AT_ONCE // max(1, x.shape[1]))
+        for place, sign, rows in zip(*(t.split(size) for t in (places, signs, x)), strict=True):
+            total.index_add_(0, place, sign * rows.to(wide))
+        return total
     with torch.autocast(x.device.type, enabled=False):
         for rows in x.split(max(1, AT_ONCE // samples)):
-            s = torch.empty(samples, len(rows), dtype=torch.float32, device=x.device)
+            shape = (samples, len(rows))
             if distribution == "gaussian":
-                s.normal_(generator=source)
+                s = torch.randn(shape, generator=source, device=x.device, dtype=torch.float32)
             else:
-                s.bernoulli_(0.5, generator=source).mul_(2).sub_(1)
+                s = _signs(shape, source)
             total.addmm_(s.to(wide), rows.to(wide))
     return total.div_(math.sqrt(samples))
+
+
+def _signs(shape: tuple[int, int], source: torch.Generator) -> Tensor:
+    return (
+        torch.empty(shape, device=source.device, dtype=torch.float32)
+        .bernoulli_(0.5, generator=source)
+        .mul_(2)
+        .sub_(1)
+    )
 
 
 @_project.register_fake
@@ -93,8 +110,10 @@ class RandomizedLinear(nn.Linear):
         in_features, out_features, bias: of ``nn.Linear``.
         ratio: p / rows, in (0, 1]; p is rounded down and at least 1.
         least, most: bounds on p; ``most`` None for no bound.
-        distribution: of the entries of S: ``rademacher``, plus or minus 1, has the smaller variance;
-            or ``gaussian``.
+        distribution: of S. ``sparse``: a row of X is added to or taken from one row of SX, which costs next
+            to nothing (then without :math:`1/\sqrt p`). Dense ones, the paper's, cost a matrix product of p
+            by rows by in, and of out: ``rademacher``, plus or minus 1, with the same variance as ``sparse``;
+            ``gaussian``, with a larger one.
 
     Shape: (..., in) to (..., out).
 
@@ -111,7 +130,7 @@ class RandomizedLinear(nn.Linear):
         ratio: float = 0.2,
         least: int = 1,
         most: int | None = None,
-        distribution: str = "rademacher",
+        distribution: str = "sparse",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -171,7 +190,7 @@ class RandomizedVariance:
 
 @torch.no_grad()
 def randomized_linear_variance(
-    inputs: Tensor, grad_outputs: Tensor, samples: int, distribution: str = "rademacher"
+    inputs: Tensor, grad_outputs: Tensor, samples: int, distribution: str = "sparse"
 ) -> RandomizedVariance:
     r"""How much noise :class:`RandomizedLinear` adds to one weight gradient, and what noise there is anyway.
 
@@ -179,14 +198,14 @@ def randomized_linear_variance(
 
     .. math:: E\|\widehat{dW} - dW\|^2 = (\|X\|^2\|G\|^2 + T) / p,
 
-    and :math:`2\sum_i |x_i|^2|g_i|^2 / p` less for Rademacher ones. The sampling noise of B rows, taken as
+    and :math:`2\sum_i |x_i|^2|g_i|^2 / p` less for the other two. The sampling noise of B rows, taken as
     independent, is :math:`\frac{B}{B-1}\sum_i |x_i|^2|g_i|^2 - \frac{T}{B-1}`.
 
     Args:
         inputs: X, shape (..., in).
         grad_outputs: G, shape (..., out), the gradient of the loss by the layer's output.
         samples: p, at least 1.
-        distribution: ``rademacher`` or ``gaussian``.
+        distribution: ``sparse``, ``rademacher`` or ``gaussian``.
 
     Raises:
         ValueError: shapes do not fit, or an argument is out of range.
@@ -203,7 +222,7 @@ def randomized_linear_variance(
     each = (x.square().sum(1) * g.square().sum(1)).sum()
     exact = (g.T @ x).square().sum()
     noise = x.square().sum() * g.square().sum() + exact
-    if distribution == "rademacher":
+    if distribution != "gaussian":
         noise = noise - 2 * each
     sampling = (rows * each - exact) / (rows - 1) if rows > 1 else torch.tensor(math.nan)
     return RandomizedVariance((noise / samples).item(), sampling.item())

@@ -69,7 +69,7 @@ STUDY = Study(
         Setting(
             setting="direction of gradients",
             metric="mean of (1 - cosine) / 2 over pairs of 16 minibatch gradients of the model that "
-            "underfits, mean over steps 20, 40, 60, 80 and 100 of a training without dropout (whatever is not "
+            "underfits, mean over steps 20, 40, 60, 80 and 100 of training without dropout (whatever is not "
             "finite counts as 1): without / with dropout of 0.1",
             verdict={
                 "reproduced": at_least(1.02),

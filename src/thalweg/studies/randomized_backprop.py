@@ -81,7 +81,8 @@ def randomized(model: nn.Module, arm: str, skip: tuple[str, ...] = ()) -> nn.Mod
     if arm == "exact":
         return model
     ratio = float(arm.removeprefix("ratio "))
-    return convert(model, {nn.Linear: lambda layer: RandomizedLinear.of(layer, ratio=ratio)}, skip=skip)
+    options: dict[str, Any] = {"ratio": ratio, "distribution": "rademacher"}
+    return convert(model, {nn.Linear: lambda layer: RandomizedLinear.of(layer, **options)}, skip=skip)
 
 
 def kept(model: nn.Module, rows: int) -> float:
