@@ -142,7 +142,7 @@ class Idle(nn.Module):
 @pytest.mark.parametrize(
     ("model", "batch", "arguments", "message"),
     [
-        (Functional(), torch.ones(2, 3), {}, "no activation modules; name the modules to score with layers="),
+        (nn.Linear(3, 2), torch.ones(2, 3), {}, "no activation modules .* name .* with layers=.* inputs_of="),
         (Functional(), torch.ones(2, 3), {"layers": ["hiden"]}, r"got 'hiden' \(did you mean hidden\?\)"),
         (
             Idle(),

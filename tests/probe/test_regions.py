@@ -79,7 +79,7 @@ def test_a_convolution_has_a_unit_at_every_place_and_batch_norm_is_in_evaluation
     assert found.density["2"] == pytest.approx(sum(count["2"] for count in counts) / 3 / 128)
 
 
-def test_linear_layers_are_named_where_activations_are_function_calls():
+def test_linear_layers_before_function_calls_are_found_or_named():
     torch.manual_seed(0)
 
     class Functional(nn.Module):
@@ -91,11 +91,10 @@ def test_linear_layers_are_named_where_activations_are_function_calls():
             return self.out(functional.relu(self.hidden(x)))
 
     model, x = Functional().double(), points(10, 4)
-    with pytest.raises(ValueError, match="no activation modules"):
-        local_complexity(model, x, radius=0.1, vertices=4)
     reach = 0.1 * (model.hidden.weight @ _directions(4, 2, 0, x).T).abs().amax(1)
     found = local_complexity(model, x, radius=0.1, vertices=4, layers=["hidden"])
     assert found.points.tolist() == (model.hidden(x).abs() <= reach).sum(1).tolist()
+    assert local_complexity(model, x, radius=0.1, vertices=4).layers == found.layers
 
 
 def test_a_model_of_tokens_is_probed_about_its_embeddings():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from thalweg.probe._functions import ALONE, Before, functions_heard
 from thalweg.probe._quiet import call, listening, modules_named, quiet
 
 Hear = Callable[[str, Tensor], None]
@@ -45,35 +46,94 @@ def is_activation(module: nn.Module) -> bool:
     return isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations"
 
 
-def activations(model: nn.Module) -> dict[str, nn.Module]:
-    """Name to activation module.
+class NoActivationsError(ValueError):
+    """The model has no activation that could be heard, as a module or as a function call."""
 
-    Raises:
-        ValueError: there is none.
-    """
-    found = {name: module for name, module in model.named_modules() if is_activation(module)}
-    if not found:
-        raise ValueError(
-            "model has no activation modules; name the modules to score with layers=, got layers=None"
+    def __init__(self, remedy: str) -> None:
+        super().__init__(
+            "model has no activation modules and calls no activation function of torch that could be heard; "
+            + remedy
         )
-    return found
+
+
+NAME_THEM = (
+    "name the modules that return activations with layers=, or those that read them (the linear layer that "
+    "follows) with inputs_of=, got neither"
+)
+
+
+def activations(model: nn.Module) -> dict[str, nn.Module]:
+    """Name to activation module; empty if activations are function calls."""
+    return {name: module for name, module in model.named_modules() if is_activation(module)}
 
 
 def chosen(
-    model: nn.Module, layers: Iterable[str] | None, inputs_of: Iterable[str] | None = None
+    model: nn.Module, layers: Iterable[str] | None, inputs_of: Iterable[str] | None
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Modules to listen to on their way out and on their way in; every activation's output if none is named.
+    """Modules to listen to on their way out and on their way in.
 
     Raises:
-        ValueError: the model has no module of a name, a name stands in both, or nothing to fall back on.
+        ValueError: the model has no module of a name, or a name stands in both.
     """
-    if layers is None and inputs_of is None:
-        return activations(model), {}
     outputs = modules_named(model, list(layers or ()))
     inputs = modules_named(model, list(inputs_of or ()))
     if both := outputs.keys() & inputs.keys():
         raise ValueError(f"inputs_of must name other modules than layers, got {sorted(both)[0]!r} in both")
     return outputs, inputs
+
+
+def overhear_units(
+    model: nn.Module,
+    batch: Any,
+    hear: Hear,
+    layers: Iterable[str] | None = None,
+    inputs_of: Iterable[str] | None = None,
+) -> Any:
+    """As :func:`overhear`, of the modules named; by default of every activation, module or function call.
+
+    Functions are heard only where the model has no activation module.
+
+    Raises:
+        ValueError: as :func:`overhear` and :func:`chosen`; there is no activation.
+    """
+    if layers is not None or inputs_of is not None:
+        return overhear(model, batch, *chosen(model, layers, inputs_of), hear)
+    if modules := activations(model):
+        return overhear(model, batch, modules, {}, hear, all_run=False)
+    with functions_heard(model, after=hear) as runs:
+        result = _run(model, batch)
+    if not runs:
+        raise NoActivationsError(NAME_THEM)
+    return result
+
+
+def overhear_functions(model: nn.Module, batch: Any, hear: Before, remedy: str) -> Any:
+    """Run the model once, quietly; ``hear(run, function, input)`` before each activation function.
+
+    Raises:
+        ValueError: there is none that acts on each entry alone.
+    """
+    with functions_heard(model, before=hear, heard=ALONE) as runs:
+        result = _run(model, batch)
+    if not runs:
+        raise NoActivationsError(remedy)
+    return result
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Without the single kernel in which torch's own transformer layers evaluate: nothing is seen of it."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    with quiet(model), _step_by_step():
+        return call(model, batch)
 
 
 def overhear(
@@ -112,12 +172,11 @@ def overhear(
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(quiet(model))
         stack.enter_context(listening(outputs, count))
         for name, module in inputs.items():
             handle = module.register_forward_pre_hook(before(name), with_kwargs=True)
             stack.callback(handle.remove)
-        result = call(model, batch)
+        result = _run(model, batch)
     silent = [name for name, times in runs.items() if not times]
     if len(silent) == len(runs) or (all_run and silent):
         raise ValueError(f"layers must run when the model is called, got {', '.join(silent) or 'none'}")

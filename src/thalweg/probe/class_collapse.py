@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_count
 from thalweg.probe._batches import take
 from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of
+from thalweg.probe._functions import functions_heard
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import activations, overhear
 from thalweg.probe._wrapped import bare
@@ -174,8 +176,9 @@ def neural_collapse(
         data: (inputs, labels): inputs a tensor, a tuple of positional or a mapping of keyword arguments;
             labels int64 of shape (examples,), or (examples, time) for a class at every position.
         classifier: name of the last ``nn.Linear``; by default the one whose output is the model's output.
-        layers: names of modules for the profile; by default every activation module, or none if there is
-            none. Features are flattened to a row an example (or position).
+        layers: names of modules for the profile; by default every activation, module or function call, as
+            for :func:`dormant_neurons`, if there is any. Features are flattened to a row an example (or
+            position).
         batch_size: examples a forward pass.
         ignore_index: label of positions that do not count.
         group: process group whose members each hold a part of the data and all call this; None for one.
@@ -195,12 +198,8 @@ def neural_collapse(
     head = modules_named(model, [name])[name]
     if not isinstance(head, nn.Linear):
         raise ValueError(f"classifier must name an nn.Linear, got {name!r} ({type(head).__name__})")
-    try:
-        profile = activations(model) if layers is None else modules_named(model, list(layers))
-    except ValueError:
-        if layers is not None:
-            raise
-        profile = {}
+    profile = activations(model) if layers is None else modules_named(model, list(layers))
+    functional = layers is None and not profile
     profile.pop(name, None)
     found: dict[str, ClassSums] = {}
     for batch, wanted in batches:
@@ -208,7 +207,13 @@ def neural_collapse(
         def collect(run: str, output: Tensor, wanted: Tensor = wanted) -> None:
             found.setdefault(run, ClassSums()).add(*rows_of(run, output, wanted, ignore_index))
 
-        overhear(model, batch, profile, {name: head}, collect, all_run=layers is not None)
+        def collect_called(run: str, output: Tensor, examples: int = len(wanted)) -> None:
+            # What follows the head is no feature, nor is what has another number of examples.
+            if (run.rpartition("[")[0] or run) != name and len(output) == examples:
+                collect(run, output)
+
+        with functions_heard(model, after=collect_called) if functional else nullcontext():
+            overhear(model, batch, profile, {name: head}, collect, all_run=layers is not None)
     if f"{name}[1]" in found:
         raise ValueError(f"classifier must run once a forward pass, got more runs of {name!r}")
     summed = {run: sums.over(group) for run, sums in found.items()}

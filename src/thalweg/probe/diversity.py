@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.probe._units import chosen, overhear
+from thalweg.probe._units import overhear_units
 from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.rank import feature_rows
@@ -97,6 +97,7 @@ def feature_diversity(
     labels: Tensor | None = None,
     *,
     layers: Iterable[str] | None = None,
+    inputs_of: Iterable[str] | None = None,
     group: Any = None,
 ) -> dict[str, FeatureDiversity]:
     """How alike examples and units are in each layer (arXiv 2112.00980; plasticity: arXiv 2303.01486).
@@ -110,7 +111,8 @@ def feature_diversity(
             or ``torch.compile`` the module itself is run.
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
         labels: classes of the examples, int64, as many as there are rows in every layer.
-        layers: names of modules; by default every activation module.
+        layers, inputs_of: names of modules whose outputs, or inputs, to look at; by default every activation,
+            as for :func:`dormant_neurons`.
         group: process group whose members each hold a part of the batch and all call this; None for one.
 
     Returns:
@@ -138,5 +140,5 @@ def feature_diversity(
         correlation, constant, rows = _correlation(features, group)
         found[run] = FeatureDiversity(whole, same, different, correlation, constant, rows, features.shape[1])
 
-    overhear(model, batch, *chosen(model, layers), measure, all_run=layers is not None)
+    overhear_units(model, batch, measure, layers, inputs_of)
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_not_negative
-from thalweg.probe._units import chosen, overhear, unit_rows
+from thalweg.probe._units import overhear_units, unit_rows
 from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 
@@ -56,8 +56,7 @@ def activity_scores(
         # The number of entries rides along, so that one exchange between processes does.
         sums[run] = torch.cat([rows.abs().sum(1), rows.new_tensor([float(rows.shape[1])])])
 
-    outputs, inputs = chosen(model, layers, inputs_of)
-    overhear(model, batch, outputs, inputs, add, all_run=layers is not None or inputs_of is not None)
+    overhear_units(model, batch, add, layers, inputs_of)
     scores = {}
     for run, packed in sums.items():
         packed = over_processes(packed, group)
@@ -100,17 +99,18 @@ def dormant_neurons(
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
         threshold: at least 0; 0.025 to report, up to 0.1 to reset.
         layers: names of modules whose outputs to score. By default every activation module of ``torch.nn``
-            or ``transformers``. A module that runs more than once is reported as ``name``, ``name[1]``,
-            ``name[2]``, ...
-        inputs_of: names of modules whose (first) inputs to score, for activations that are function calls: a
+            or ``transformers``; in a model without one, the activation functions of torch that it calls, each
+            under the name of the last layer before it, whose units it makes (``fc1`` for
+            ``F.relu(fc1(x))``). A layer that runs more than once is reported as ``name``, ``name[1]``, ...
+        inputs_of: names of modules whose (first) inputs to score, for activations that are neither: a
             transformer's feed-forward units are what its second linear layer reads, gates included.
         unit_dim: dimension of the units; by default 1 for (batch, units) and images (batch, channels,
             height, width), the last for (batch, time, units). Give 1 for 1-D convolutions.
         group: process group whose members each hold a part of the batch and all call this; None for one.
 
     Raises:
-        ValueError: no layer to score (give ``layers``), an unknown one or one that did not run; a tensor
-            that is not finite or has no batch and unit dimension.
+        ValueError: no layer to score (give ``layers`` or ``inputs_of``), an unknown one or one that did not
+            run; a tensor that is not finite or has no batch and unit dimension.
     """
     threshold = check_not_negative("threshold", threshold)
     scores = activity_scores(model, batch, layers, inputs_of, unit_dim, group)

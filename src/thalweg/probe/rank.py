@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_number
-from thalweg.probe._units import chosen, overhear
+from thalweg.probe._units import overhear_units
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
@@ -128,7 +128,12 @@ def feature_rows(name: str, output: Tensor) -> Tensor:
 
 @costs(1, 0, memory=f"{MEMORY}, one layer at a time")
 def feature_ranks(
-    model: nn.Module, batch: Any, *, layers: Iterable[str] | None = None, threshold: float = 0.01
+    model: nn.Module,
+    batch: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    inputs_of: Iterable[str] | None = None,
+    threshold: float = 0.01,
 ) -> dict[str, FeatureRanks]:
     """Ranks of what each layer returns for a batch (arXiv 2303.01486).
 
@@ -139,7 +144,8 @@ def feature_ranks(
         model: run once in evaluation mode without gradients; its ``training`` flags are put back. Behind DDP
             or ``torch.compile`` the module itself is run.
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
-        layers: names of modules; by default every activation module.
+        layers, inputs_of: names of modules whose outputs, or inputs, to look at; by default every activation,
+            as for :func:`dormant_neurons`.
         threshold: as in :func:`feature_rank`.
 
     Returns:
@@ -163,7 +169,7 @@ def feature_ranks(
             columns=features.shape[1],
         )
 
-    overhear(model, batch, *chosen(model, layers), measure, all_run=layers is not None)
+    overhear_units(model, batch, measure, layers, inputs_of)
     return found
 
 

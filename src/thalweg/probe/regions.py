@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_count, check_positive
 from thalweg.probe._batches import take
 from thalweg.probe._quiet import modules_named
-from thalweg.probe._units import activations, overhear
+from thalweg.probe._units import activations, overhear, overhear_functions
 from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["LocalComplexity", "local_complexity"]
 
 VERTICES = 40
+
+NAME_THEM = (
+    "name the modules that return pre-activations with layers= (inputs_of= of the other probes hears "
+    "activations), got layers=None"
+)
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,9 @@ def local_complexity(
             small a radius gives zeros.
         vertices: even, 2 to twice the size of a point.
         layers: names of modules whose outputs are pre-activations, such as linear layers before a functional
-            ReLU. By default the inputs of every activation module. Each entry counts as a unit: in a
-            convolution each channel at each place.
+            ReLU. By default the inputs of every activation module, or in a model without one of every
+            activation function that it calls, named as for :func:`dormant_neurons`. Each entry counts as a
+            unit: in a convolution each channel at each place.
         at: name of a module whose output the polytope is laid about, instead of the input: the embedding of a
             model of tokens.
         chunk: points a forward pass.
@@ -120,6 +126,7 @@ def local_complexity(
     count = _count(points, at)
     outputs = {} if layers is None else modules_named(model, list(layers))
     inputs = activations(model) if layers is None else {}
+    functional = layers is None and not inputs
 
     def steps(like: Tensor) -> Tensor:
         size = like[0].numel()
@@ -138,15 +145,21 @@ def local_complexity(
         switched.setdefault(run, []).append((signs != signs[:, :1]).any(1).sum(1))
         units[run] = signs.shape[2]
 
+    def run_on(batch: Any) -> None:
+        if functional:
+            overhear_functions(model, batch, lambda run, _, values: compare(run, values), NAME_THEM)
+        else:
+            overhear(model, batch, outputs, inputs, compare)
+
     for start in range(0, count, chunk):
         part = take(points, slice(start, start + chunk), count)
         if at is None:
-            overhear(model, _around(part, steps(part)), outputs, inputs, compare)
+            run_on(_around(part, steps(part)))
         else:
             index = torch.arange(min(chunk, count - start)).repeat_interleave(vertices)
             module = modules_named(model, [at])[at]
             with _displacing(module, steps):
-                overhear(model, take(part, index, len(index) // vertices), outputs, inputs, compare)
+                run_on(take(part, index, len(index) // vertices))
     counts = {run: torch.cat(parts) for run, parts in switched.items()}
     means = {run: _mean(number, group) for run, number in counts.items()}
     return LocalComplexity(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_number, check_positive
 from thalweg.probe._quiet import modules_named
-from thalweg.probe._units import activations, overhear, unit_rows
+from thalweg.probe._units import activations, overhear, overhear_functions, unit_rows
 from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.neurons import share as shares
@@ -19,6 +19,11 @@ from thalweg.probe.neurons import share as shares
 __all__ = ["SaturatedUnits", "saturated_units"]
 
 Activation = Callable[[Tensor], Tensor]
+
+NAME_THEM = (
+    "give layers= as a mapping from the modules that make pre-activations to the function that follows "
+    "(inputs_of= of the other probes hears activations, not what enters them), got layers=None"
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,33 @@ def _slope(name: str, activation: Activation, values: Tensor) -> Tensor:
     return slope.abs()
 
 
+def _overhear(
+    model: nn.Module,
+    batch: Any,
+    layers: Iterable[str] | Mapping[str, Activation] | None,
+    hear: Callable[[str, Activation, Tensor], None],
+) -> None:
+    """``hear(run, activation, its input)`` for each of the layers."""
+    outputs: dict[str, nn.Module] = {}
+    inputs: dict[str, nn.Module] = {}
+    functions: Mapping[str, Activation] = {}
+    if isinstance(layers, Mapping):
+        outputs, functions = modules_named(model, layers), layers
+    elif layers is not None:
+        functions = inputs = modules_named(model, list(layers))
+    else:
+        found = activations(model)
+        functions = inputs = {name: one for name, one in found.items() if not isinstance(one, nn.GLU)}
+        if not found:
+            overhear_functions(model, batch, hear, NAME_THEM)
+            return
+
+    def known(run: str, values: Tensor) -> None:
+        hear(run, functions[run.rpartition("[")[0] or run], values)
+
+    overhear(model, batch, outputs, inputs, known, all_run=layers is not None)
+
+
 @costs(1, 0, memory="four copies of one layer's activations, one layer at a time")
 def saturated_units(
     model: nn.Module,
@@ -89,8 +121,9 @@ def saturated_units(
         slope: greater than 0, in units of output over input. The default lies below the 0.01 of a leaky ReLU.
         share: in (0, 1].
         layers: names of activation modules; by default every one of ``torch.nn`` or ``transformers`` except
-            GLU. Where activations are function calls: a mapping from the modules whose outputs go in to the
-            function, such as ``{"hidden": torch.relu}``.
+            GLU, or in a model without one the activation functions that it calls, named as for
+            :func:`dormant_neurons`. For others: a mapping from the modules whose outputs go in to the
+            function, such as ``{"hidden": quick_gelu}``.
         unit_dim, group: as for :func:`dormant_neurons`.
 
     Raises:
@@ -100,29 +133,17 @@ def saturated_units(
     slope = check_positive("slope", slope)
     share = check_number("share", share, 0, 1, "(]")
     model = bare(model)
-    functions: dict[str, Activation] = {}
-    outputs: dict[str, nn.Module] = {}
-    inputs: dict[str, nn.Module] = {}
-    if isinstance(layers, Mapping):
-        outputs, functions = modules_named(model, layers), dict(layers)
-    elif layers is not None:
-        inputs = modules_named(model, list(layers))
-    else:
-        inputs = {
-            name: module for name, module in activations(model).items() if not isinstance(module, nn.GLU)
-        }
-    functions = functions or dict(inputs)
     cases: dict[str, Tensor] = {}
     lowest: dict[str, Tensor] = {}
     highest: dict[str, Tensor] = {}
 
-    def measure(run: str, values: Tensor) -> None:
-        slopes = unit_rows(run, _slope(run, functions[run.rpartition("[")[0] or run], values), unit_dim)
+    def measure(run: str, function: Activation, values: Tensor) -> None:
+        slopes = unit_rows(run, _slope(run, function, values), unit_dim)
         flat = (slopes <= slope).sum(1)
         cases[run] = torch.cat([flat, flat.new_tensor([slopes.shape[1]])])
         lowest[run], highest[run] = slopes.amin(1), slopes.amax(1)
 
-    overhear(model, batch, outputs, inputs, measure, all_run=layers is not None)
+    _overhear(model, batch, layers, measure)
     flat, full, linear = {}, {}, {}
     for run, packed in cases.items():
         packed = over_processes(packed, group)

@@ -1,0 +1,120 @@
+"""Whether two networks agree in the singular vectors of their large singular values (arXiv 2402.04051)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg._core.checks import check_number, nearest
+from thalweg.probe._named import NamedParams, named
+from thalweg.probe.cost import costs
+
+__all__ = ["LayerAgreement", "SingularAgreement", "singular_agreement"]
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """Agreement of one weight in both networks.
+
+    Attributes:
+        agreement: R of this layer alone.
+        vectors: pairs of singular vectors that were kept: the fewer of the two networks'.
+        share_of_bound: inner product of the weights over the sum of products of their singular values, the
+            most that any pair of rotations, and so any permutation, could give it (von Neumann).
+        distance: Euclidean distance of the weights.
+    """
+
+    agreement: float
+    vectors: int
+    share_of_bound: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class SingularAgreement:
+    """Agreement of two networks.
+
+    Attributes:
+        agreement: R, 1 for equal networks, about 0 for unrelated ones.
+        threshold: share of a layer's largest singular value from which on vectors are kept.
+        layers: weight to its own agreement.
+    """
+
+    agreement: float
+    threshold: float
+    layers: dict[str, LayerAgreement]
+
+
+@torch.no_grad()
+@costs(0, 0, memory="two matrices with their singular vectors in float64")
+def singular_agreement(
+    model: NamedParams,
+    reference: NamedParams,
+    *,
+    threshold: float = 0.3,
+    layers: Iterable[str] | None = None,
+) -> SingularAgreement:
+    r"""How far two networks' dominant singular vectors agree (arXiv 2402.04051).
+
+    .. math:: R(\gamma) = \frac{\sum_l \sum_{ij} (u_i^A \cdot u_j^B)(v_i^A \cdot v_j^B)}{\sum_l n_l}
+
+    over the singular vectors whose value is at least :math:`\gamma` times the layer's largest, in either
+    network. Signs cancel, and so do rotations among equal singular values. Weight matching hardly brings
+    weights closer; it raises R, the more the larger :math:`\gamma`, since it maximises
+    :math:`\sum_{ij} s_i^A s_j^B (u_i^A \cdot u_j^B)(v_i^A \cdot v_j^B)`. Compare the network before and after
+    ``thalweg.surgery.align``.
+
+    A convolution counts as a matrix (out, in x places). No pass through the model: two singular value
+    decompositions a matrix.
+
+    Args:
+        model, reference: models, mappings of names to tensors, or (name, tensor) pairs.
+        threshold: :math:`\gamma`, in [0, 1].
+        layers: names of weights; by default all with two dimensions or more.
+
+    Raises:
+        ValueError: the two have no weights in common, shapes differ, or one is not finite or is zero.
+    """
+    threshold = check_number("threshold", threshold, 0, 1)
+    ours, theirs = (
+        {name: p.detach() for name, p in named(one).items() if p.dim() >= 2} for one in (reference, model)
+    )
+    names = list(ours) if layers is None else list(layers)
+    if not names:
+        raise ValueError("layers must name at least one weight with two dimensions or more, got none")
+    found, inner, count = {}, 0.0, 0
+    for name in names:
+        for argument, weights in (("reference", ours), ("model", theirs)):
+            if name not in weights:
+                raise ValueError(f"{argument} must have a weight {name!r}, got none{nearest(name, weights)}")
+            if not bool(weights[name].isfinite().all()) or not bool(weights[name].any()):
+                raise ValueError(f"{argument}[{name!r}] must be finite and not all zero")
+        if ours[name].shape != theirs[name].shape:
+            raise ValueError(
+                f"model[{name!r}] must have shape {tuple(ours[name].shape)} as in reference, "
+                f"got {tuple(theirs[name].shape)}"
+            )
+        product, found[name] = _layer(ours[name], theirs[name], threshold)
+        inner += product
+        count += found[name].vectors
+    return SingularAgreement(inner / count, threshold, found)
+
+
+def _layer(ours: Tensor, theirs: Tensor, threshold: float) -> tuple[float, LayerAgreement]:
+    matrices = [weight.double().flatten(1).cpu() for weight in (ours, theirs)]
+    parts = [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
+    kept = [values >= threshold * values[0] for _, values, _ in parts]
+    # The double sum is the inner product of the weights with their kept singular values set to 1.
+    flat = [u[:, keep] @ vh[keep] for (u, _, vh), keep in zip(parts, kept, strict=True)]
+    product = torch.sum(flat[0] * flat[1]).item()
+    vectors = min(int(keep.sum()) for keep in kept)
+    bound = torch.dot(parts[0][1], parts[1][1]).item()
+    return product, LayerAgreement(
+        agreement=product / vectors,
+        vectors=vectors,
+        share_of_bound=torch.sum(matrices[0] * matrices[1]).item() / bound,
+        distance=torch.linalg.vector_norm(matrices[0] - matrices[1]).item(),
+    )

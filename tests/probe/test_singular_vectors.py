@@ -1,0 +1,77 @@
+"""Agreement of singular vectors against the double sum over pairs, and what matching does to it."""
+
+import pytest
+import torch
+
+from thalweg.probe import singular_agreement
+from thalweg.tasks import CNN, MLP
+
+
+def weights(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8])
+def test_agreement_is_the_sum_over_pairs_of_vectors(threshold):
+    ours = {"a": weights(0, 7, 5), "b": weights(1, 4, 3, 2, 2)}
+    theirs = {"a": weights(2, 7, 5), "b": weights(3, 4, 3, 2, 2) + 0.5 * ours["b"]}
+    found = singular_agreement(theirs, ours, threshold=threshold)
+    total = count = 0
+    for name, one in found.layers.items():
+        a, b = ours[name].flatten(1), theirs[name].flatten(1)
+        (u, s, v), (w, t, z) = torch.linalg.svd(a), torch.linalg.svd(b)
+        left = [i for i in range(len(s)) if s[i] >= threshold * s[0]]
+        right = [j for j in range(len(t)) if t[j] >= threshold * t[0]]
+        pairs = sum(float((u[:, i] @ w[:, j]) * (v[i] @ z[j])) for i in left for j in right)
+        n = min(len(left), len(right))
+        assert one.agreement == pytest.approx(pairs / n, rel=1e-9) and one.vectors == n
+        # The identity behind it, with all vectors.
+        inner = sum(
+            float(s[i] * t[j] * (u[:, i] @ w[:, j]) * (v[i] @ z[j]))
+            for i in range(len(s))
+            for j in range(len(t))
+        )
+        assert one.share_of_bound == pytest.approx(inner / float(s @ t), rel=1e-9)
+        assert inner == pytest.approx(float((a * b).sum()), rel=1e-9) and inner <= float(s @ t)
+        assert one.distance == pytest.approx(float((a - b).norm()))
+        total, count = total + pairs, count + n
+    assert found.agreement == pytest.approx(total / count, rel=1e-9) and found.threshold == threshold
+
+
+def test_equal_networks_agree_and_rotated_ones_reach_the_bound_no_more():
+    model = CNN(width=4, seed=0)
+    found = singular_agreement(model, model, threshold=0.0)
+    assert found.agreement == pytest.approx(1) and len(found.layers) == 4
+    assert all(one.share_of_bound == pytest.approx(1) and one.distance == 0 for one in found.layers.values())
+    ours = {"a": weights(0, 6, 6)}
+    turned = {"a": torch.linalg.qr(weights(1, 6, 6)).Q @ ours["a"]}
+    assert abs(singular_agreement(turned, ours).layers["a"].share_of_bound) < 0.9
+
+
+def test_unrelated_networks_do_not_agree():
+    found = singular_agreement(MLP((20, 200, 200, 5), seed=0), MLP((20, 200, 200, 5), seed=1), threshold=0.0)
+    assert abs(found.agreement) < 0.05
+
+
+def test_vectors_of_equal_values_may_be_any():
+    ours = {"a": torch.eye(5, dtype=torch.float64)}
+    turn = torch.linalg.qr(weights(4, 5, 5)).Q
+    same = {"a": turn @ torch.eye(5, dtype=torch.float64) @ turn.T}
+    assert singular_agreement(same, ours).agreement == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ({"a": torch.ones(2, 3)}, {"threshold": 1.5}, r"threshold must be in \[0, 1\], got 1.5"),
+        ({"b": torch.ones(2, 3)}, {}, "model must have a weight 'a', got none"),
+        ({"a": torch.ones(3, 3)}, {}, r"model\['a'\] must have shape \(2, 3\) as in reference, got \(3, 3\)"),
+        ({"a": torch.zeros(2, 3)}, {}, r"model\['a'\] must be finite and not all zero"),
+        ({"a": torch.full((2, 3), float("nan"))}, {}, r"model\['a'\] must be finite"),
+        ({"a": torch.ones(2, 3)}, {"layers": []}, "layers must name at least one weight"),
+        ({"a": torch.ones(2, 3)}, {"layers": ["c"]}, "reference must have a weight 'c'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(model, options, said):
+    with pytest.raises(ValueError, match=said):
+        singular_agreement(model, {"a": torch.ones(2, 3), "bias": torch.ones(3)}, **options)
