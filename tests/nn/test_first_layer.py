@@ -121,6 +121,16 @@ def test_under_autocast_the_fit_stays_in_float32_and_a_diverged_run_gets_nan():
     assert passed(layer, x * float("nan"))[2]["weight"].isnan().all()
 
 
+def test_in_evaluation_it_is_the_plain_layer_twice_differentiable_too():
+    torch.manual_seed(0)
+    for plain, x in ((nn.Linear(4, 3), torch.randn(9, 4)), (nn.Conv2d(2, 3, 2), torch.randn(2, 2, 4, 4))):
+        layer = TrAct.of(copy.deepcopy(plain)).eval()
+        ordinary, found = passed(plain, x)[2], passed(layer, x)[2]
+        assert all(torch.equal(found[name], ordinary[name]) for name in ordinary)
+        second = torch.func.hessian(lambda x, layer=layer: layer(x).square().sum())(x)
+        assert second.abs().max() > 0
+
+
 def test_a_model_is_converted_in_one_line_and_its_state_dict_fits():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3))

@@ -99,7 +99,7 @@ class _Conv2d(torch.autograd.Function):
 class TrAct(nn.Module):
     r"""What :class:`TrActLinear` and :class:`TrActConv2d` have in common (TrAct, arXiv 2410.23970).
 
-    Forward, bias gradient and input gradient are those of the plain layer. With X the input as b rows of n
+    Output, bias gradient and input gradient are those of the plain layer. With X the input as b rows of n
     numbers (for a convolution one row a patch) and G the gradient that arrives at its outputs, the weight
     gets
 
@@ -112,8 +112,9 @@ class TrAct(nn.Module):
 
     It is written to ``.grad``, so any optimizer can follow; a clip of the global norm sees another norm than
     before. Accumulated micro-batches and data-parallel ranks are fitted each on its own. The fit is solved in
-    float32 at least, in the smaller of the sizes b and n; a convolution unfolds its input for it. Gradients
-    of gradients are refused.
+    float32 at least, in the smaller of the sizes b and n; a convolution unfolds its input for it. In
+    evaluation mode the layer is the plain one in everything, as probes of the loss want it; in training mode
+    gradients of gradients are refused.
 
     .. code-block:: python
 
@@ -173,6 +174,8 @@ class TrActLinear(TrAct, nn.Linear):
         self.ridge = ridge
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return nn.Linear.forward(self, input)
         return _Linear.apply(input, self.weight, self.bias, self.ridge)
 
 
@@ -195,6 +198,8 @@ class TrActConv2d(TrAct, nn.Conv2d):
         self.ridge = ridge
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return nn.Conv2d.forward(self, input)
         x = input if input.dim() == 4 else input.unsqueeze(0)
         padding: Any = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):

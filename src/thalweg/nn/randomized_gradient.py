@@ -104,7 +104,8 @@ class RandomizedLinear(nn.Linear):
 
     Nothing is saved where another operation keeps the same input: a ReLU before the layer, which keeps its
     output, or a sibling such as the other two of query, key and value, until all are replaced. In evaluation,
-    without gradients, or with p >= rows, it is ``nn.Linear``. Gradients of gradients are refused.
+    without gradients, or with p >= rows, it is ``nn.Linear``. Gradients of gradients are refused. Seeds come
+    from the global generator of the CPU: give ranks of a data-parallel run different ones, or they share S.
 
     Args:
         in_features, out_features, bias: of ``nn.Linear``.
