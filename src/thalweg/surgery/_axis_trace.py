@@ -40,7 +40,7 @@ class Trace:
 
     Attributes:
         params: name of each weight, and of each running statistic, to its layout.
-        seen: layouts of everything that was made on the way.
+        seen: layouts of everything that was made on the way, each once.
         reads: activations that a weight reads; ``writes``: what it makes of them.
         modules: names of the modules that are running, the innermost last.
     """
@@ -49,7 +49,7 @@ class Trace:
         self.layouts: dict[int, Layout] = {}
         self.kept: list[Tensor] = []  # an id belongs to a tensor only while it lives
         self.params = {name: [fresh(n) for n in tensor.shape] for name, tensor in named.items()}
-        self.seen: list[Layout] = []
+        self.seen: dict[int, Layout] = {}
         self.of_weights: set[int] = set()
         self.reads: list[Sight] = []
         self.writes: list[Sight] = []
@@ -79,7 +79,7 @@ class Trace:
         """Note the axes of a new tensor, which may be the weight ``source`` in another shape."""
         self.layouts[id(tensor)] = layout
         self.kept.append(tensor)
-        self.seen.append(layout)
+        self.seen[id(layout)] = layout
         if source is not None and id(source) in self.of_weights:
             self.of_weights.add(id(tensor))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 
 from thalweg._core.checks import nearest
 from thalweg.surgery._edit import bare, copied
@@ -31,15 +35,23 @@ def pair(model: nn.Module, reference: nn.Module) -> tuple[nn.Module, nn.Module]:
                 f"reference must have {name!r} of shape {tuple(p.shape)} like model, "
                 f"got {tuple(given[name].shape)}"
             )
-        for argument, value in (("model", p), ("reference", given[name])):
-            if not p.is_floating_point() or not bool(value.isfinite().all()):
-                raise ValueError(f"{argument} must have finite real weights, got {name!r} of {value.dtype}")
     for name in given.keys() - wanted.keys():
         every = dict(new.named_parameters(remove_duplicate=False))
         how = "one tied to another" if name in every else "none"
         raise ValueError(f"model must have a weight {name!r} of its own like reference, got {how}")
+    for argument, weights in (("model", wanted), ("reference", given)):
+        _finite(argument, weights)
     _own_memory(bare(model))
     return new, other
+
+
+def _finite(argument: str, weights: Mapping[str, Tensor]) -> None:
+    for name, p in weights.items():
+        # One sum says most; only what overflows needs a second look.
+        if not p.is_floating_point() or not (
+            math.isfinite(p.detach().sum(dtype=torch.float64).item()) or bool(p.isfinite().all())
+        ):
+            raise ValueError(f"{argument} must have finite real weights, got {name!r} of {p.dtype}")
 
 
 def _own_memory(model: nn.Module) -> None:

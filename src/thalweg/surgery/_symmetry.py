@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def symmetry(trace: Trace) -> Symmetry:
     """The permutations that a traced model allows."""
     _settle(trace)
     named = [(name, layout, axes) for name, layout in trace.params.items() for axes in _blocks(layout)]
-    passing = [axes for layout in _different(trace.seen) for axes in _blocks(layout)]
+    passing = [axes for layout in _different(trace.seen.values()) for axes in _blocks(layout)]
     carried = dict.fromkeys(
         atom for _, _, axes in named for _, terms in axes for atom in terms if atom.why is None
     )
@@ -52,7 +52,7 @@ def _shape(layout: Layout) -> list[int]:
     return [size(axis) for axis in layout]
 
 
-def _different(layouts: list[Layout]) -> list[Layout]:
+def _different(layouts: Iterable[Layout]) -> list[Layout]:
     return list({tuple(tuple(map(id, leaves(axis))) for axis in one): one for one in layouts}.values())
 
 
@@ -61,7 +61,7 @@ def _settle(trace: Trace) -> None:
     changed = True
     while changed:
         changed = False
-        for layout in _different(trace.seen):
+        for layout in _different(trace.seen.values()):
             atoms = {atom for axis in layout for atom in _all(leaves(axis))}
             for atom in atoms:
                 for (index, _), member in list(atom.members.items()):

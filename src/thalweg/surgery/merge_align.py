@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from thalweg._core.checks import check_choice, check_count
 from thalweg.surgery._activations import activation_pieces, check_batches
 from thalweg.surgery._axis_run import movable, run, trace, undisturbed
+from thalweg.surgery._edit import bare
 from thalweg.surgery._matching import Match, Matching
 from thalweg.surgery._orders import Permutations, Symmetry
 from thalweg.surgery._same_shape import pair
@@ -122,7 +123,7 @@ def align(
         )
     ours, theirs = movable(other), movable(new)
     before = _distances(ours, theirs)
-    old = {name: tensor.detach().clone() for name, tensor in theirs.items()}
+    old = {name: tensor.detach() for name, tensor in movable(bare(model)).items()}
     if method == "weights":
         weights = dict(new.named_parameters())
         matching = Matching(group, [piece for piece in group.pieces if piece.name in weights], ours, old)
@@ -240,9 +241,10 @@ def _tolerance(model: nn.Module) -> float:
     return max(TOLERANCE.get(p.dtype, 0.05) for p in model.parameters())
 
 
+@torch.no_grad()
 def _distances(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
     return {
-        name: torch.linalg.vector_norm(p.detach().double() - ours[name].detach().to(p.device).double()).item()
+        name: torch.linalg.vector_norm(p - ours[name].to(p.device), dtype=torch.float64).item()
         for name, p in theirs.items()
         if isinstance(p, nn.Parameter)
     }
