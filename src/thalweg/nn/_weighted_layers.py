@@ -40,7 +40,8 @@ def places(model: nn.Module) -> dict[str, Place]:
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # whatever a forward does with a proxy
-        raise ValueError(f"model must be one that torch.fx can trace, or layers be named: {error}") from error
+        why = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"model must be one that torch.fx can trace, or layers be named: {why}") from error
     modules = dict(model.named_modules())
 
     def module(node: fx.Node) -> nn.Module | None:
