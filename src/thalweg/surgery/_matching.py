@@ -126,15 +126,16 @@ class Matching:
     def _value(self, label: int, perms: Permutations) -> Tensor:
         """Entry (i, j): inner product with all that unit i of the reference, and j of the model, carries."""
         size = self.symmetry.units[label].size
-        value = torch.zeros(size, size, dtype=torch.float64)
+        value = None
         for i in self.near[label]:
             piece = self.pieces[i]
             for d in (d for d, one in enumerate(piece.labels) if one == label):
                 if (i, d) not in self.flat:
                     self.flat[i, d] = self.ours[i].movedim(d, 0).reshape(size, -1)
                 other = self.symmetry.permuted(piece, self.theirs[i], perms, leave=(d,))
-                value += self.flat[i, d] @ other.movedim(d, 0).reshape(size, -1).T
-        return value
+                part = self.flat[i, d], other.movedim(d, 0).reshape(size, -1).T
+                value = part[0] @ part[1] if value is None else value.addmm_(*part)
+        return torch.zeros(size, size, dtype=torch.float64) if value is None else value.double()
 
     def _improve_family(self, label: int, perms: Permutations) -> bool:
         inside = self.symmetry.children(label)
