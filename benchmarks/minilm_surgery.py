@@ -48,12 +48,9 @@ class Bench:
     def pruning(self) -> Iterator[Row]:
         data = {"sequences": self.pairs, "loss_fn": self.loss_fn}
         alpha = max(ALPHAS, key=self.kept_in_calibration)
-        yield f"(alpha chosen: {alpha:g})", 0.0, 0.0, 0.0
         source = torch.Generator().manual_seed(0)
-        chance = {
-            n: torch.rand(self.model.get_parameter(f"{n}.weight").shape, generator=source)
-            for n in self.layers
-        }
+        weights = {name: self.model.get_parameter(f"{name}.weight") for name in self.layers}
+        chance = {name: torch.rand(weight.shape, generator=source) for name, weight in weights.items()}
         for sparsity in SPARSITIES:
             for name, how in (
                 ("random", {"score": chance}),
@@ -64,9 +61,8 @@ class Bench:
                 ("gradient only, whole model", {"score": "gradient", "scope": "model", **data}),
                 (f"GBLM, alpha {alpha:g}", {"score": "gblm", "alpha": alpha, **data}),
             ):
-                yield self.row(
-                    f"{sparsity:.0%} {name}", lambda how=how, s=sparsity: prune(self.model, s, **how)
-                )
+                edit = partial(prune, self.model, sparsity, **how)
+                yield self.row(f"{sparsity:.0%} {name}", edit)
 
     def kept_in_calibration(self, alpha: float) -> float:
         edited, _ = prune(
