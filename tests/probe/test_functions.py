@@ -114,7 +114,7 @@ def test_an_activation_module_of_torchs_transformer_is_heard_as_ever():
 
 
 class Odd(nn.Module):
-    """A parameter kept positive, a hand-written GELU, a cap, a layer run twice, a function before any layer."""
+    """A parameter kept positive, a hand-written GELU, a cap, a layer run twice, an input function."""
 
     def __init__(self):
         super().__init__()

@@ -27,7 +27,7 @@ def test_ranks_read_what_one_process_reads_and_training_goes_on(tmp_path):
     assert first == second
 
     model, inputs, targets = script().problem()
-    alone = script().readings(model, inputs, targets)
+    alone = script().readings(model, inputs, targets) | script().grouped(model, inputs, targets)
     for name, values in alone.items():
         assert first[name] == pytest.approx(values, rel=1e-7, abs=1e-9), name
     gram = curvature_gram(model, cross_entropy, inputs[:4], targets[:4])

@@ -12,18 +12,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gloo_pair import leave
 from thalweg.probe import (
+    accuracy_gap,
+    backward_signal,
     boundary_points,
     dormant_neurons,
     effective_learning_rate,
     feature_diversity,
     feature_ranks,
+    gradient_norms,
     hub_neurons,
+    layer_shares,
     local_complexity,
     neural_collapse,
     plasticity,
     saturated_units,
     scale_dependence,
+    weight_gradient_alignment,
     weight_growth,
+    weight_statistics,
 )
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -51,6 +57,7 @@ def split_readings(model: nn.Module, part: slice, group: Any) -> dict[str, Any]:
         "hubs": [hubs.units, hubs.carried, hubs.active_units],
         "diversity": [vars(one) for one in feature_diversity(model, x, labels, group=group).values()],
         "collapse": vars(collapse),
+        "ranks": {name: vars(one) for name, one in feature_ranks(model, x, group=group).items()},
         "complexity": vars(local_complexity(model, x, radius=0.3, vertices=8, group=group))
         | {"points": None},
     }
@@ -60,13 +67,20 @@ def local_readings(model: nn.Module) -> dict[str, Any]:
     """Probes that each process makes by itself, on the same data."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = {name: p.detach() / 2 for name, p in net().named_parameters()}
+    for index, p in enumerate(model.parameters()):
+        p.grad = (1 + index) * p.detach() ** 2
     return {
         "plasticity": vars(plasticity(model, X, tasks=1, steps=5, rates=(1e-2,))),
-        "ranks": {name: vars(one) for name, one in feature_ranks(model, X).items()},
         "growth": weight_growth(model, before).growth,
         "rates": effective_learning_rate(optimizer, model),
         "dependence": scale_dependence(model, X, "0.weight"),
         "boundary": boundary_points(model, X, halvings=5).tolist(),
+        "gradients": vars(gradient_norms(model)),
+        "alignment": weight_gradient_alignment(model),
+        "backward": vars(backward_signal(model, X)),
+        "shares": layer_shares(torch.cat([p.detach().flatten() for p in net().parameters()]), model),
+        "statistics": vars(weight_statistics(model)),
+        "accuracy": vars(accuracy_gap(model, (X, LABELS), (X[:5], LABELS[:5]))),
     }
 
 

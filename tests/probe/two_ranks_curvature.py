@@ -15,11 +15,15 @@ from gloo_pair import join, leave
 from thalweg.probe import (
     averaged_over_ranks,
     curvature_gram,
+    gauss_newton_sharpness,
     ggn_operator,
     hutchinson,
     hvp_operator,
+    preconditioned_sharpness,
+    sharpness,
     spectral_density,
     top_eigenpairs,
+    top_subspace,
     xtrace,
 )
 
@@ -44,12 +48,37 @@ def readings(model, inputs, targets, over=lambda operator: operator):
     }
 
 
+def grouped(model, inputs, targets, group=None):
+    """The probes that average over a group by themselves."""
+    params = list(model.parameters())
+    adam = torch.optim.Adam(params)
+    for index, p in enumerate(params):
+        adam.state[p] = {"step": torch.tensor(1.0), "exp_avg_sq": (1.0 + index) * torch.ones_like(p)}
+
+    def loss():
+        return cross_entropy(model(inputs), targets)
+
+    options = {"group": group, "iterations": 40, "tol": 1e-9}
+    spanned = top_subspace(loss, params, 3, **options)
+    again = top_subspace(loss, params, 3, previous=spanned.vectors, group=group)
+    output = gauss_newton_sharpness(
+        lambda: model(inputs), lambda z: cross_entropy(z, targets), params, **options
+    )
+    return {
+        "sharpness": list(sharpness(loss, params, top=2, **options).eigenvalues),
+        "preconditioned": preconditioned_sharpness(loss, params, adam, **options).top,
+        "gauss-newton sharpness": output.top,
+        "subspace": [spanned.share, *spanned.eigenvalues, again.overlap],
+    }
+
+
 def main(path):
     join()
     model, inputs, targets = problem()
     half = slice(8) if dist.get_rank() == 0 else slice(8, 16)
     parallel = DistributedDataParallel(model)
     found = readings(parallel, inputs[half], targets[half], averaged_over_ranks)
+    found |= grouped(parallel, inputs[half], targets[half], dist.group.WORLD)
     gram = curvature_gram(parallel, cross_entropy, inputs[:4], targets[:4])
     # Training goes on as if nothing had been asked.
     cross_entropy(parallel(inputs[half]), targets[half]).backward()

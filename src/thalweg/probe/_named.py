@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from thalweg.probe._wrapped import bare
+
 NamedParams = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
 
 def named(params: NamedParams) -> dict[str, Tensor]:
-    """Name to parameter.
+    """Name to parameter; of a model behind DDP or ``torch.compile``, the names of the model inside.
 
     Raises:
         ValueError: there is none, or an entry is not a pair of name and tensor.
     """
     if isinstance(params, nn.Module):
-        found: dict[str, Tensor] = dict(params.named_parameters())
+        found: dict[str, Tensor] = dict(bare(params).named_parameters())
     else:
         entries = list(params.items() if isinstance(params, Mapping) else params)
         for entry in entries:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count
 from thalweg.probe._quiet import quiet
+from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
 __all__ = ["AccuracyGap", "accuracy_gap"]
@@ -68,7 +69,7 @@ def accuracy_gap(
 
     Args:
         model: maps inputs to logits of shape (..., classes); run in evaluation mode without gradients, its
-            ``training`` flags are put back.
+            ``training`` flags are put back. Behind DDP or ``torch.compile`` the module itself is run.
         train, test: (inputs, targets), batched along the first dimension of both; targets of shape (...).
         batch_size: examples a forward pass.
         ignore_index: target of positions that do not count.
@@ -77,6 +78,7 @@ def accuracy_gap(
         ValueError: a set is empty or its sizes differ; logits are not finite or do not fit the targets.
     """
     check_count("batch_size", batch_size)
+    model = bare(model)
     with quiet(model):
         on_train = _accuracy(model, "train", train, batch_size, ignore_index)
         on_test = _accuracy(model, "test", test, batch_size, ignore_index)

@@ -6,6 +6,7 @@ Compare it with :func:`thalweg.probe.stability_limit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from thalweg.probe.eigenpairs import Sharpness, preconditioned, top_eigenpairs
 from thalweg.probe.gauss_newton import ggn_operator
 from thalweg.probe.operator import checked_params, hvp_operator
 from thalweg.probe.preconditioner import preconditioner_of
+from thalweg.probe.ranks import over_group
 
 __all__ = ["gauss_newton_sharpness", "preconditioned_sharpness", "sharpness"]
 
@@ -33,6 +35,7 @@ def sharpness(
     warm_start: Sequence[Tensor] | None = None,
     preconditioner: Sequence[Tensor | None] | None = None,
     generator: torch.Generator | None = None,
+    group: Any = None,
 ) -> Sharpness:
     r"""Largest eigenvalues of the Hessian of ``loss_fn()`` by Lanczos iteration (arXiv 2110.04369).
 
@@ -42,8 +45,7 @@ def sharpness(
     too high. Neither ``.grad`` nor torch's global random state is touched; see :func:`hvp_operator` for what
     the graph keeps. The parameters of one layer alone give the sharpness of its diagonal block.
 
-    Under data parallelism this is the sharpness of the rank's own batch; for that of all, use
-    :func:`averaged_over_ranks` and :func:`top_eigenpairs`.
+    Under data parallelism this is the sharpness of the rank's own batch, unless ``group`` is given.
 
     Args:
         loss_fn: no argument, returns the scalar loss.
@@ -55,13 +57,15 @@ def sharpness(
         preconditioner: :math:`P`, one non-negative tensor shaped like each parameter (None for ones):
             eigenvalues of :math:`P^{1/2} H P^{1/2}`, which are those of :math:`P H`.
         generator: draws the start; by default a private one with seed 0, so that readings repeat.
+        group: process group whose members each hold an equal part of the batch and all call this, with the
+            same arguments otherwise; None for one.
 
     Raises:
         ValueError: a count, shape or preconditioner is out of range, or as :func:`hvp_operator` says.
     """
     check_count("top", top)
     check_count("iterations", iterations, top)
-    operator = hvp_operator(loss_fn, params)
+    operator = over_group(hvp_operator(loss_fn, params), group)
     if preconditioner is not None:
         operator = preconditioned(operator, preconditioner)
     return top_eigenpairs(
@@ -81,6 +85,7 @@ def gauss_newton_sharpness(
     warm_start: Sequence[Tensor] | None = None,
     preconditioner: Sequence[Tensor | None] | None = None,
     generator: torch.Generator | None = None,
+    group: Any = None,
 ) -> Sharpness:
     """Largest eigenvalues of the Gauss-Newton matrix of ``loss_fn(output_fn())``; none is negative.
 
@@ -88,14 +93,14 @@ def gauss_newton_sharpness(
 
     Args:
         output_fn, loss_fn, params: as in :func:`ggn_operator`.
-        top, iterations, tol, warm_start, preconditioner, generator: as in :func:`sharpness`.
+        top, iterations, tol, warm_start, preconditioner, generator, group: as in :func:`sharpness`.
 
     Raises:
         ValueError: a count, shape or preconditioner is out of range, or as :func:`ggn_operator` says.
     """
     check_count("top", top)
     check_count("iterations", iterations, top)
-    operator = ggn_operator(output_fn, loss_fn, params)
+    operator = over_group(ggn_operator(output_fn, loss_fn, params), group)
     if preconditioner is not None:
         operator = preconditioned(operator, preconditioner)
     return top_eigenpairs(
@@ -114,6 +119,7 @@ def preconditioned_sharpness(
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
     generator: torch.Generator | None = None,
+    group: Any = None,
 ) -> Sharpness:
     r"""Sharpness as an adaptive optimizer sees it: of :math:`P^{1/2} H P^{1/2}` (arXiv 2110.04369).
 
@@ -124,7 +130,7 @@ def preconditioned_sharpness(
     Args:
         optimizer: holds every one of ``params``; a ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop``,
             or any with a method ``preconditioner(p)``, such as every :class:`thalweg.optim.Descent`.
-        loss_fn, params, top, iterations, tol, warm_start, generator: as in :func:`sharpness`.
+        loss_fn, params, top, iterations, tol, warm_start, generator, group: as in :func:`sharpness`.
 
     Raises:
         ValueError: as :func:`sharpness` and :func:`preconditioner_of` say.
@@ -139,4 +145,5 @@ def preconditioned_sharpness(
         warm_start=warm_start,
         preconditioner=preconditioner_of(optimizer, listed),
         generator=generator,
+        group=group,
     )

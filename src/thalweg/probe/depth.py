@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from thalweg._core.checks import check_count
 from thalweg.probe._quiet import call, quiet
+from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
 __all__ = ["BackwardSignal", "backward_signal"]
@@ -51,6 +52,7 @@ def backward_signal(model: nn.Module, batch: Any, *, seed: int = 0) -> BackwardS
 
     Args:
         model: gives a floating-point tensor, a tuple that begins with one, or something with ``.logits``.
+            Behind DDP or ``torch.compile`` the module itself is run.
         batch: ``model(batch)`` is called; a tuple is spread over positions and a mapping over keywords.
         seed: of :math:`v`.
 
@@ -58,6 +60,7 @@ def backward_signal(model: nn.Module, batch: Any, *, seed: int = 0) -> BackwardS
         ValueError: the model gives no floating-point tensor, or calls no such layer on the way to it.
     """
     check_count("seed", seed, 0)
+    model = bare(model)
     passed: list[tuple[str, Any, int | None]] = []
     with quiet(model), _heard(model, passed), torch.enable_grad():
         # Some fused recurrent kernels have no backward pass in evaluation mode.

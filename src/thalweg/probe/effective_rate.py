@@ -61,7 +61,7 @@ def effective_learning_rate(
     """
     kind = _steps_like(optimizer) if steps is None else check_choice("steps", steps, POWERS)
     power = POWERS[kind]
-    params = named(bare(named_params) if isinstance(named_params, nn.Module) else named_params)
+    params = named(named_params)
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     held = {name: p for name, p in params.items() if id(p) in rates}
     if not held:

@@ -91,7 +91,8 @@ def gradient_norms(model_or_named_params: NamedParams) -> GradientNorms:
     Waits for the device once (again for gradients that look broken). Nothing is changed.
 
     Args:
-        model_or_named_params: a module, a mapping of names to tensors, or (name, tensor) pairs.
+        model_or_named_params: a module (behind DDP or ``torch.compile``, that inside), a mapping of names to
+            tensors, or (name, tensor) pairs.
 
     Raises:
         ValueError: there is no parameter, or an entry is not a (name, tensor) pair.

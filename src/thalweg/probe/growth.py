@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from thalweg.probe._named import NamedParams, named
-from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
 __all__ = ["WeightGrowth", "weight_growth"]
@@ -62,7 +61,7 @@ def weight_growth(named_params: NamedParams, before: Mapping[str, Tensor]) -> We
         ValueError: there is no parameter; one is missing in ``before`` or has another shape there; one is not
             finite.
     """
-    params = named(bare(named_params) if isinstance(named_params, nn.Module) else named_params)
+    params = named(named_params)
     norms, past, rotation = {}, {}, {}
     for name, p in params.items():
         if name not in before or before[name].shape != p.shape:

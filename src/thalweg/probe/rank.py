@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_number
+from thalweg.probe._example_ranks import gathered
 from thalweg.probe._units import overhear_units
-from thalweg.probe._wrapped import bare
+from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = [
@@ -126,6 +127,17 @@ def feature_rows(name: str, output: Tensor) -> Tensor:
     return output.flatten(0, 1) if output.dim() == 3 else output.flatten(1)
 
 
+def _of_all(features: Tensor, group: Any) -> Tensor:
+    """A matrix with the singular values of all processes' rows together."""
+    if group is None:
+        return features
+    rows = features.detach().double()
+    # The triangular factor has the same ones and few rows; the matrix of squares would lose half the digits.
+    if len(rows) > rows.shape[1] and bool(rows.isfinite().all()):
+        rows = torch.linalg.qr(rows, mode="r").R
+    return gathered(rows, group)
+
+
 @costs(1, 0, memory=f"{MEMORY}, one layer at a time")
 def feature_ranks(
     model: nn.Module,
@@ -134,6 +146,7 @@ def feature_ranks(
     layers: Iterable[str] | None = None,
     inputs_of: Iterable[str] | None = None,
     threshold: float = 0.01,
+    group: Any = None,
 ) -> dict[str, FeatureRanks]:
     """Ranks of what each layer returns for a batch (arXiv 2303.01486).
 
@@ -147,6 +160,7 @@ def feature_ranks(
         layers, inputs_of: names of modules whose outputs, or inputs, to look at; by default every activation,
             as for :func:`dormant_neurons`.
         threshold: as in :func:`feature_rank`.
+        group: process group whose members each hold a part of the batch and all call this; None for one.
 
     Returns:
         Layer to its ranks; the second run of a module is ``name[1]``.
@@ -160,12 +174,13 @@ def feature_ranks(
 
     def measure(run: str, output: Tensor) -> None:
         features = feature_rows(run, output)
-        values = _singular_values(features)
+        rows = over_processes(torch.tensor(len(features), device=features.device), group)
+        values = _singular_values(_of_all(features, group))
         found[run] = FeatureRanks(
             feature_rank=_feature_rank(values, threshold),
             effective_rank=_effective_rank(values),
             stable_rank=_stable_rank(values),
-            rows=features.shape[0],
+            rows=int(rows),
             columns=features.shape[1],
         )
 
@@ -174,14 +189,16 @@ def feature_ranks(
 
 
 @costs(1, 0, memory=MEMORY)
-def feature_rank_of(model: nn.Module, batch: Any, *, layer: str, threshold: float = 0.01) -> FeatureRanks:
+def feature_rank_of(
+    model: nn.Module, batch: Any, *, layer: str, threshold: float = 0.01, group: Any = None
+) -> FeatureRanks:
     """Ranks of what one layer returns for a batch; of its last run, if there are several.
 
     Args:
-        model, batch, threshold: as in :func:`feature_ranks`.
+        model, batch, threshold, group: as in :func:`feature_ranks`.
         layer: name of the module.
 
     Raises:
         ValueError: as in :func:`feature_ranks`.
     """
-    return list(feature_ranks(model, batch, layers=[layer], threshold=threshold).values())[-1]
+    return list(feature_ranks(model, batch, layers=[layer], threshold=threshold, group=group).values())[-1]

@@ -13,6 +13,11 @@ from thalweg.probe.operator import CurvatureOperator
 __all__ = ["averaged_over_ranks"]
 
 
+def over_group(operator: CurvatureOperator, group: Any) -> CurvatureOperator:
+    """``operator`` itself without a group, else :func:`averaged_over_ranks`."""
+    return operator if group is None else averaged_over_ranks(operator, group)
+
+
 @costs(0, 0, memory="none; one all-reduce of all parameters a product")
 def averaged_over_ranks(operator: CurvatureOperator, group: Any = None) -> CurvatureOperator:
     """The mean of the ranks' operators: that of the mean loss, if their batches are of equal size.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thalweg.probe._named import NamedParams, named
+from thalweg.probe._wrapped import over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.curvature import sharpness
 from thalweg.probe.operator import checked_loss, checked_params, empty_like, flatten, twice_differentiable
@@ -92,6 +94,7 @@ def top_subspace(
     iterations: int = 60,
     tol: float = 1e-2,
     generator: torch.Generator | None = None,
+    group: Any = None,
 ) -> TopSubspace:
     """Share of the gradient in the span of the top Hessian eigenvectors (arXiv 1812.04754).
 
@@ -107,7 +110,7 @@ def top_subspace(
         previous: the ``vectors`` of an earlier reading: compared with, and used as a warm start.
         iterations: most Hessian-vector products to spend, at least ``top``.
         tol: largest residual over eigenvalue at which to stop.
-        generator: as in :func:`sharpness`.
+        generator, group: as in :func:`sharpness`; the default gradient is averaged over the group too.
 
     Raises:
         ValueError: as :func:`sharpness` says, or a vector has the wrong shape.
@@ -117,9 +120,18 @@ def top_subspace(
         with twice_differentiable(listed):  # the same random numbers as the Hessian sees
             loss = checked_loss(loss_fn())
             found = torch.autograd.grad(loss, listed, allow_unused=True, materialize_grads=True)
-        gradient = flatten(found, empty_like(listed))
+        gradient = over_processes(
+            flatten(found, empty_like(listed)), group
+        )  # of which only the direction counts
     reading = sharpness(
-        loss_fn, listed, top=top, iterations=iterations, tol=tol, warm_start=previous, generator=generator
+        loss_fn,
+        listed,
+        top=top,
+        iterations=iterations,
+        tol=tol,
+        warm_start=previous,
+        generator=generator,
+        group=group,
     )
     return TopSubspace(
         share=share_in_span(gradient, reading.vectors),
@@ -138,8 +150,8 @@ def layer_shares(vector: Tensor, model_or_named_params: NamedParams) -> dict[str
 
     Args:
         vector: shape (n,), in the order of the parameters.
-        model_or_named_params: a model, of which those that require a gradient count, a mapping of names to
-            tensors, or (name, tensor) pairs.
+        model_or_named_params: a model (behind DDP or ``torch.compile``, that inside), a mapping of names to
+            tensors, or (name, tensor) pairs; those that require a gradient count.
 
     Raises:
         ValueError: the shape is wrong, or there is no parameter.
