@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,24 +15,21 @@ from torch import Tensor, nn
 from thalweg.probe._wrapped import bare
 from thalweg.watch.budget import Budget
 from thalweg.watch.evaluations import Evaluations
-from thalweg.watch.hooks import Listener, eagerly, with_closure
-from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give, number
+from thalweg.watch.hooks import Listener, with_closure
+from thalweg.watch.labels import NamedLabels
+from thalweg.watch.loss_function import checked
+from thalweg.watch.moment import Moment, Raw, number
 from thalweg.watch.readings import Finding
-from thalweg.watch.recorder import Recorder, labelled
-from thalweg.watch.watched import Watched, sharded
+from thalweg.watch.recorder import Recorder
+from thalweg.watch.senses import Senses
+from thalweg.watch.watched import Watched
 
-__all__ = ["ProbeDisabled", "Run"]
+__all__ = ["Run"]
 
 # The part of the budget that judging the losses may take.
 JUDGING = 0.2
 # In its first steps a run shows what it offers: look at each of them.
 SETTLING = 3
-# What one process can look at where parameters are spread over several; the rest would wait for the others.
-ALONE = {"output", "targets"}
-
-
-class ProbeDisabled(UserWarning):
-    """A sensor failed and was switched off; training goes on."""
 
 
 class Run:
@@ -62,24 +57,13 @@ class Run:
         self.watched, self.recorder, self.name = optimizers, recorder, name
         first = optimizers[0]
         inner = None if model is None else bare(model)
+        loss_fn = None if loss_fn is None else checked(loss_fn)
         self.moment = Moment(start, first.named, first.optimizer, inner, loss_fn, evaluate=evaluate)
         self.disabled, self.id = recorder.disabled, recorder.run_id
         self.store_path = None if recorder.store is None else recorder.store.path
         self.budget = Budget(budget)
-        self.sensors: dict[str, Sensor] = {}
-        self._owners: dict[str, int] = {}
-        spread = looks and sharded(model, optimizers)
-        for index, one in enumerate(optimizers):
-            for sensor in all_sensors() if looks else ():
-                if spread and not (sensor.needs and set(sensor.needs) <= ALONE):
-                    self.disabled[sensor.name] = "the model is sharded, and only one process looks"
-                elif index == 0 or sensor.each:
-                    name = labelled(sensor.name, one.label)
-                    self.sensors[name], self._owners[name] = sensor, index
-                    self.budget.add(name, share=sensor.share, every=sensor.every, passes=1.0)
-        self._memories: dict[str, dict[str, Any]] = {one: {} for one in self.sensors}
+        self._labels = NamedLabels()
         self._mark = 0.0
-        self._available: set[str] = set()
         self._stepped: set[int] = set()
         # Seconds that the budget has not been told of yet, and the step of the last time it was.
         self._trained = self._own = self._charged = 0.0
@@ -88,6 +72,8 @@ class Run:
         self._looks, self._awake = looks, False
         self._listener = Listener(model, self._hear)
         self._evaluations = Evaluations(self.moment, optimizers, self._listener, self._spent)
+        self._senses = Senses(model, optimizers, recorder, self.budget, self._evaluations.paused, looks)
+        self.sensors = self._senses.sensors
         # Nothing of ours is for the compiler of somebody who compiles the step.
         before = torch.compiler.disable(self._before)
         self._hooks = [
@@ -107,7 +93,8 @@ class Run:
         ``test_accuracy`` becomes the reading ``test accuracy``, which the rules know.
 
         Args:
-            batch: what ``loss_fn(model, batch)`` takes; a pair is taken for (inputs, targets).
+            batch: what ``loss_fn(model, batch)`` takes; a pair is taken for (inputs, targets), and of a
+                mapping ``labels``, ``targets`` or ``y`` for the targets.
             step: that the numbers belong to; by default the coming one.
 
         Raises:
@@ -122,6 +109,8 @@ class Run:
             self.moment.batch = batch
             if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
                 self.moment.targets = batch[1]
+            if isinstance(batch, Mapping):
+                self._labels.note(batch)
         if raws and self._looks:
             self.recorder.put(self.moment.step + 1 if step is None else step, raws)
         self._spent(start)
@@ -148,14 +137,7 @@ class Run:
     def left_out(self) -> dict[str, str]:
         """Sensors that did not run as often as they wanted, or not at all, and why."""
         self._settle()
-        words = dict(self.budget.left_out())
-        if self.recorder.thin > 1:
-            words["loss"] = f"judged every {self.recorder.thin} steps rather than every 1; all are stored"
-        for name, one in self.sensors.items():
-            missing = one.missing(self._available)
-            if missing and self._seen:
-                words[name] = f"never ran: needs {' and '.join(how_to_give(need) for need in missing)}"
-        return words | {name: f"switched off: {why}" for name, why in self.disabled.items()}
+        return self._senses.left_out()
 
     def close(self, outcome: str = "finished") -> None:
         """Detach and store everything; closing again does nothing."""
@@ -185,11 +167,13 @@ class Run:
         start = time.perf_counter()
         moment = self.moment
         moment.inputs = (args, kwargs)
-        found = getattr(output, "logits", output)
+        found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
         local = isinstance(found, Tensor) and not hasattr(found, "device_mesh")
         moment.output = found.detach() if local else None
-        if moment.batch is None or moment.loss_fn is None:
+        # A loss function need not take what the model takes: it is given what was logged, or nothing.
+        if moment.loss_fn is None:
             moment.batch = args or kwargs
+        self._labels.note(kwargs)
         self._spent(start)
 
     def _before(
@@ -220,7 +204,9 @@ class Run:
         if self._awake:
             if begins:
                 self._settle()
-            paid = self._read(index, raws)
+            if moment.targets is None:
+                moment.targets = self._labels.beside(moment.model, moment.output)
+            paid = self._senses.read(index, moment, raws)
             settled = self._seen > SETTLING
             self._wake = self.budget.wake(moment.step) if settled else moment.step + 1
         if raws:
@@ -231,36 +217,9 @@ class Run:
             self.recorder.put(moment.step, raws, one.label, unless)
         if len(self._stepped) == len(self.watched):
             moment.output = moment.targets = None
+            self._labels.forget()
         self._mark = time.perf_counter()
         self._own += self._mark - start - paid
-
-    def _read(self, index: int, raws: list[Raw]) -> float:
-        """Run every sensor of this optimizer that is due; gives the seconds that they took."""
-        moment, one = self.moment, self.watched[index]
-        one.refresh(moment.model)
-        moment.named, moment.optimizer, moment.scale = one.named, one.optimizer, one.scale
-        available = moment.available()
-        if not available <= self._available or self._seen == 1:
-            self._plan(available)
-        paid = 0.0
-        for name in self.budget.due(moment.step):
-            sensor = self.sensors[name]
-            if self._owners[name] != index or sensor.missing(available):
-                continue
-            began = time.perf_counter()
-            moment.memory = self._memories[name]
-            try:
-                with self._evaluations.paused(), eagerly() if sensor.needs else nullcontext():
-                    raws += sensor.read(moment)
-            except Exception as error:
-                # Of a run that is no longer finite nothing can be said, which is not the sensor's fault.
-                if one.finite():
-                    self._switch_off(name, error)
-                    continue
-            took = time.perf_counter() - began
-            self.budget.pay(name, moment.step, took)
-            paid += took
-        return paid
 
     def _settle(self) -> None:
         """Enter what has been earned and spent since the last look."""
@@ -272,24 +231,9 @@ class Run:
         self.budget.overhead(self._own + busy - self._charged)
         self._trained, self._own, self._charged, self._settled = 0.0, 0.0, busy, self._seen
 
-    def _plan(self, available: set[str]) -> None:
-        """Something is there for the first time: share the budget out anew."""
-        self._available |= available
-        self.budget.idle({name for name, one in self.sensors.items() if one.missing(self._available)})
-        for name, one in self.sensors.items():
-            if name in self.budget.accounts and not one.missing(self._available | {"batch"}):
-                try:
-                    self.budget.expect(name, one.estimate(self.moment))
-                except Exception as error:
-                    self._switch_off(name, error)
-
     def _spent(self, start: float) -> None:
         """Time in our own calls outside the step is not the user's training time."""
         now = time.perf_counter()
         if self._mark:
             self._mark += now - start
         self._own += now - start
-
-    def _switch_off(self, name: str, error: Exception) -> None:
-        self.budget.close(name)
-        warnings.warn(self.recorder.switch_off("sensor", name, error), ProbeDisabled, stacklevel=3)

@@ -41,7 +41,8 @@ class Moment:
         scale: what gradients are still multiplied by (fused optimizers undo a GradScaler's scale within the
             step): whatever reads ``.grad`` divides by it. None where they are what they should be.
         evaluations: passes without gradients that were heard since a sensor last took them from here.
-        memory: what a sensor keeps from one reading to the next.
+        memory: what a sensor keeps from one reading to the next; under ``silent`` why it can say nothing of
+            this run, in words for :meth:`thalweg.watch.Run.left_out`.
     """
 
     step: int
@@ -57,6 +58,11 @@ class Moment:
     scale: float | Tensor | None = None
     evaluations: list[Any] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+
+    def silent(self, why: str | None) -> list[Raw]:
+        """No readings, and why: of a sensor that ran and can say nothing. None: there is something again."""
+        self.memory["silent"] = why
+        return []
 
     def available(self) -> set[str]:
         """The optional fields that are there."""

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.watch.delivery import Delivery
+from thalweg.watch.loss_function import LossFunctionError
 from thalweg.watch.moment import Raw
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.rule import Rule
@@ -99,11 +100,13 @@ class Recorder(threading.Thread):
         """Hand over a finding that no rule made."""
         self._inbox.append(finding)
 
-    def switch_off(self, kind: str, name: str, error: Exception) -> str:
-        """Note that a sensor or sink failed; gives the sentence that says so."""
-        why = f"{type(error).__name__}: {error}"
-        self.disabled[name] = why
-        message = f"the {kind} {name!r} failed and is switched off ({why})"
+    def switch_off(self, kind: str, names: Sequence[str], error: Exception) -> str:
+        """Note that sensors or a sink failed; gives the sentence that says so."""
+        plain = isinstance(error, LossFunctionError)
+        why = str(error) if plain else f"{type(error).__name__}: {error}"
+        self.disabled |= dict.fromkeys(names, why)
+        which, verb = (kind, "is") if len(names) == 1 else (f"{kind}s", "are")
+        message = f"the {which} {', '.join(map(repr, names))} failed and {verb} switched off ({why})"
         self.report(Finding(f"{kind} switched off", self.step, message, {}, "info", found=self.step))
         return f"thalweg: {message}"
 

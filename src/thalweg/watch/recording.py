@@ -87,7 +87,7 @@ def begin_recording(
     recorder.step = start
 
     def failed(label: str, error: Exception) -> None:
-        said = recorder.switch_off("sink", label, error)
+        said = recorder.switch_off("sink", [label], error)
         try:
             warnings.warn(said, stacklevel=2)
         except Warning:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from thalweg.watch.adapters._metrics import as_readings
@@ -118,16 +117,9 @@ class HuggingFaceCallback(TrainerCallback):
         moment.batch = {key: value for key, value in kwargs.items() if key != COUNT}
         if not self._given:
             moment.loss_fn = _loss
-        moment.targets = _targets(moment.model, moment.output, kwargs.get("labels"))
+        # The run has noted the labels among the model's keywords.
+        moment.targets = None
 
 
 def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return model(**batch).loss
-
-
-def _targets(model: nn.Module | None, logits: Tensor | None, labels: Any) -> Tensor | None:
-    """Labels that stand beside their logits: those of a causal language model come one place late."""
-    if logits is None or not isinstance(labels, Tensor) or labels.shape != logits.shape[:-1]:
-        return None
-    kind = str(getattr(model, "loss_type", None) or type(model).__name__)
-    return F.pad(labels[..., 1:], (0, 1), value=-100) if "ForCausalLM" in kind or "LMHead" in kind else labels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from thalweg.probe import attention_logits
+from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, sensor
-from thalweg.watch.sensors.neurons import _as_batch
 
 EXAMPLES = 2
 
@@ -23,10 +23,12 @@ def attention_logit(at: Moment) -> list[Raw]:
     if at.memory.get("none"):
         return []
     try:
-        found = attention_logits(at.model, few(_as_batch(at.model, *at.inputs), EXAMPLES))
+        found = attention_logits(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
     except ValueError:
         # No attention that could be seen, so there will be none later.
         at.memory["none"] = True
+        if any("atten" in type(module).__name__.lower() for module in at.model.modules()):
+            at.silent("no attention that could be seen, as a module of torch or a call of its function")
         return []
     largest = torch.stack([heads.amax() for heads in found.per_head.values()])
     return [Raw("attention logit", found.largest, tuple(found.per_head), largest)]

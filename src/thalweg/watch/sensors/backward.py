@@ -19,12 +19,11 @@ def _passes(at: Moment) -> float:
 def backward(at: Moment) -> list[Raw]:
     """Norm of a random error at each layer, first to last, on few examples; the value is first/last."""
     assert at.model is not None and at.inputs is not None
-    if at.memory.get("none"):
+    if at.memory.get("silent"):
         return []
     try:
         found = backward_signal(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
-    except ValueError:
+    except ValueError as error:
         # No layers that it knows, so there will be none later.
-        at.memory["none"] = True
-        return []
+        return at.silent(str(error))
     return [Raw("backward signal", found.ratio, tuple(found.norms), torch.tensor(list(found.norms.values())))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from thalweg.probe import neural_collapse_of
 from thalweg.probe._head import features_and_output, head_name
+from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
 
 EXAMPLES = 512
@@ -31,12 +33,17 @@ def class_features(at: Moment) -> list[Raw]:
     """
     assert at.model is not None and at.output is not None and at.targets is not None
     logits, targets, memory = at.output, at.targets, at.memory
-    if memory.get("head", "") is None or targets.dim() != 1 or targets.is_floating_point():
-        return []
+    if memory.get("head", "") is None:
+        return at.silent("no one linear layer gives the logits")
+    if targets.dim() != 1 or targets.is_floating_point():
+        return at.silent("it is for one class an example, not for sequences or numbers")
     if logits.dim() != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
-        return []
+        return at.silent("it needs logits of shape (examples, classes), of two classes at least")
     data = _examples(at)
-    if data is None or float((logits.argmax(1) == targets).float().mean()) < FITTED:
+    if data is None:
+        return at.silent("the model's inputs are no batches of one shape that could be gathered")
+    at.silent(None)
+    if float((logits.argmax(1) == targets).float().mean()) < FITTED:
         return []
     inputs, labels = data
     classes = len(labels.unique())
@@ -49,7 +56,8 @@ def class_features(at: Moment) -> list[Raw]:
     features, output = features_and_output(at.model, inputs, memory["head"])
     head = at.model.get_submodule(memory["head"])
     assert isinstance(head, nn.Linear)
-    if features.dim() != 2 or len(features) != len(labels) or output.shape != (len(labels), len(head.weight)):
+    shape = (len(labels), len(head.weight))
+    if features.dim() != 2 or len(features) != len(labels) or getattr(output, "shape", None) != shape:
         memory["head"] = None
         return []
     found = neural_collapse_of(features, labels, head.weight, head.bias)
@@ -72,16 +80,27 @@ def _examples(at: Moment) -> tuple[Any, Tensor] | None:
     if at.evaluate is not None:
         inputs, labels = few(tuple(at.evaluate[0]), EXAMPLES)
         return (inputs, labels) if labels.dim() == 1 and not labels.is_floating_point() else None
-    assert at.inputs is not None and at.targets is not None
-    positional, keywords = at.inputs
-    if keywords or len(positional) != 1 or not isinstance(positional[0], Tensor):
-        return None
+    assert at.model is not None and at.inputs is not None and at.targets is not None
+    inputs = as_batch(at.model, *at.inputs)
     gathered = at.memory.get("gathered")
     if gathered is None or len(gathered[1]) < EXAMPLES:
-        more = kept((positional[0], at.targets))
+        more = kept((inputs, at.targets))
         if gathered is not None:
-            if gathered[0].shape[1:] != more[0].shape[1:]:
+            try:
+                more = _joined(gathered[0], more[0]), torch.cat((gathered[1], more[1]))
+            except (TypeError, ValueError, RuntimeError):
+                # Of another shape than before, such as sentences padded to another length.
                 return None
-            more = tuple(torch.cat(pair) for pair in zip(gathered, more, strict=True))
         gathered = at.memory["gathered"] = few(more, EXAMPLES)
     return gathered
+
+
+def _joined(before: Any, more: Any) -> Any:
+    """Two batches of the same form, as one."""
+    if isinstance(before, Tensor):
+        return torch.cat((before, more)) if before.ndim else before
+    if isinstance(before, Mapping):
+        return {key: _joined(value, more[key]) for key, value in before.items()}
+    if isinstance(before, tuple | list):
+        return type(before)(_joined(*pair) for pair in zip(before, more, strict=True))
+    return before

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from thalweg.probe import effective_rank
-from thalweg.probe._units import is_activation, overhear
+from thalweg.probe._units import NoActivationsError, overhear_units
 from thalweg.probe.rank import feature_rows
+from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, sensor
-from thalweg.watch.sensors.neurons import _as_batch
+from thalweg.watch.sensors.neurons import UNHEARD
 
 ROWS = 64
 COLUMNS = 1024
@@ -23,11 +24,10 @@ def _passes(at: Moment) -> float:
 def feature_rank(at: Moment) -> list[Raw]:
     """Effective rank of what each activation gives for 64 examples or positions; the value is the last one's.
 
-    Of a model whose activations are no modules nothing is said.
+    Of a model whose activations cannot be heard nothing is said.
     """
     assert at.model is not None and at.inputs is not None
-    layers = {name: module for name, module in at.model.named_modules() if is_activation(module)}
-    if not layers:
+    if at.memory.get("silent"):
         return []
     found: dict[str, float] = {}
 
@@ -36,7 +36,10 @@ def feature_rank(at: Moment) -> list[Raw]:
             rows = feature_rows(run, output)
             found[run] = effective_rank(_thinned(_thinned(rows, ROWS).mT, COLUMNS))
 
-    overhear(at.model, few(_as_batch(at.model, *at.inputs), ROWS), layers, {}, measure, all_run=False)
+    try:
+        overhear_units(at.model, few(as_batch(at.model, *at.inputs), ROWS), measure)
+    except NoActivationsError:
+        return at.silent(UNHEARD)
     if not found:
         return []
     ranks = torch.tensor(list(found.values()))

@@ -40,7 +40,7 @@ def opposing(at: Moment) -> list[Raw]:
     """
     assert at.model is not None and at.inputs is not None and at.targets is not None
     memory = at.memory
-    if memory.get("unfit"):
+    if memory.get("silent"):
         return []
     if memory.get("have", 0) < EXAMPLES and not memory.get("full"):
         _collect(at)
@@ -50,8 +50,7 @@ def opposing(at: Moment) -> list[Raw]:
         for inputs, targets in memory["parts"]:
             found = _losses(call(at.model, inputs), targets)
             if found is None:
-                memory["unfit"] = True
-                return []
+                return at.silent("targets are neither classes of the logits nor numbers like the outputs")
             losses.append(found)
     row = torch.cat(losses)
     if rows and len(rows[-1]) != len(row):

@@ -6,7 +6,7 @@ import torch
 
 from thalweg.probe import output_logits
 from thalweg.watch.moment import Moment, Raw, few, sensor
-from thalweg.watch.sensors.softmax import IGNORED
+from thalweg.watch.sensors.softmax import IGNORED, UNFIT
 
 EXAMPLES = 256
 
@@ -18,7 +18,8 @@ def log_z(at: Moment) -> list[Raw]:
     logits, targets = few(at.output, EXAMPLES), few(at.targets, EXAMPLES)
     classes = logits.ndim > 1 and logits.is_floating_point() and targets.dtype is torch.int64
     if not classes or logits.shape[:-1] != targets.shape or logits.shape[-1] < 2:
-        return []
+        return at.silent(UNFIT)
+    at.silent(None)
     if not bool((targets != IGNORED).any()):
         return []
     found = output_logits(logits, targets, ignore_index=IGNORED)

@@ -10,6 +10,7 @@ from thalweg.watch.moment import Moment, Raw, few, sensor
 EXAMPLES = 1024
 # What torch's cross entropy leaves out.
 IGNORED = -100
+UNFIT = "targets are no whole numbers of shape (...) beside logits of shape (..., classes)"
 
 
 @sensor("softmax collapse", share=1.0, every=5, passes=0.2, needs=("output", "targets"))
@@ -18,7 +19,10 @@ def collapsed(at: Moment) -> list[Raw]:
     assert at.output is not None and at.targets is not None
     logits, targets = few(at.output, EXAMPLES), few(at.targets, EXAMPLES)
     classes = logits.ndim and logits.is_floating_point() and targets.dtype is torch.int64
-    if not classes or logits.shape[:-1] != targets.shape or not bool((targets != IGNORED).any()):
+    if not classes or logits.shape[:-1] != targets.shape:
+        return at.silent(UNFIT)
+    at.silent(None)
+    if not bool((targets != IGNORED).any()):
         return []
     found = softmax_collapse(logits, targets)
     return [Raw("softmax collapse", found.fraction, extra={"zero loss": found.zero_loss})]

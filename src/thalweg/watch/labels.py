@@ -1,0 +1,58 @@
+"""Which tensor of a batch holds the targets, and where they stand beside the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["NamedLabels"]
+
+NAMES = ("labels", "label", "targets", "target", "y")
+# What torch's cross entropy leaves out.
+IGNORED = -100
+
+
+class NamedLabels:
+    """Labels that came by name, in a batch or in the model's keywords, until the logits are there too.
+
+    Those of a causal language model come one place late, and are moved: such a model is known by its class,
+    as Hugging Face names them, or by labels that are its ``input_ids``.
+    """
+
+    def __init__(self) -> None:
+        self._labels: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._late: bool | None = None
+
+    def note(self, batch: Mapping[str, Any]) -> None:
+        """Keep what a mapping holds as ``labels``, ``targets`` or ``y``, if it does."""
+        found = [batch[name] for name in NAMES if isinstance(batch.get(name), Tensor)]
+        if found:
+            self._labels, self._tokens = found[0], batch.get("input_ids")
+
+    def forget(self) -> None:
+        self._labels = self._tokens = None
+
+    def beside(self, model: nn.Module | None, logits: Tensor | None) -> Tensor | None:
+        """Each beside its logits; None if there are none, or none that belong to these logits."""
+        labels = self._labels
+        if labels is None or logits is None:
+            return None
+        if labels.shape != logits.shape[:-1] and labels.numel() != logits.numel():
+            return None
+        if self._late is None:
+            # Asked once: comparing waits for the device.
+            self._late = _late(model, labels, self._tokens)
+        return F.pad(labels[..., 1:], (0, 1), value=IGNORED) if self._late else labels
+
+
+def _late(model: nn.Module | None, labels: Tensor, tokens: Any) -> bool:
+    kind = str(getattr(model, "loss_type", None) or type(model).__name__)
+    if "ForCausalLM" in kind or "LMHead" in kind:
+        return True
+    if not isinstance(tokens, Tensor) or tokens.shape != labels.shape or labels.ndim < 2:
+        return False
+    return bool(((labels == tokens) | (labels == IGNORED)).all())

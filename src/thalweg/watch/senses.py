@@ -1,0 +1,130 @@
+"""The sensors of a run: which there are, which run before a step, and why some give nothing."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from thalweg.watch.budget import Budget
+from thalweg.watch.hooks import eagerly
+from thalweg.watch.loss_function import LossFunctionError
+from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give
+from thalweg.watch.recorder import Recorder, labelled
+from thalweg.watch.watched import Watched, sharded
+
+__all__ = ["ProbeDisabled", "Senses"]
+
+# What one process can look at where parameters are spread over several; the rest would wait for the others.
+ALONE = {"output", "targets"}
+
+
+class ProbeDisabled(UserWarning):
+    """A sensor failed and was switched off; training goes on."""
+
+
+class Senses:
+    """Every sensor once, or once an optimizer, within one budget.
+
+    Attributes:
+        sensors: by the name of their account in the budget.
+        available: fields of the moment that have been there.
+        memories: what each keeps from one reading to the next; ``silent`` is why it has nothing to say.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        optimizers: Sequence[Watched],
+        recorder: Recorder,
+        budget: Budget,
+        paused: Callable[[], AbstractContextManager[None]],
+        looks: bool,
+    ):
+        self.optimizers, self.recorder, self.budget, self.paused = optimizers, recorder, budget, paused
+        self.sensors: dict[str, Sensor] = {}
+        self.available: set[str] = set()
+        self.begun = False
+        self._owners: dict[str, int] = {}
+        spread = looks and sharded(model, optimizers)
+        for index, one in enumerate(optimizers):
+            for sensor in all_sensors() if looks else ():
+                if spread and not (sensor.needs and set(sensor.needs) <= ALONE):
+                    recorder.disabled[sensor.name] = "the model is sharded, and only one process looks"
+                elif index == 0 or sensor.each:
+                    name = labelled(sensor.name, one.label)
+                    self.sensors[name], self._owners[name] = sensor, index
+                    budget.add(name, share=sensor.share, every=sensor.every, passes=1.0)
+        self.memories: dict[str, dict[str, Any]] = {one: {} for one in self.sensors}
+
+    def read(self, index: int, moment: Moment, raws: list[Raw]) -> float:
+        """Run every sensor of this optimizer that is due; gives the seconds that they took."""
+        one = self.optimizers[index]
+        one.refresh(moment.model)
+        moment.named, moment.optimizer, moment.scale = one.named, one.optimizer, one.scale
+        available = moment.available()
+        if not available <= self.available or not self.begun:
+            self._plan(moment, available)
+        paid = 0.0
+        for name in self.budget.due(moment.step):
+            sensor = self.sensors[name]
+            if name in self.recorder.disabled or self._owners[name] != index or sensor.missing(available):
+                continue
+            began = time.perf_counter()
+            moment.memory = self.memories[name]
+            try:
+                with self.paused(), eagerly() if sensor.needs else nullcontext():
+                    raws += sensor.read(moment)
+            except Exception as error:
+                # Of a run that is no longer finite nothing can be said, which is not the sensor's fault.
+                if one.finite():
+                    self._switch_off(name, error)
+                    continue
+            took = time.perf_counter() - began
+            self.budget.pay(name, moment.step, took)
+            paid += took
+        return paid
+
+    def forget(self, index: int) -> None:
+        """What has been kept of this optimizer is of another one from now on."""
+        for name, owner in self._owners.items():
+            if owner == index and self.sensors[name].each:
+                self.memories[name].clear()
+
+    def left_out(self) -> dict[str, str]:
+        """By sensor: what it lacks, why it can say nothing of this run, or how seldom it ran."""
+        words = dict(self.budget.left_out())
+        if self.recorder.thin > 1:
+            words["loss"] = f"judged every {self.recorder.thin} steps rather than every 1; all are stored"
+        for name, one in self.sensors.items():
+            missing = one.missing(self.available) if self.begun else []
+            if missing:
+                words[name] = f"never ran: needs {' and '.join(how_to_give(need) for need in missing)}"
+            elif why := self.memories[name].get("silent"):
+                words[name] = f"gives no readings: {why}"
+        return words | {name: f"switched off: {why}" for name, why in self.recorder.disabled.items()}
+
+    def _plan(self, moment: Moment, available: set[str]) -> None:
+        """Something is there for the first time: share the budget out anew."""
+        self.begun = True
+        self.available |= available
+        self.budget.idle({name for name, one in self.sensors.items() if one.missing(self.available)})
+        for name, one in self.sensors.items():
+            if name in self.budget.accounts and not one.missing(self.available | {"batch"}):
+                try:
+                    self.budget.expect(name, one.estimate(moment))
+                except Exception as error:
+                    self._switch_off(name, error)
+
+    def _switch_off(self, name: str, error: Exception) -> None:
+        """Off with it; with all that call the loss function, if it is that which failed."""
+        same = [name]
+        if isinstance(error, LossFunctionError):
+            same = [key for key, other in self.sensors.items() if "loss_fn" in other.needs]
+        for one in same:
+            self.budget.close(one)
+        warnings.warn(self.recorder.switch_off("sensor", same, error), ProbeDisabled, stacklevel=3)
