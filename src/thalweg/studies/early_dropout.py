@@ -83,7 +83,7 @@ STUDY = Study(
         ),
     ),
     seeds=5,
-    tuning_seeds=2,
+    tuning_seeds=1,
     minutes=4,
     notes="Digits, 800 steps in batches of 64, Adam, learning rate falling linearly to zero, dropout after "
     "every hidden layer. Underfitting: MLP 64-24-24-24-10, 30% of the 1300 training labels wrong. "

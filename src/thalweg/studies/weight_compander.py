@@ -79,8 +79,8 @@ STUDY = Study(
             references=(Arm("companded, learned shape", COMPANDED),),
         ),
     ),
-    seeds=10,
-    tuning_seeds=3,
+    seeds=6,
+    tuning_seeds=1,
     minutes=3,
     notes="Digits, MLP 64-256-256-10, 60 passes over 300 images in batches of 50, SGD without momentum "
     "unless said otherwise, learning rate falling linearly to zero. Scale and width are 0.3 where they are "
