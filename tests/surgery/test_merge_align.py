@@ -18,6 +18,7 @@ from thalweg.surgery._axis_run import movable, run, trace
 from thalweg.surgery._symmetry import symmetry
 from thalweg.tasks import GPT, MLP
 
+
 def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -245,6 +246,51 @@ def test_named_and_positional_inputs_and_wrapped_models_are_understood():
     first, one = align(nn.DataParallel(model), reference, (x, y))
     second, two = align(model, reference, {"x": x, "y": y})
     assert same(state(first), state(second)) and list(one.permutations) == list(two.permutations) == ["left"]
+
+
+class Answer:
+    def __init__(self, hidden):
+        self.hidden = hidden
+
+
+class Slotted:
+    __slots__ = ("hidden",)
+
+    def __init__(self, hidden):
+        self.hidden = hidden
+
+
+def answering(kind, seed):
+    class Answers(MLP):
+        @torch.inference_mode()
+        def forward(self, x):
+            hidden = self[1](self[0](x))
+            return kind(hidden), self[4](self[3](self[2](hidden)))
+
+    return Answers((3, 4, 5, 2), seed=seed)
+
+
+def test_whatever_an_answer_holds_keeps_its_order():
+    for kind in (Answer, lambda hidden: [{"hidden": hidden}]):
+        report = align(answering(kind, 1), answering(kind, 0), torch.randn(2, 3))[1]
+        assert list(report.permutations) == ["2"]
+        assert report.fixed["0.weight[0]"] == "an output of the model"
+    with pytest.raises(ValueError, match=r"model must answer with tensors, .* got Slotted"):
+        align(answering(Slotted, 1), answering(Slotted, 0), torch.randn(2, 3))
+
+
+def test_what_leaves_torch_on_the_way_is_noticed_and_held():
+    class Leaves(MLP):
+        def forward(self, x):
+            hidden = self[1](self[0](x))
+            hidden = hidden + torch.from_numpy(hidden.detach().numpy() @ np.ones((6, 1), "f").cumsum(0))
+            return self[4](self[3](self[2](hidden)))
+
+    model, reference = Leaves((3, 6, 5, 2), seed=1), Leaves((3, 6, 5, 2), seed=0)
+    new, report = align(model, reference, torch.randn(4, 3))
+    assert list(report.permutations) == ["2"] and report.error < 1e-5
+    assert report.fixed["0.weight[0]"] == "another order that changes the model's answers"
+    assert torch.equal(new[0].weight, model[0].weight) and not torch.equal(new[2].weight, model[2].weight)
 
 
 def tied(model):

@@ -6,8 +6,9 @@ What runs is the model itself on real numbers, so control flow, loops and librar
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from numbers import Number
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            with self:  # there, composite operations arrive whole
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
         made = func(*args, **kwargs)
         self.trace.op = func._schema.name.removeprefix("aten::")
         follow(self.trace, func, args, kwargs, made)
@@ -48,6 +54,30 @@ def run(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def tensors_in(answer: Any) -> list[Tensor]:
+    """All tensors of a model's answer, whatever it holds them in.
+
+    Raises:
+        ValueError: it holds something that cannot be looked into.
+    """
+    if isinstance(answer, Tensor):
+        return [answer]
+    if answer is None or isinstance(answer, str | bytes | Number | torch.Size | torch.dtype | torch.device):
+        return []
+    if isinstance(answer, Mapping):
+        parts = list(answer.values())
+    elif isinstance(answer, Sequence | Set):
+        parts = list(answer)
+    elif hasattr(answer, "__dict__"):
+        parts = list(vars(answer).values())
+    else:
+        raise ValueError(
+            "model must answer with tensors, or with tuples, lists, mappings or plain objects that hold "
+            f"them, got {type(answer).__name__}"
+        )
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 @contextmanager
@@ -131,8 +161,7 @@ def trace(model: nn.Module, inputs: Any) -> tuple[Trace, Any]:
                 f"inputs must be what {type(model).__name__} runs on, got {type(error).__name__}"
                 f"{found.where}: {error}"
             ) from error
-    for tensor in tree_leaves(answer):
-        if isinstance(tensor, Tensor):
-            for axis in found.layout(tensor):
-                fix(axis, "an output of the model")
+    for tensor in tensors_in(answer):
+        for axis in found.layout(tensor):
+            fix(axis, "an output of the model")
     return found, answer

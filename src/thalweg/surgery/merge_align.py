@@ -9,21 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from thalweg._core.checks import check_choice, check_count
 from thalweg.surgery._activations import activation_pieces, check_batches
-from thalweg.surgery._axis_run import movable, run, trace, undisturbed
+from thalweg.surgery._axis_run import movable, trace
 from thalweg.surgery._edit import bare
-from thalweg.surgery._matching import Match, Matching
-from thalweg.surgery._orders import Permutations, Symmetry
+from thalweg.surgery._kept_function import matched
+from thalweg.surgery._matching import Matching
 from thalweg.surgery._same_shape import pair
 from thalweg.surgery._symmetry import symmetry
 
 __all__ = ["AlignReport", "align"]
 
 METHODS = ("activations", "correlations", "weights")
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest answer
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def align(
         matching = Matching(
             group, *activation_pieces(group, new, other, data, centred=method == "correlations")
         )
-    found, error = _checked(new, inputs, answer, matching, old, (sweeps, restarts, seed))
+    found, error, held = matched(new, inputs, answer, matching, old, (sweeps, restarts, seed))
     after = _distances(ours, theirs)
     carried = {
         one.name: tuple(
@@ -145,100 +143,23 @@ def align(
         )
         for label, one in enumerate(group.units)
     }
+    orders = {one.name: found.perms[label] for label, one in enumerate(group.units)}
+    fixed = dict(group.fixed)
+    for label in held:
+        # Numbers left torch on the way, for instance; the trace could not know.
+        name = group.units[label].name
+        fixed |= dict.fromkeys(carried.pop(name), "another order that changes the model's answers")
+        del orders[name]
     return new, AlignReport(
-        permutations={one.name: found.perms[label] for label, one in enumerate(group.units)},
+        permutations=orders,
         carried=carried,
-        fixed=dict(group.fixed),
+        fixed=fixed,
         distance=(_length(before), _length(after)),
         layers={name: (before[name], after[name]) for name in before},
         sweeps=found.sweeps,
         settled=found.settled,
         error=error,
     )
-
-
-def _checked(
-    new: nn.Module,
-    inputs: Any,
-    answer: Any,
-    matching: Matching,
-    old: Mapping[str, Tensor],
-    how: tuple[int, int, int],
-) -> tuple[Match, float]:
-    """Match, permute ``new``, and see that it answers as before; a group that does not keep that is held."""
-    group, (sweeps, restarts, seed) = matching.symmetry, how
-    held: set[int] = set()
-    while True:
-        generator = torch.Generator().manual_seed(seed)
-        tries = [matching.run(generator, sweeps, held) for _ in range(restarts)]
-        found = max(tries, key=lambda one: matching.objective(one.perms)) if restarts > 1 else tries[0]
-        error = _change(new, inputs, answer, group, old, found.perms)
-        if error <= _tolerance(new):
-            return found, error
-        _restore(movable(new), old)
-        with undisturbed(new):
-            again = _difference(answer, run(new, inputs))
-        if again > _tolerance(new):
-            raise ValueError(
-                f"model must answer the same inputs alike, got answers of {type(new).__name__} that differ "
-                f"by {again:.2g} of the largest"
-            )
-        wrong = {
-            head
-            for head in matching.heads
-            if head not in held
-            and _change(new, inputs, answer, group, old, _only(group, found.perms, matching.family(head)))
-            > _tolerance(new)
-        }
-        if not wrong:
-            raise ValueError(
-                f"model must keep its function when units are permuted, got a change of {error:.2g} of the "
-                f"largest answer of {type(new).__name__}"
-            )
-        held |= wrong
-
-
-def _only(group: Symmetry, perms: Permutations, family: set[int]) -> Permutations:
-    return group.identity() | {label: perms[label] for label in family}
-
-
-@torch.no_grad()
-def _change(
-    new: nn.Module, inputs: Any, answer: Any, group: Symmetry, old: Mapping[str, Tensor], perms: Permutations
-) -> float:
-    """How much the answers of ``new`` change with the permutations, which it then has."""
-    theirs = movable(new)
-    _restore(theirs, old)
-    group.apply(theirs, perms)
-    with undisturbed(new):
-        return _difference(answer, run(new, inputs))
-
-
-@torch.no_grad()
-def _restore(tensors: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(old[name])
-
-
-def _difference(before: Any, after: Any) -> float:
-    """Largest difference of two answers, relative to the largest entry; infinite for another shape."""
-    worst = 0.0
-    for one, other in zip(tree_leaves(before), tree_leaves(after), strict=True):
-        if (
-            not isinstance(one, Tensor)
-            or not (one.is_floating_point() or one.is_complex())
-            or not one.numel()
-        ):
-            continue
-        if one.shape != other.shape:
-            return math.inf
-        largest = max(one.abs().max().item(), torch.finfo(one.dtype).tiny)
-        worst = max(worst, (one - other).abs().max().item() / largest)
-    return worst
-
-
-def _tolerance(model: nn.Module) -> float:
-    return max(TOLERANCE.get(p.dtype, 0.05) for p in model.parameters())
 
 
 @torch.no_grad()
