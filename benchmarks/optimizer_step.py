@@ -154,6 +154,18 @@ def row(
 
 
 HEADS = ["optimizer", "ms", "fused AdamW ms", "ratio", "quartiles", "bytes", "bar", "peer", "first step s"]
+TIMES = {"AdEMAMix": 4, "AdamP": 4, "SPAM": 20, "AdamW, eager": 0.67}  # as fast as the peer; others 2
+
+
+def missed(cells: list[str]) -> str | None:
+    """In words, which bar the row of a recipe is above or below."""
+    name, ratio, allowed, peer = cells[0], cells[3], cells[6], cells[7]
+    words = []
+    if allowed != "-" and float(ratio) > float(allowed):
+        words.append(f"{ratio} of fused AdamW, {allowed} allowed")
+    if peer != "-" and float(peer) < TIMES.get(name, 2):
+        words.append(f"{peer} times as fast as the peer, {TIMES.get(name, 2)} wanted")
+    return f"{name}: {' and '.join(words)}" if words else None
 
 
 def main() -> None:
@@ -169,6 +181,7 @@ def main() -> None:
     title = f"{size:.1f}M parameters, {len(params)} tensors, {torch.get_num_threads()} threads, float32"
     lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
     print(title, *lines, sep="\n", flush=True)
+    misses: list[str | None] = []
     rows = [
         (name, make, {"compile": True, **LIVELY.get(name, {})}) for name, make in optim.list_recipes().items()
     ]
@@ -182,8 +195,11 @@ def main() -> None:
     for name, make, options in rows:
         if chosen.only is None or name in chosen.only:
             given = turned if "scale-invariant" in name else params
-            lines.append(f"| {' | '.join([name, *row(name, make, given, fused, **options)])} |")
+            cells = [name, *row(name, make, given, fused, **options)]
+            misses.append(missed(cells))
+            lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
+    print("bars missed:", "; ".join(one for one in misses if one) or "none")
     if chosen.write is not None:
         about = f"# Speed of a step\n\n{__doc__}\n{title}; torch {torch.__version__}.\n\n"
         chosen.write.write_text(about + "\n".join(lines) + "\n")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 ROOM = re.compile(r"tests/optim/test_(\w+)\.py::(\w+)\[(.*)\]")
+WRAPPERS = ("SAM", "ASAM", "unnormalised", "forward", "backward", "exact", "Average", "XGrad")
 parity: dict = defaultdict(dict)
 conformance: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+wrapped: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
 
 
 def pytest_runtest_logreport(report):
@@ -24,6 +26,11 @@ def pytest_runtest_logreport(report):
         if name == "parity":
             recipe, dtype, worst = value
             parity[recipe][dtype] = max(worst, parity[recipe].get(dtype, 0.0))
+    if file.startswith("wrapper"):
+        kind = {"wrappers": "contract"}.get(file, file.removeprefix("wrappers_").removeprefix("wrapper_"))
+        for part in case.split("-"):
+            wrapped[part][kind][0] += report.passed
+            wrapped[part][kind][1] += 1
     if file.startswith("conformance") or file in ("distributed", "bad_gradients"):
         for part in case.split("-"):
             conformance[part][file.removeprefix("conformance_")][0] += report.passed
@@ -36,16 +43,22 @@ def pytest_sessionfinish(session):
     from thalweg import optim
 
     recipes = optim.list_recipes()
-    kinds = sorted({kind for recipe in recipes for kind in conformance[recipe]})
     lines = ["| recipe | float32 | float64 |", "|---|---|---|"]
     for recipe in sorted(parity):
         found = parity[recipe]
         lines.append(f"| {recipe} | {found.get('float32', 0):.0e} | {found.get('float64', 0):.0e} |")
-    lines += ["", f"| recipe | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
-    for recipe in recipes:
-        counts = (conformance[recipe][kind] for kind in kinds)
-        cells = [f"{passed}/{tried}" if tried else "" for passed, tried in counts]
-        lines.append(f"| {recipe} | {' | '.join(cells)} |")
+    wrappers = [name for name in sorted(wrapped) if name.startswith(WRAPPERS)]
+    lines += ["", *_passed("recipe", recipes, conformance), "", *_passed("wrapper", wrappers, wrapped)]
     folder = Path(session.config.rootpath) / "runs"
     folder.mkdir(exist_ok=True)
     (folder / "optimizer-checks.md").write_text("\n".join(lines) + "\n")
+
+
+def _passed(title, names, counts):
+    """A table of tests passed of those that apply: a row a name, a column a kind of test."""
+    kinds = sorted({kind for name in names for kind in counts[name]})
+    yield f"| {title} | {' | '.join(kinds)} |"
+    yield "|---" * (len(kinds) + 1) + "|"
+    for name in names:
+        cells = (f"{passed}/{tried}" if tried else "" for passed, tried in (counts[name][k] for k in kinds))
+        yield f"| {name} | {' | '.join(cells)} |"

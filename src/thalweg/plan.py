@@ -204,6 +204,8 @@ def _show(model: str, plans: Mapping[str, MemoryPlan], about: str) -> None:
         parts.add_row(*row(title, held, f"{held.parameters:,}"))
     screen.print(parts)
     screen.print("Activations and buffers not counted. LoRA trains all but the hidden matrices in full.")
+    if name.startswith("QGaLore"):
+        screen.print("Weights as int8, as published; thalweg itself trains them as floats on that grid.")
 
 
 def _table(title: str) -> Table:

@@ -157,7 +157,7 @@ def test_a_checkpoint_without_an_average_or_of_other_shapes_is_refused():
     plain.load_state_dict(optimizer.inner.state_dict())
     with pytest.raises(ValueError, match="holds no averages"):
         optimizer.load_state_dict(plain.state_dict())
-    with pytest.raises(ValueError, match=r"another optimizer: it keeps .*'average'"):
+    with pytest.raises(ValueError, match=r"another optimizer, \w+: it keeps .*'average'"):
         BASES["AdamW"](net().parameters()).load_state_dict(optimizer.state_dict())
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"][0]["average"] = torch.zeros(2)
@@ -195,3 +195,15 @@ def test_running_statistics_are_measured_for_the_average_and_put_back():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         optim.Average(optim.SGD(net().parameters()), **arguments)
+
+
+def test_a_step_that_was_skipped_is_not_averaged():
+    """Neither the warm-up nor the average goes on in a step that ``nonfinite="skip"`` leaves out."""
+    model = net()
+    optimizer = optim.Average(optim.SGD(model.parameters(), lr=0.5, nonfinite="skip"), decay=0.9)
+    run(model, optimizer, range(3))
+    before, steps = averages(optimizer), optimizer.steps
+    next(model.parameters()).grad.fill_(float("nan"))
+    optimizer.step()
+    assert optimizer.inner.skipped_steps == 1
+    assert optimizer.steps == steps and equal(averages(optimizer), before)

@@ -77,6 +77,28 @@ def test_a_parameter_that_changed_its_shape_is_refused_before_anything_moves(nam
     assert equal(before, weights(model))
 
 
+@pytest.mark.parametrize("name", ["GaLore", "Fira", "GradNormLoRP"])
+def test_a_rank_that_no_longer_fits_the_state_is_refused_before_anything_moves(name):
+    p, q = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(16, 8))
+    optimizer = optim.list_recipes()[name]([p, q], rank=2, every=3)
+    for step in range(5):
+        p.grad, q.grad = torch.randn_like(p), torch.randn_like(q)
+        if step == 2:
+            before = p.detach().clone(), q.detach().clone(), state_of(optimizer)
+            optimizer.param_groups[0]["rank"] = 3
+            with pytest.raises(ValueError, match=r"made for .*rank': 2.* rank 3: make a new optimizer"):
+                optimizer.step()
+            assert equal(before[:2], [p, q]) and same_state(before[2], state_of(optimizer))
+            optimizer.param_groups[0]["rank"] = 2
+        optimizer.step()
+
+
+def test_stochastic_rounding_of_float16_is_refused():
+    half = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    with pytest.raises(ValueError, match="rounding='stochastic' is for bfloat16, got a float16 tensor"):
+        optim.AdamW([half], rounding="stochastic")
+
+
 def test_an_empty_group_is_stepped_over():
     model = net()
     optimizer = optim.AdamW([{"params": []}, {"params": model.parameters()}])

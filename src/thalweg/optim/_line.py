@@ -33,6 +33,7 @@ class Line:
         packs: whether several parameters may run as one, end to end.
         members: the parameters that go this way, in order.
         whole: the first link that cannot work on a part of a tensor, if there is one.
+        counts: keys of whole hyper-parameters, such as ranks, that the state's shapes may depend on.
     """
 
     def __init__(
@@ -75,9 +76,16 @@ class Line:
             self.gate = asked, made(asked, rounding)
             further = (*hops[:gated], hops[gated] + 1, *hops[gated + 1 :])
             self.ungated = Line(links, further, group, compiles, rounding, sharded)
+            self.ungated.members = self.members
         self.rows = any(part.view == "rows" for part in parts)
         scopes = {one.transform.scope for one in self.links}
         self.packs = scopes <= {"element", "model"} and not self.other and rounding != "stochastic"
+        self.counts = tuple(
+            key
+            for one in self.links
+            for name, key in one.hyper.items()
+            if one.transform.fresh and type(one.transform.hyper[name]) is int
+        )
         self.whole = next((one for one in self.links if not one.transform.shards), None)
 
     def restarts(self, group: Mapping[str, Any], step: float) -> bool:

@@ -16,12 +16,19 @@ ALONE = ("element", "rows", "tensor", "whole")
 Shape = Callable[[Tensor, Scalars], Tensor]
 
 
-def check_inner(name: str, inner: Any, scopes: Collection[str] = ALONE) -> Transform:
-    """Raise ValueError unless ``inner`` is a transform of one of ``scopes`` that needs no other link."""
+def check_inner(name: str, inner: Any, scopes: Collection[str] = ALONE, *, weights: bool = True) -> Transform:
+    """Raise ValueError unless ``inner`` is a transform of one of ``scopes`` that needs no other link.
+
+    Without ``weights``, as inside a subspace, it must not decay them.
+    """
     if not isinstance(inner, Transform):
         raise ValueError(f"{name} must be a transform such as optim.adam(), got {inner!r}")
     if inner.scope not in scopes or inner.borrows or inner.restart:
         raise ValueError(f"{name} must be of scope {' or '.join(scopes)} and work by itself, got {inner!r}")
+    if not weights and (inner.name == "decay" or inner.arguments.get("weight_decay")):
+        raise ValueError(
+            f"{name} must not decay weights inside a subspace, got {inner!r}: put decay() behind"
+        )
     return inner
 
 

@@ -139,14 +139,20 @@ def cut(links: tuple[Link, ...], layout: Layout) -> tuple[Pass, ...]:
             cuts.add(index)
         if one.transform.scope in WHOLE:
             cuts |= {index, index + 1}
-    edges = sorted(cuts)
-    if links and links[0].transform.measure:
-        edges.insert(0, 0)
+    # What is seen first, or behind a link that got its tensor whole and adds nothing up, has its own pass.
+    alone = {
+        index
+        for index, one in enumerate(links)
+        if one.transform.measure and (index == 0 or links[index - 1].transform.scope in WHOLE)
+    }
+    edges = sorted([*cuts, *alone])
     found = []
     again = reads = None
     for first, last in itertools.pairwise(edges if len(edges) > 1 else [0, 0]):
         follows = links[last] if last < len(links) else None
         measures = last if follows is not None and follows.transform.measure else None
+        if measures in alone and first < last:
+            measures = None
         start = first if again is None else again
         # A link that needs sums itself cannot run twice: only one link's sums are at hand at a time.
         rehearses = (

@@ -13,6 +13,7 @@ from thalweg.optim._finite import not_finite
 from thalweg.optim._item import Item, Scalars, parcelled
 from thalweg.optim._line import Line
 from thalweg.optim._place import Place
+from thalweg.optim._state import misfit
 
 if TYPE_CHECKING:
     from thalweg.optim.descent import Descent
@@ -32,8 +33,10 @@ class Sweep:
             for index, p in enumerate(group["params"])
             if p.grad is not None
         ]
-        for _, _, p, line in found:
+        for at, _, p, line in found:
             _refuse(p, line)
+            if line.counts:
+                self._check_counts(p, groups[at], line)
         if optimizer.nonfinite != "step" and (bad := not_finite([p for _, _, p, _ in found])):
             if optimizer.nonfinite == "raise":
                 at, index, p, _ = found[bad[0]]
@@ -92,6 +95,17 @@ class Sweep:
             for item in together:
                 item.finish()
         return left
+
+    def _check_counts(self, p: Tensor, group: dict[str, Any], line: Line) -> None:
+        """Raise ValueError if a group's rank, say, is not that for which the state of ``p`` was made."""
+        known, now = self.optimizer._counts, tuple(group[key] for key in line.counts)
+        if (
+            known.get(p, now) != now
+            and (found := misfit(line, p, group, self.optimizer.state[p])) is not None
+        ):
+            was = dict(zip(line.counts, known[p], strict=True))
+            raise ValueError(f"the state was made for {was}, and now has {found}: make a new optimizer")
+        known[p] = now
 
     def _place(self, p: Tensor, group: dict[str, Any], line: Line) -> Place:
         optimizer = self.optimizer

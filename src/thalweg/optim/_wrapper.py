@@ -122,6 +122,11 @@ class Wrapper(Optimizer):
             for name in passed:
                 delattr(self.inner, name)
 
+    def _skipped(self) -> int:
+        """Steps that ``nonfinite="skip"`` has left out so far, however deep inside."""
+        inner = self.inner
+        return inner._skipped() if isinstance(inner, Wrapper) else getattr(inner, "skipped_steps", 0)
+
     def _overflowed(self) -> bool:
         """Whether a GradScaler has found that this step's gradients are not finite."""
         found = self.__dict__.get("found_inf")

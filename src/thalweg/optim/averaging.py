@@ -87,8 +87,9 @@ class Average(Wrapper):
         begun: dict[Tensor, Tensor] = {}
         if self.steps >= self.start:  # later for groups that came later
             begun = {p: _copy(p) for p in self.parameters if p not in self.averages}
+        skipped = self._skipped()
         loss = self._step_inner(closure)
-        if self._overflowed():
+        if self._overflowed() or self._skipped() > skipped:
             return loss
         self.averages.update(begun)
         self.steps += 1

@@ -38,7 +38,8 @@ class Descent(Optimizer):
         chain: transforms, in the order in which they see the gradient.
         lr: learning rate, at least 0.
         rounding: how bfloat16 weights are written: ``none`` (to nearest), ``stochastic``, or ``kahan``
-            (keeps the lost part in one more tensor). All arithmetic is in at least float32.
+            (keeps the lost part in one more tensor). All arithmetic is in at least float32. The noise of
+            stochastic rounding depends on tensor, place and step only, not on torch's seed.
         state_dtype: dtype of the state; by default the parameter's, but float32 for 16-bit parameters.
         nonfinite: what a gradient with NaN or infinite entries does: ``step`` like any other, as in torch;
             ``skip`` the step of all parameters (counted in ``skipped_steps``); or ``raise`` before anything
@@ -90,6 +91,7 @@ class Descent(Optimizer):
         size = sum(p.numel() for group in self.param_groups for p in group["params"])
         self._compiles = size >= WORTH_COMPILING if self.compile is None else self.compile
         self._places: dict[Tensor, Place] = {}
+        self._counts: dict[Tensor, tuple[Any, ...]] = {}
         self._lines = {}
         self._line_by_parameter: dict[Tensor, Line] = {}
 
@@ -140,6 +142,9 @@ class Descent(Optimizer):
             if not (p.is_floating_point() or p.is_complex()):
                 del self.param_groups[before:]
                 raise ValueError(f"params must be of floating point, got a tensor of {p.dtype}")
+            if self.rounding == "stochastic" and p.dtype == torch.float16:
+                del self.param_groups[before:]
+                raise ValueError("rounding='stochastic' is for bfloat16, got a float16 tensor: use 'kahan'")
         try:
             for p in self.param_groups[-1]["params"]:
                 applied(self.links, p, self.param_groups[-1])
@@ -184,8 +189,9 @@ class Descent(Optimizer):
             self.state[p].pop("kahan", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every torch optimizer, and under ``chain`` the names of the transforms."""
-        return {**super().state_dict(), "chain": [one.label for one in self.links]}
+        """As of every torch optimizer, and the names of the recipe and of its transforms."""
+        about = {"optimizer": type(self).__name__, "chain": [one.label for one in self.links]}
+        return {**super().state_dict(), **about}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore state bit for bit, in the dtypes in which it was saved.

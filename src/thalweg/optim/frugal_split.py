@@ -80,7 +80,7 @@ def split(
 
     State: ``inner``'s slots, shaped like the part; ``part``: the chosen indices or the basis.
     """
-    check_inner("inner", inner)
+    check_inner("inner", inner, weights=False)
     check_inner("rest", rest, ("element",))
     if rest.slots:
         raise ValueError(f"rest must keep no state, as optim.sign() is, got {rest!r}")

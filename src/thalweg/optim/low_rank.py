@@ -78,7 +78,7 @@ def project(
     Raises:
         ValueError: when the optimizer is made, for a rank larger than some matrix.
     """
-    check_inner("inner", inner)
+    check_inner("inner", inner, weights=False)
     check_count("rank", rank, low=0)
     check_count("every", every)
     check_positive("scale", scale)

@@ -88,7 +88,8 @@ def rectified_adam(
 
     def update(u, p, state, k):
         state = state.averaged(k.betas[0], mean=u).averaged(k.betas[1], square=u * u)
-        return state.mean * k.unbias * precondition(state, k) + k.decays * p, state
+        step = state.mean * k.unbias * precondition(state, k)
+        return (step if p is None else step + k.decays * p), state  # inside a subspace there are no weights
 
     def precondition(state, k):
         return k.adaptive / (state.square.sqrt() + k.eps) + k.plain
