@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thalweg.probe import singular_agreement
+from thalweg.probe import input_energy, singular_agreement
 from thalweg.tasks import CNN, MLP
 
 
@@ -75,3 +75,34 @@ def test_vectors_of_equal_values_may_be_any():
 def test_what_cannot_be_compared_is_refused(model, options, said):
     with pytest.raises(ValueError, match=said):
         singular_agreement(model, {"a": torch.ones(2, 3), "bias": torch.ones(3)}, **options)
+
+
+def test_energy_of_inputs_is_what_the_kept_directions_carry():
+    model, x = MLP((6, 9, 5, 3), seed=0).double(), weights(0, 40, 6)
+    inputs = {"0": x, "2": model[1](model[0](x))}
+    inputs["4"] = model[3](model[2](inputs["2"]))
+    for threshold in (0.0, 0.5, 1.0):
+        found = input_energy(model, x, threshold=threshold)
+        assert list(found) == ["0", "2", "4"]
+        for name, share in found.items():
+            values, v = torch.linalg.svd(model.get_submodule(name).weight.detach())[1:]
+            kept = [i for i in range(len(values)) if values[i] >= threshold * values[0]]
+            z = inputs[name].detach()
+            expected = sum(float((z @ v[i]).square().sum()) for i in kept) / float(z.square().sum())
+            assert share == pytest.approx(expected, rel=1e-9)
+    assert input_energy(model, x, threshold=0.0)["0"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": ["1"]}, "layers must name Linear layers, got '1', a ReLU"),
+        ({"layers": ["9"]}, "layers must name modules of the model, got '9'"),
+        ({"threshold": -1}, r"threshold must be in \[0, 1\], got -1"),
+        ({"batch": torch.zeros(4, 6)}, "layer '0' must have inputs that are not all zero"),
+    ],
+)
+def test_energy_that_cannot_be_measured_is_refused(options, said):
+    batch = options.pop("batch", torch.randn(4, 6))
+    with pytest.raises(ValueError, match=said):
+        input_energy(MLP((6, 9, 3)), batch, **options)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg._core.checks import check_number, nearest
 from thalweg.probe._named import NamedParams, named
+from thalweg.probe._quiet import modules_named
+from thalweg.probe._units import overhear
 from thalweg.probe.cost import costs
 
-__all__ = ["LayerAgreement", "SingularAgreement", "singular_agreement"]
+__all__ = ["LayerAgreement", "SingularAgreement", "input_energy", "singular_agreement"]
 
 
 @dataclass(frozen=True)
@@ -118,3 +121,48 @@ def _layer(ours: Tensor, theirs: Tensor, threshold: float) -> tuple[float, Layer
         share_of_bound=torch.sum(matrices[0] * matrices[1]).item() / bound,
         distance=torch.linalg.vector_norm(matrices[0] - matrices[1]).item(),
     )
+
+
+@costs(1, 0, memory="one layer's inputs, and a matrix with its singular vectors in float64")
+def input_energy(
+    model: nn.Module, batch: Any, *, threshold: float = 0.3, layers: Iterable[str] | None = None
+) -> dict[str, float]:
+    r"""Share of the energy of a layer's inputs in the right singular vectors of its large singular values.
+
+    .. math:: \sum_{i:\, s_i \ge \gamma s_1} \lVert Z v_i \rVert^2 \big/ \lVert Z \rVert^2
+
+    with the inputs Z, one row a sample. Where it is high, only those vectors matter, and matching need align
+    no others (arXiv 2402.04051). With n of m directions kept, inputs without a preference give n / m.
+
+    Args:
+        model: runs once, in evaluation mode.
+        batch: a tensor, a tuple of positional or a mapping of keyword arguments.
+        threshold: :math:`\gamma`, in [0, 1].
+        layers: names of ``Linear`` layers; by default all of them.
+
+    Returns:
+        Layer to its share; ``name[1]`` for its second run.
+
+    Raises:
+        ValueError: a layer is unknown, no ``Linear``, does not run, or its inputs are all zero.
+    """
+    threshold = check_number("threshold", threshold, 0, 1)
+    every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    chosen = modules_named(model, every if layers is None else layers)
+    for name, module in chosen.items():
+        if not isinstance(module, nn.Linear):
+            raise ValueError(f"layers must name Linear layers, got {name!r}, a {type(module).__name__}")
+    shares: dict[str, float] = {}
+
+    def hear(name: str, inputs: Tensor) -> None:
+        weight = chosen[name.partition("[")[0]].weight.detach().double().cpu()  # type: ignore[union-attr, operator]
+        _, values, vh = torch.linalg.svd(weight, full_matrices=False)
+        rows = inputs.double().cpu().flatten(0, -2)
+        whole = rows.square().sum().item()
+        if not whole > 0:
+            raise ValueError(f"layer {name!r} must have inputs that are not all zero")
+        kept = vh[values >= threshold * values[0]]
+        shares[name] = (rows @ kept.T).square().sum().item() / whole
+
+    overhear(model, batch, {}, chosen, hear)
+    return shares
