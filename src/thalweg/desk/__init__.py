@@ -1,6 +1,6 @@
 """The desk: a daily paper page whose papers run, and a live page for every run, served on this machine.
 
-Everything works offline on the built-in catalog; no page loads anything from elsewhere. ``create_app`` makes it.
+Everything works offline on the built-in catalog; no page loads anything from elsewhere.
 """
 
 from thalweg._core.discover import exports

@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from thalweg.desk import api, paper_pages, run_pages
+from thalweg.desk import api, feeds, paper_pages, run_pages
 from thalweg.desk.shelf import Shelf
 from thalweg.desk.views import page
 
@@ -39,7 +39,7 @@ def create_app(store: str | Path | None = None) -> FastAPI:
     app.state.shelf = Shelf()
     app.state.store = None if store is None else Path(store)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for one in (api, paper_pages, run_pages):
+    for one in (api, feeds, paper_pages, run_pages):
         app.include_router(one.router)
     app.add_exception_handler(HTTPException, _failed)
     app.add_exception_handler(ValueError, _refused)
