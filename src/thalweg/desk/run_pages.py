@@ -43,6 +43,11 @@ def run_of(store: RunStore, run: int) -> Any:
     raise HTTPException(404, f"no run has the id {run}")
 
 
+def _place(name: str) -> tuple[int, str]:
+    """What people look at first comes first."""
+    return FIRST.index(name) if name in FIRST else len(FIRST), name
+
+
 def state_of(run: Any) -> str:
     if run.outcome is not None:
         return run.outcome
@@ -66,7 +71,7 @@ def runs(request: Request) -> Response:
 def one_run(request: Request, run: int) -> Response:
     with opened(request) as store:
         found = run_of(store, run)
-        names = sorted(store.names(run), key=lambda name: (name not in FIRST, name))
+        names = sorted(store.names(run), key=_place)
         findings = store.findings(run)
     papers = {key: request.app.state.shelf.by_id.get(key) for one in findings for key in one.papers}
     about = {"run": found, "state": state_of(found), "names": names, "findings": findings, "papers": papers}

@@ -6,6 +6,11 @@ const choice = document.getElementById("name");
 let plot = null;
 let marks = [...document.querySelectorAll("#findings li")].map((one) => Number(one.dataset.step));
 
+function short(value) {
+  const size = Math.abs(value);
+  return size && (size >= 1e5 || size < 1e-3) ? value.toExponential(1) : String(+value.toPrecision(4));
+}
+
 function drawMarks(u) {
   u.ctx.save();
   u.ctx.strokeStyle = "#c2410c";
@@ -32,7 +37,7 @@ async function refresh(anew) {
   const colour = getComputedStyle(document.body).color;
   const axis = { stroke: colour, grid: { stroke: "#8884", width: 1 } };
   plot = new uPlot({
-    width: place.clientWidth, height: 320, scales: { x: { time: false } }, axes: [axis, axis],
+    width: place.clientWidth, height: 320, scales: { x: { time: false } }, axes: [axis, { ...axis, size: 76, values: (u, ticks) => ticks.map(short) }],
     series: [{ label: "step" }, { label: choice.value, stroke: "#2563eb", width: 1.5 }],
     hooks: { draw: [drawMarks] },
   }, [data.step, data.value], place);
