@@ -10,7 +10,7 @@ import torch
 from edited_models import LINEARS, REFUSED, Language, mlp, next_token_loss, same, snapshot, tokens
 from torch import nn
 
-from thalweg.surgery import QuantizedLinear, quantize
+from thalweg.surgery import QuantizedLinear, prune, quantize
 from thalweg.surgery._packing import pack, unpack
 
 
@@ -135,6 +135,14 @@ def test_groups_of_zeros_of_one_value_and_of_kept_entries_alone():
     edited, _ = quantize(model, 2, 4, keep=4 / 12, protect="magnitude")
     assert edited[0].places.tolist() == [8, 9, 10, 11]
     torch.testing.assert_close(edited[0].weight, model[0].weight.detach(), rtol=1e-3, atol=0)
+
+
+def test_pruned_weights_stay_zero():
+    pruned, _ = prune(Language(), 0.6)
+    rounded, _ = quantize(pruned, 3, 4, keep=0.05, protect="magnitude")
+    for name in LINEARS:
+        zero = pruned.get_submodule(name).weight == 0
+        assert int(zero.sum()) == 57 and bool((rounded.get_submodule(name).weight[zero] == 0).all())
 
 
 @pytest.mark.parametrize(
