@@ -36,8 +36,8 @@ STUDY = Study(
         Setting(
             setting="a longer run",
             metric="test loss after 1600 steps with a cooldown over a fifth (a diverged run counts as "
-            "chance, 2.303 nats): at the best of eight rates for 400 steps minus at that rate carried over by "
-            "the bound",
+            "chance, 2.303 nats): at the best of eight rates for 400 steps minus at that rate carried over "
+            "by the bound",
             verdict={
                 "reproduced": at_least(0.003),
                 "direction only": at_least(0.0005),
