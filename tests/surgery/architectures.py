@@ -157,6 +157,26 @@ class Gated(nn.Module):
         return self.head(rest * (left * right).sum(-1, keepdim=True).sigmoid())
 
 
+class Windows(nn.Module):
+    """Attention within shifted windows, as in Swin: rolled, cut into windows, put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 6, 2, 2)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.merge, self.head = nn.Linear(24, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        windows = torch.roll(x, (-1, -1), (1, 2)).view(-1, 2, 2, 2, 2, 6).transpose(2, 3).reshape(-1, 4, 6)
+        mixed = self.attention(windows, windows, windows)[0].view(-1, 2, 2, 2, 2, 6).transpose(2, 3)
+        x = x + torch.roll(mixed.reshape(x.shape), (1, 1), (1, 2))
+        corners = [x[:, i::2, j::2] for j in range(2) for i in range(2)]
+        return self.head(
+            functional.adaptive_avg_pool1d(self.merge(torch.cat(corners, -1)).flatten(1, 2).mT, 1)[..., 0]
+        )
+
+
 def image() -> Tensor:
     return torch.randn(3, 3, 8, 8)
 
@@ -244,6 +264,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], int]]
     "llama": (lambda: Llama(9, 12, 16, 2, 1), tokens, 1 + 3),
     "grouped queries": (GroupedQueries, sequence, 5),
     "vision transformer": (Vision, image, 1 + 2 * 4),
+    # The stream, heads, inside queries and keys, inside values, and what the merged patches give.
+    "shifted windows": (Windows, image, 5),
     "lstm": (lambda: Recurrent(nn.LSTM), sequence, 2),
     "gru": (lambda: Recurrent(nn.GRU), sequence, 2),
     "rnn": (lambda: Recurrent(nn.RNN), sequence, 2),

@@ -220,17 +220,20 @@ def _member(atom: Atom, index: Atom, place: int) -> Atom | None:
     return None
 
 
-def under(terms: Terms, index: Atom, place: int) -> Terms:
-    """The units of an axis as they are called under the index ``place`` of another axis."""
+def under(terms: Terms, index: Atom, place: int, new: bool = True) -> Terms:
+    """The units of an axis as they are called under the index ``place`` of another axis.
+
+    Without ``new``, units that never got a name of their own there keep theirs.
+    """
     found: Terms = []
     for atom in leaves(terms):
         if atom.why is not None or not find(index).split:
             found.append(atom)
         elif atom.segments is not None:
-            found.append(_row([_whole(under([part], index, place)) for part in atom.segments]))
+            found.append(_row([_whole(under([part], index, place, new)) for part in atom.segments]))
         else:
             own = _member(atom, index, place)
-            if own is None:
+            if own is None and new:
                 own = atom.members[find(index), place] = Atom(atom.size, split=True)
-            found.append(own)
+            found.append(own or atom)
     return found

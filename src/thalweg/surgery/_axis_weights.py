@@ -134,21 +134,3 @@ def glu(t: Trace, made: Tensor, x: Tensor, dim: int = -1) -> None:
     t.tie(one, other)
     layout[dim] = one
     t.place(made, layout)
-
-
-@rule("cumsum", "cumprod", "flip", "roll", "tril", "triu", "sort", "topk", "max", "min", "argmax", "argmin")
-def ordered(t: Trace, made: Any, x: Tensor, dim: Any = None, *rest: Any, **options: Any) -> None:
-    """Knows first from last along ``dim``; the other axes pass."""
-    layout = t.layout(x)
-    dims = [dim] if isinstance(dim, int) and t.op not in ("roll", "tril", "triu") else range(x.dim())
-    dims = [d % max(x.dim(), 1) for d in dims]
-    t.fix(*(layout[d] for d in dims if d < len(layout)))
-    for tensor in made if isinstance(made, tuple) else (made,):
-        gone = tensor.dim() < x.dim()
-        rows = [
-            [] if gone and d in dims else t.ordered(n) if d in dims else layout[d]
-            for d, n in enumerate(x.shape)
-        ]
-        kept = [row for d, row in enumerate(rows) if not (gone and d in dims)]
-        same = [size(row) for row in kept] == list(tensor.shape)
-        t.place(tensor, kept if same else [t.ordered(n) for n in tensor.shape])

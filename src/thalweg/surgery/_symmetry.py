@@ -121,7 +121,7 @@ def _cut(axes: list[Axis]) -> Iterator[list[Axis]]:
 
 
 def _under(grid: np.ndarray, terms: list[Atom], index: Atom, place: int) -> Axis:
-    named = leaves(one for atom in terms for one in (under([atom], index, place) if atom.members else [atom]))
+    named = leaves(under(terms, index, place, new=False))
     return grid.reshape([atom.size for atom in named]), named
 
 
