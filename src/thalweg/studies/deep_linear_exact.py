@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thalweg import optim
 from thalweg.studies.study import Arm, Setting, Study, Trial, grid
@@ -16,9 +18,23 @@ from thalweg.theory import LinearModes, decoupled_weights, linear_modes, mode_cu
 WIDTH, STRENGTHS, START = 8, (4.0, 2.0, 1.0), 1e-3
 RATE, STEPS, EVERY = 1e-3, 6000, 50
 UNITS, OUTPUTS, SHALLOW, DEEP = 16, 2, 2, 24
-SCALES = tuple(2.0**k for k in range(-7, 2))  # learning rate times depth
-MOST, ARRIVED = 3000, 0.01
+SCALES = tuple(2.0**k for k in range(1, -8, -1))  # learning rate times depth
+MOST, ARRIVED = 2000, 0.01
 ONE = grid(lr=(RATE,))
+
+FOLLOWED = {"reproduced": at_least(20), "direction only": at_least(2), "not reproduced": otherwise}
+AXES = ("steps", "strength of the second mode")
+ARMS: dict[str, Any] = {
+    "verdict": FOLLOWED,
+    "baseline": Arm("single matrix", ONE),
+    "method": Arm("formula", ONE),
+    "references": (Arm("simulated", ONE),),
+}
+
+
+def followed(setting: str, how: str) -> Setting:
+    return Setting(setting=setting, metric=f"as learning curves, {how}", worst=1.0, axes=AXES, **ARMS)
+
 
 STUDY = Study(
     paper="deep-linear-exact",
@@ -28,38 +44,18 @@ STUDY = Study(
     metric="root mean square, over three modes and 6000 steps of gradient descent, of the predicted minus "
     "the simulated strength of a mode over its final one, two matrices (whatever is above 1 counts as 1): "
     "by the curve of a single matrix / by the formula",
-    verdict={"reproduced": at_least(20), "direction only": at_least(2), "not reproduced": otherwise},
     worst=1.0,
-    axes=("steps", "strength of the second mode"),
-    baseline=Arm("single matrix", ONE),
-    method=Arm("formula", ONE),
-    references=(Arm("simulated", ONE),),
+    axes=AXES,
+    **ARMS,
     beside=(
-        Setting(
-            setting="learning curves of four matrices",
-            metric="as learning curves, with four matrices",
-            verdict={"reproduced": at_least(20), "direction only": at_least(2), "not reproduced": otherwise},
-            worst=1.0,
-            axes=("steps", "strength of the second mode"),
-            baseline=Arm("single matrix", ONE),
-            method=Arm("formula", ONE),
-            references=(Arm("simulated", ONE),),
-        ),
-        Setting(
-            setting="small random weights",
-            metric="as learning curves, from Gaussian weights of deviation 0.01, whose modes are not "
-            "decoupled, with the strengths after 500 steps for the start",
-            verdict={"reproduced": at_least(20), "direction only": at_least(2), "not reproduced": otherwise},
-            worst=1.0,
-            axes=("steps", "strength of the second mode"),
-            baseline=Arm("single matrix", ONE),
-            method=Arm("formula", ONE),
-            references=(Arm("simulated", ONE),),
+        followed("learning curves of four matrices", "with four matrices"),
+        followed(
+            "small random weights", "from Gaussian weights of 0.01, with those after 500 steps as start"
         ),
         Setting(
             setting="steps by depth",
             metric="steps to 1% of the first loss with 24 matrices over steps with 2, each at the best of "
-            "nine rates of at most 3000 steps (24 that never arrive counts as 1000): Gaussian / orthogonal "
+            "nine rates of at most 2000 steps (24 that never arrive counts as 1000): Gaussian / orthogonal "
             "initial weights",
             verdict={"reproduced": at_least(3), "direction only": at_least(1.2), "not reproduced": otherwise},
             worst=1e3,
@@ -78,9 +74,10 @@ STUDY = Study(
 )
 
 
-def descend(weights: list[Tensor], inputs: Tensor, targets: Tensor, modes: LinearModes) -> np.ndarray:
+def descend(made: list[np.ndarray], x: np.ndarray, y: np.ndarray, modes: LinearModes) -> np.ndarray:
     """Strengths of the modes every 50 steps of gradient descent, (rows, modes)."""
-    params = [nn.Parameter(weight.clone()) for weight in weights]
+    params = [nn.Parameter(torch.tensor(one)) for one in made]
+    inputs, targets = torch.tensor(x), torch.tensor(y)
     optimizer = optim.SGD(params, lr=RATE)
     rows = [modes.measured(params)]
     for step in range(1, STEPS + 1):
@@ -95,7 +92,9 @@ def descend(weights: list[Tensor], inputs: Tensor, targets: Tensor, modes: Linea
     return np.array(rows)
 
 
-def curves(setting: str, arm: str, seed: int) -> Trial:
+@cache  # all arms judge the same run
+def simulated(setting: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Final strengths of the modes, and theirs on the way, (rows, modes)."""
     depth = 4 if "four" in setting else 2
     random = np.random.default_rng(seed)
     inputs, left, right = (np.linalg.qr(random.standard_normal((n, WIDTH)))[0] for n in (32, WIDTH, WIDTH))
@@ -105,20 +104,23 @@ def curves(setting: str, arm: str, seed: int) -> Trial:
         made = [0.01 * random.standard_normal((WIDTH, WIDTH)) for _ in range(depth)]
     else:
         made = decoupled_weights(modes, [WIDTH] * (depth - 1), START if depth == 2 else 10 * START, seed=seed)
-    weights = [torch.tensor(one) for one in made]
-    simulated = descend(weights, torch.tensor(inputs), torch.tensor(targets), modes)
+    return modes.strengths, descend(made, inputs, targets, modes)
+
+
+def curves(setting: str, arm: str, seed: int) -> Trial:
+    strengths, found = simulated(setting, seed)
     first = 500 // EVERY if setting == "small random weights" else 0
-    at = np.arange(first, len(simulated)) * EVERY
-    found = simulated[first:]
+    found, at = found[first:], np.arange(first, len(found)) * EVERY
     predicted = found
     if arm != "simulated":
-        shape = {"depth": 1 if arm == "single matrix" else depth, "tau": 1 / RATE}
+        depth = 1 if arm == "single matrix" else 4 if "four" in setting else 2
         # A mode that begins backwards is outside the formula's range: it begins at next to nothing.
         starts = [max(start, 1e-12) for start in found[0]]
-        pairs = zip(modes.strengths, starts, strict=True)
-        predicted = np.stack([mode_curve(s, u, at - at[0], **shape) for s, u in pairs], axis=1)
-    error = float(np.sqrt(np.mean(((predicted - found) / modes.strengths) ** 2)))
-    spec = dict(optim.spec(optim.SGD([nn.Parameter(weights[0])], lr=RATE)))
+        pairs = zip(strengths, starts, strict=True)
+        both = [mode_curve(s, u, at - at[0], depth=depth, tau=1 / RATE) for s, u in pairs]
+        predicted = np.stack(both, axis=1)
+    error = float(np.sqrt(np.mean(((predicted - found) / strengths) ** 2)))
+    spec = dict(optim.spec(optim.SGD([nn.Parameter(torch.zeros(1))], lr=RATE)))
     return Trial(error, spec, (at.tolist(), predicted[:, 1].tolist()))
 
 
@@ -138,10 +140,9 @@ def steps_to_learn(arm: str, depth: int, seed: int) -> float:
             product = torch.linalg.multi_dot((last, *hidden.flip(0)))
             loss = 0.5 * (target - product).square().sum()
             begun = begun or loss.item()
-            if not loss.item() < 100 * begun:
-                break
             if loss.item() < ARRIVED * begun:
                 fewest = step
+            if not ARRIVED * begun <= loss.item() < 100 * begun:
                 break
             optimizer.zero_grad()
             loss.backward()
