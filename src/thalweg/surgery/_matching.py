@@ -65,12 +65,18 @@ class Matching:
         return {label, *self.symmetry.children(label)}
 
     def run(self, generator: torch.Generator, sweeps: int, held: Collection[int] = ()) -> Match:
-        """Until no group but those ``held`` moves, or ``sweeps`` passes, each in a random order."""
+        """Until no group but those ``held`` moves, or ``sweeps`` passes, each in a random order.
+
+        Only in the first do those that most weights carry come first.
+        """
         perms = self.symmetry.identity()
         waiting = set(self.heads) - set(held)
         for sweep in range(sweeps):
-            for place in torch.randperm(len(self.heads), generator=generator).tolist():
-                label = self.heads[place]
+            order = [self.heads[at] for at in torch.randperm(len(self.heads), generator=generator)]
+            if not sweep:
+                # What many weights carry, such as a residual stream, would wake up all the others again.
+                order.sort(key=lambda label: -len(self.near[label]))
+            for label in order:
                 # A group is where it wants to be until one that it meets in a weight moves.
                 if label not in waiting:
                     continue
