@@ -413,3 +413,15 @@ def test_activation_matching_is_the_published_assignment():
 def test_batches_that_are_none_are_refused(batches):
     with pytest.raises(ValueError, match="batches must "):
         align(square(1), square(), torch.randn(2, 4), method="activations", batches=batches)
+
+
+def test_compiled_parts_run_as_they_were_written():
+    batch, nets = torch.randn(5, 4), []
+    for seed in (0, 1):
+        net = MLP((4, 6, 5, 3), seed=seed)
+        net[2] = torch.compile(net[2], backend="eager")
+        net(batch)
+        nets.append(net)
+    new, report = align(nets[1], nets[0], batch)
+    assert list(report.permutations) == ["0", "2._orig_mod"]
+    torch.testing.assert_close(new(batch), nets[1](batch))

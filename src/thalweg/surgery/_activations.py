@@ -30,6 +30,10 @@ class _Listen(TorchDispatchMode):
         self.heard: dict[Place, Tensor] = {}
         self.operations: list[str] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not counts(func):
             return func(*args, **(kwargs or {}))

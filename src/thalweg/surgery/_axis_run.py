@@ -5,9 +5,10 @@ What runs is the model itself on real numbers, so control flow, loops and librar
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from numbers import Number
 from typing import Any
 
@@ -29,6 +30,10 @@ class _Watch(TorchDispatchMode):
     def __init__(self, trace: Trace):
         super().__init__()
         self.trace = trace
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to say so would import the compiler
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,7 +101,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         # Fused kernels hide what attention and recurrent layers do.
         torch.backends.mha.set_fastpath_enabled(False)
         torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
-        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
+        # Compiled parts run as they were written; where no compiler was loaded there are none.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with torch.no_grad(), sdpa_kernel([SDPBackend.MATH]), eager:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
