@@ -326,6 +326,7 @@ class Noisy(MLP):
         (square, lambda: MLP((4, 4, 4, 4)), {}, r"model must have a weight '4\.\w+' of its own.*got none"),
         (lambda: MLP((4, 4, 4, 4)), square, {}, r"reference must have a weight '4\.weight' like model"),
         (lambda: tied(square()), square, {}, r"model must have a weight '2\.weight' of its own.* tied"),
+        (lambda: tied(square()), lambda: tied(square()), {}, r"without: 0\.weight\[0\] keeps .* an input"),
         (lambda: in_one_memory(square()), square, {}, r"got '2\.weight' in the memory of '0\.weight'"),
         (lambda: "model", square, {}, "model must be a torch.nn.Module, got str"),
         (square, lambda: {}, {}, "reference must be a torch.nn.Module, got dict"),

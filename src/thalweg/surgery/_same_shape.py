@@ -12,15 +12,18 @@ from thalweg._core.checks import nearest
 from thalweg.surgery._edit import bare, copied
 
 
-def pair(model: nn.Module, reference: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A copy of ``model`` to edit, and ``reference`` without wrappers.
+def pair(
+    model: nn.Module, reference: nn.Module, names: tuple[str, str] = ("model", "reference")
+) -> tuple[nn.Module, nn.Module]:
+    """A copy of ``model`` to edit, and ``reference`` without wrappers; ``names`` are those of the arguments.
 
     Raises:
         ValueError: they do not fit, or one cannot be edited; the weight is named.
     """
-    new = copied(model)
+    one, two = names
+    new = copied(model, one)
     if not isinstance(reference, nn.Module):
-        raise ValueError(f"reference must be a torch.nn.Module, got {type(reference).__name__}")
+        raise ValueError(f"{two} must be a torch.nn.Module, got {type(reference).__name__}")
     other = bare(reference)
     given, wanted = dict(other.named_parameters()), dict(new.named_parameters())
     for name, p in wanted.items():
@@ -29,19 +32,19 @@ def pair(model: nn.Module, reference: nn.Module) -> tuple[nn.Module, nn.Module]:
                 f"reference must have a weight {name!r} like model, got none{nearest(name, given)}"
             )
         if given[name].is_meta:
-            raise ValueError(f"reference must hold its weights, got {name!r} on the meta device")
+            raise ValueError(f"{two} must hold its weights, got {name!r} on the meta device")
         if given[name].shape != p.shape:
             raise ValueError(
-                f"reference must have {name!r} of shape {tuple(p.shape)} like model, "
+                f"{two} must have {name!r} of shape {tuple(p.shape)} like {one}, "
                 f"got {tuple(given[name].shape)}"
             )
     for name in given.keys() - wanted.keys():
         every = dict(new.named_parameters(remove_duplicate=False))
         how = "one tied to another" if name in every else "none"
-        raise ValueError(f"model must have a weight {name!r} of its own like reference, got {how}")
-    for argument, weights in (("model", wanted), ("reference", given)):
+        raise ValueError(f"{one} must have a weight {name!r} of its own like {two}, got {how}")
+    for argument, weights in ((one, wanted), (two, given)):
         _finite(argument, weights)
-    _own_memory(bare(model))
+    _own_memory(bare(model), one)
     return new, other
 
 
@@ -54,7 +57,7 @@ def _finite(argument: str, weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{argument} must have finite real weights, got {name!r} of {p.dtype}")
 
 
-def _own_memory(model: nn.Module) -> None:
+def _own_memory(model: nn.Module, argument: str) -> None:
     """Refuse weights that share memory without being one tensor: permuting one would permute the other."""
     found: dict[int, tuple[str, int]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -62,6 +65,6 @@ def _own_memory(model: nn.Module) -> None:
         other, tensor = found.setdefault(start, (name, id(p)))
         if tensor != id(p) and p.numel():
             raise ValueError(
-                f"model must hold each weight in memory of its own (or tie the tensor itself), "
+                f"{argument} must hold each weight in memory of its own (or tie the tensor itself), "
                 f"got {name!r} in the memory of {other!r}"
             )

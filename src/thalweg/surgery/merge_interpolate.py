@@ -98,7 +98,7 @@ def interpolate(
     at = check_number("at", at, 0, 1)
     if renormalise is not None:
         check_choice("renormalise", renormalise, HOWS)
-    new, other = pair(start, end)
+    new, other = pair(start, end, ("start", "end"))
     data = _checked(new, renormalise, batches)
     apart = _mix(new, other, at)
     norms = refresh_norms(new, data) if data else ()
