@@ -4,7 +4,8 @@ Both get the same two trained models and one example batch; what is timed is eve
 weights: ours with tracing, copying and the check that the function stayed. Seconds are those of one thread's
 processor time, so that other work on the machine counts little; the two take turns, and ratios are medians of
 pairs. Barriers are those of the test loss over 11 points of the line, with batch normalisation gathered anew.
-``groups``: orders of units that were found; ``change``: of the model's answer, relative to its largest.
+``groups``: orders of units that were found; ``change``: of the model's answer, relative to its largest, with
+batch normalisation gathered anew there too, since rebasin leaves running statistics in their old order.
 
 The package is timed if it can be imported: ``pip install --no-deps rebasin torchview graphviz``. It permutes
 no attention and no residual stream of a transformer.
@@ -25,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thalweg import optim
 from thalweg.probe import loss_line
-from thalweg.surgery import align
+from thalweg.surgery import align, interpolate
 from thalweg.tasks import (
     GPT,
     ResNet,
@@ -117,9 +118,12 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 
 
 def changed(problem: Problem, found: Found) -> float:
-    """How far the permuted model's answer is from the model's own."""
+    """How far the permuted model's answer is from the model's own, with statistics gathered anew."""
+    pair = [
+        interpolate(one, one, 0.0, batches=[problem.train])[0] for one in (problem.models[1], found.model)
+    ]
     with torch.no_grad():
-        before, after = (model.eval()(problem.example) for model in (problem.models[1], found.model))
+        before, after = (model.eval()(problem.example) for model in pair)
     return ((after - before).abs().max() / before.abs().max()).item()
 
 
