@@ -82,7 +82,8 @@ def trained(arm: str, seed: int, lr: float) -> Trial:
     spec = dict(optim.spec(optimizer))
     schedule = LambdaLR(optimizer, optim.linear_decay(STEPS))
     order, directions = (torch.Generator().manual_seed(seed) for _ in range(2))
-    at, right = [], []
+    at: list[int] = []
+    right: list[float] = []
     for step in range(1, STEPS + 1):
         chosen = torch.randint(len(data.train[1]), (BATCH,), generator=order)
         batch = data.train[0][chosen], data.train[1][chosen]
