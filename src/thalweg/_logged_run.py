@@ -1,0 +1,73 @@
+"""A run in a store as a law of loss curves needs it: the learning rate of every step, and the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thalweg._core.checks import nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from thalweg.watch import RunStore
+
+SMOOTH = 0.1  # a larger fall between two readings of the rate was a jump
+UNSEEN = 0.1  # share of a run that may have passed before the rate was first read
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A run as the law needs it: the rate of every step, and losses with the steps done before each."""
+
+    name: str
+    rates: np.ndarray
+    steps: np.ndarray
+    losses: np.ndarray
+
+
+def logged(store: RunStore, name: str, loss: str) -> Logged:
+    """The run with that id, or the latest of that name.
+
+    A reading of the rate is stored when it has moved by a hundredth. Between two the rate goes in a straight
+    line, but is held before a fall by more than a tenth; before the first it is held, or rises from 0 if it
+    goes on to rise.
+    """
+    import numpy as np
+
+    known = store.runs()
+    found = [one for one in known if name in (str(one.id), one.name)]
+    if not found:
+        listed = ", ".join(f"{one.id} ({one.name})" for one in known) or "none"
+        raise ValueError(
+            f"RUN must be the id or name of a run in {str(store.path)!r}, which holds {listed}; got {name!r}"
+            f"{nearest(name, {one.name for one in known})}"
+        )
+    info = found[-1]
+    label = f"run {info.id} ({info.name})"
+    names = store.names(info.id)
+    if loss not in names:
+        there = ", ".join(one for one in names if one.endswith("loss")) or "those of run.log(loss=...)"
+        raise ValueError(f"--loss must be a reading of {label}, such as {there}; got {loss!r}")
+    read = [one for one in store.readings(info.id, "learning rate") if one.finite]
+    if not read or read[0].step > max(64, UNSEEN * info.steps):
+        first = f"first read at step {read[0].step}" if read else "never read"
+        raise ValueError(
+            f"{label} must have its learning rate from the start, got one {first}; watch the whole run, or "
+            "log it with run.log(learning_rate=...)"
+        )
+    by_step = {one.step: one.value for one in read}
+    at, rates = list(by_step), list(by_step.values())
+    every = np.interp(np.arange(1, info.steps + 1), at, rates)
+    if len(at) > 1 and rates[1] > rates[0]:
+        every[: at[0]] = rates[0] * np.arange(1, at[0] + 1) / at[0]
+    for i in range(len(at) - 1):
+        if rates[i + 1] < (1 - SMOOTH) * rates[i]:
+            every[at[i] - 1 : at[i + 1] - 1] = rates[i]
+    # A loss read before a step belongs to the steps done until then; several of one step are averaged.
+    losses: dict[int, list[float]] = {}
+    for one in store.readings(info.id, loss):
+        if one.finite and 1 < one.step <= info.steps + 1:
+            losses.setdefault(one.step - 1, []).append(one.value)
+    means = [sum(values) / len(values) for values in losses.values()]
+    return Logged(label, every, np.array(list(losses)), np.array(means))
