@@ -256,9 +256,9 @@ def test_remedies_run_as_pasted_and_papers_are_in_the_catalog(about):
             inputs, targets = torch.randn(32, 6), torch.randint(0, 3, (32,))
             opt = torch.optim.SGD(model.parameters(), lr=about["lr"])
             names = {"model": model, "opt": opt, "inputs": inputs, "targets": targets, "torch": torch}
-            names |= {"loss_fn": nn.functional.cross_entropy, "steps": 100}
+            names |= {"loss_fn": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "steps": 100}
             exec(remedy.code, names)
-            names["loss_fn"](model(inputs), targets).backward()
+            names["loss_fn"](model, (inputs, targets)).backward()
             names["opt"].step()
             assert all(group["lr"] <= about["lr"] for group in names["opt"].param_groups)
             if "suspects" in names:

@@ -121,7 +121,8 @@ def test_remedies_run_as_pasted_and_papers_are_there(optimizer):
     assert all(papers.find(key).key == key for key in found.papers)
     for remedy in found.remedies:
         model = tasks.MLP((8, 16, 4), norm="batch", seed=0)
-        names = {"model": model, "torch": torch}
+        opt = getattr(torch.optim, optimizer)(model.parameters(), lr=1e-3)
+        names = {"model": model, "torch": torch, "opt": opt}
         exec(remedy.code, names)
         F.cross_entropy(model(torch.randn(32, 8)), torch.zeros(32, dtype=torch.long)).backward()
         before = model[0].weight.detach().clone()

@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from thalweg.watch import HuggingFaceCallback, RunStore  # noqa: E402
+from thalweg.watch.labels import NamedLabels  # noqa: E402
 
 STEPS = 12
 
@@ -110,15 +111,19 @@ def test_steps_losses_and_evaluation_are_those_of_the_trainer_and_its_path_is_un
 
 def test_labels_stand_beside_the_logits_that_predict_them():
     """A model that is sure of the next token has collapsed on it and not on the token itself."""
-    from thalweg.watch.adapters.huggingface import _targets
-
     model = language_model()
     labels = torch.tensor([[3, 1, 2, -100]])
     logits = torch.zeros(1, 4, 16)
-    assert _targets(model, logits, labels).tolist() == [[1, 2, -100, -100]]
+
+    def beside(model, logits, labels):
+        named = NamedLabels()
+        named.note({"labels": labels})
+        return named.beside(model, logits)
+
+    assert beside(model, logits, labels).tolist() == [[1, 2, -100, -100]]
     classifier = transformers.GPT2ForTokenClassification(model.config)
-    assert _targets(classifier, logits, labels) is labels
-    assert _targets(model, logits, labels[:, :2]) is None and _targets(model, None, labels) is None
+    assert beside(classifier, logits, labels) is labels
+    assert beside(model, logits, labels[:, :2]) is None and beside(model, None, labels) is None
 
 
 def test_a_loss_that_the_trainer_computes_itself_is_the_one_that_it_logs(tmp_path):

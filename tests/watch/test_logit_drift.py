@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from benchmarks.findings.planted import logit_drift as planted_runs
+from torch import nn
 from torch.nn import functional as F
 
 from thalweg import papers, tasks
@@ -86,7 +87,8 @@ def test_a_z_loss_of_the_wrong_sign_is_named_and_its_twin_is_not():
 def test_remedies_run_as_pasted_and_papers_are_there():
     found = feed([(2.3, 0.0)] * 3 + [(40.0, 30.0)] * 3)[0]
     model = tasks.MLP((8, 4), seed=0)
-    names = {"model": model, "torch": torch}
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    names = {"model": model, "torch": torch, "opt": opt}
     for remedy in found.remedies:
         assert papers.find(remedy.paper).key == remedy.paper
         exec(remedy.code, names)
@@ -95,5 +97,5 @@ def test_remedies_run_as_pasted_and_papers_are_there():
     targets = torch.zeros(16, dtype=torch.long)
     # Cross entropy alone has a gradient that sums to zero over the classes; the z-loss pulls them down.
     (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
-    (pulled,) = torch.autograd.grad(names["loss_fn"](logits, targets), logits)
+    (pulled,) = torch.autograd.grad(names["loss_fn"](nn.Identity(), (logits, targets)), logits)
     assert plain.sum(-1).abs().max() < 1e-6 < 1e-3 < pulled.sum(-1).min()

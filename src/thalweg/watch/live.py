@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from thalweg.probe._wrapped import bare
 from thalweg.watch.budget import Budget
@@ -22,7 +23,8 @@ from thalweg.watch.moment import Moment, Raw, number
 from thalweg.watch.readings import Finding
 from thalweg.watch.recorder import Recorder
 from thalweg.watch.senses import Senses
-from thalweg.watch.watched import Watched
+from thalweg.watch.stray import Stray
+from thalweg.watch.watched import Watched, watched_optimizers
 
 __all__ = ["Run"]
 
@@ -74,12 +76,8 @@ class Run:
         self._evaluations = Evaluations(self.moment, optimizers, self._listener, self._spent)
         self._senses = Senses(model, optimizers, recorder, self.budget, self._evaluations.paused, looks)
         self.sensors = self._senses.sensors
-        # Nothing of ours is for the compiler of somebody who compiles the step.
-        before = torch.compiler.disable(self._before)
-        self._hooks = [
-            one.optimizer.register_step_pre_hook(partial(before, index))
-            for index, one in enumerate(optimizers)
-        ]
+        self._stray = Stray(recorder)
+        self._hooks = [self._hooked(index) for index in range(len(optimizers))]
         if model is not None and looks:
             self._hooks.append(model.register_forward_hook(self._listener, with_kwargs=True))
         self._open = True
@@ -105,6 +103,8 @@ class Run:
         raws = [Raw(key.replace("_", " "), number(key, value)) for key, value in numbers.items()]
         if loss is not None:
             raws.append(Raw("loss", number("loss", loss)))
+            if self._looks:
+                self._stray.loss(self.moment.step)
         if batch is not None:
             self.moment.batch = batch
             if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
@@ -126,6 +126,32 @@ class Run:
     def skip_to(self, step: int) -> None:
         """Count up to ``step``: a trainer also counts steps that a GradScaler skipped, which are not seen."""
         self.moment.step = self.recorder.step = max(self.moment.step, step)
+
+    def follow(self, optimizer: torch.optim.Optimizer, name: str = "") -> None:
+        """Watch ``optimizer`` from here on, in the place of one that the loop no longer steps.
+
+        Steps are counted on, rules judge the new one by its own limits, and its first steps as first steps.
+
+        Args:
+            name: of several optimizers, which one it replaces: the key or class that findings call it by.
+
+        Raises:
+            ValueError: the run is closed, no optimizer is called ``name``, or as :func:`watch` does for an
+                optimizer; the old one is watched on then.
+        """
+        if not self._open:
+            raise ValueError("run must be open to follow another optimizer, got one that is closed")
+        titles = [one.title for one in self.watched]
+        if len(titles) > 1 and name not in titles:
+            raise ValueError(f"name must be one of {titles}, got {name!r}")
+        index = titles.index(name) if len(titles) > 1 else 0
+        (new,) = watched_optimizers(self._listener.model, optimizer)
+        self._hooks[index].remove()
+        one = self.watched[index]
+        one.optimizer, one.named, one.groups = new.optimizer, new.named, new.groups
+        self._hooks[index] = self._hooked(index)
+        self._senses.forget(index)
+        self.recorder.restart(one.label, {**one.about(), "since": self.moment.step})
 
     @property
     def findings(self) -> list[Finding]:
@@ -168,13 +194,19 @@ class Run:
         moment = self.moment
         moment.inputs = (args, kwargs)
         found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-        local = isinstance(found, Tensor) and not hasattr(found, "device_mesh")
-        moment.output = found.detach() if local else None
+        moment.output = None
+        if isinstance(found, Tensor) and not hasattr(found, "device_mesh"):
+            moment.output = found.detach()
         # A loss function need not take what the model takes: it is given what was logged, or nothing.
         if moment.loss_fn is None:
             moment.batch = args or kwargs
         self._labels.note(kwargs)
         self._spent(start)
+
+    def _hooked(self, index: int) -> RemovableHandle:
+        # Nothing of ours is for the compiler of somebody who compiles the step.
+        before = torch.compiler.disable(self._before)
+        return self.watched[index].optimizer.register_step_pre_hook(partial(before, index))
 
     def _before(
         self, index: int, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
@@ -193,6 +225,7 @@ class Run:
         if begins:
             self._stepped = set()
             self._seen += 1
+            self._stray.step()
             moment.step += 1
             self.recorder.step = moment.step
             self._awake = moment.step >= self._wake

@@ -100,6 +100,16 @@ class Recorder(threading.Thread):
         """Hand over a finding that no rule made."""
         self._inbox.append(finding)
 
+    def restart(self, label: str, about: Mapping[str, Any]) -> None:
+        """From here on the rules of this label judge another optimizer."""
+        rules = {id(rule): rule for (of, _), found in self._rules.items() if of == label for rule in found}
+
+        def tell() -> None:
+            for rule in rules.values():
+                rule.restart(about)
+
+        self._inbox.append(tell)
+
     def switch_off(self, kind: str, names: Sequence[str], error: Exception) -> str:
         """Note that sensors or a sink failed; gives the sentence that says so."""
         plain = isinstance(error, LossFunctionError)
@@ -170,6 +180,8 @@ class Recorder(threading.Thread):
                 self._found(item)
             elif isinstance(item, tuple):
                 self._take(*item)
+            elif callable(item):
+                item()
         return [item for item in waiting if isinstance(item, threading.Event)]
 
     def _remember(self) -> None:

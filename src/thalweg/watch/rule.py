@@ -10,6 +10,7 @@ from thalweg.watch.readings import Finding, Reading
 
 __all__ = ["Rule", "all_rules"]
 
+GRACE = 20
 # Where only the name of an optimizer is known, these are taken for ones that do not divide by past gradients.
 PLAIN = ("SGD", "ASGD", "SGDP", "Rprop", "Lion", "Muon", "LBFGS")
 
@@ -18,7 +19,7 @@ class Rule:
     """Sees every reading whose name is in ``reads``, in order, and says what it means.
 
     Subclasses keep what they need of the past; ``about`` tells of the run: ``optimizer`` (its class), ``lr``,
-    ``adaptive``.
+    ``adaptive``, and ``since``, the step after which this optimizer began, if not at first.
     A rule makes findings that are called as it is, and may make ``further`` ones.
     """
 
@@ -39,10 +40,15 @@ class Rule:
         """The run's learning rate."""
         return float(self.about.get("lr", 1e-3))
 
-    @property
-    def adam_lr(self) -> float:
-        """A learning rate for a remedy of Adam's kind: gradient descent's would be far too large."""
-        return self.lr if self.adaptive else 1e-3
+    def early(self, step: int) -> bool:
+        """Whether an optimizer of Adam's kind is in its first 20 steps: of entries whose first gradient is
+        still to come its preconditioner is 1/eps, which says nothing.
+        """
+        return self.adaptive and step - int(self.about.get("since", 0)) <= GRACE
+
+    def restart(self, about: Mapping[str, Any]) -> None:
+        """Another optimizer steps from now on."""
+        self.about = about
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         raise TypeError(f"{type(self).__name__} must define see(reading)")

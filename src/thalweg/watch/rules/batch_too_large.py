@@ -59,8 +59,7 @@ class BatchTooLarge(Rule):
             (
                 Remedy(
                     "a batch of four times the noise scale, for as long as the scale stays there",
-                    f"batch_size = {4 * size}\n"
-                    f"for group in opt.param_groups:\n    group['lr'] = {self.lr * 0.8:.3g}",
+                    f"batch_size = {4 * size}\nfor group in opt.param_groups:\n    group['lr'] *= 0.8",
                     "surge-batch-size",
                 ),
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import clip, warmed
 from thalweg.watch.rule import Rule
 
 
@@ -34,12 +35,9 @@ class Divergence(Rule):
             ("gradient-clipping", "loss-curvature"),
             (
                 Remedy(
-                    "a lower learning rate with warm-up, and clipping",
-                    "from thalweg import optim\n"
-                    "chain = optim.clip_norm(1.0), optim.adam()\n"
-                    f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr / 10:g})\n"
-                    "warm = optim.linear_decay(steps, warmup=steps // 20)\n"
-                    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)",
+                    "from the last checkpoint: a lower learning rate with warm-up, and clipping",
+                    f"for group in opt.param_groups:\n    group['lr'] /= 10\n{warmed(20)}\n"
+                    + clip(self.about, 1.0).code,
                     "loss-curvature",
                 ),
             ),

@@ -10,6 +10,7 @@ from statistics import median
 
 from thalweg.watch.growth import Growth, Series
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import clip, lower, warmed
 from thalweg.watch.rule import Rule
 
 # The least factor from block to block, the factor over all four, and how many times the noise that must be.
@@ -29,7 +30,6 @@ JUMP, JUMP_STEPS = 1.5, 5
 FRESH = 200
 RISING, RISING_NOISE = 2.0, 3.0
 DOUBLES, CLIMBS, AHEAD = 2.0, 1.3, 2
-GRACE = 20
 QUIET = 300
 
 
@@ -55,6 +55,11 @@ class DivergenceAhead(Rule):
         self.sharp: deque[Reading] = deque(maxlen=3)
         self.quiet_until = -math.inf
 
+    def restart(self, about):
+        super().restart(about)
+        self.rates.clear()
+        self.sharp.clear()
+
     def see(self, reading: Reading) -> Iterable[Finding]:
         found = None
         if reading.name == "learning rate":
@@ -77,7 +82,7 @@ class DivergenceAhead(Rule):
 
     def _jumped(self, reading: Reading) -> Finding | None:
         sharp = self.sharp[-1] if self.sharp else None
-        if sharp is None or reading.step - sharp.step > FRESH or self._early(reading):
+        if sharp is None or reading.step - sharp.step > FRESH or self.early(reading.step):
             return None
         held = [one.value for one in self.rates if one.step <= reading.step - JUMP_STEPS][-1:]
         held += [one.value for one in self.rates if one.step > reading.step - JUMP_STEPS]
@@ -100,7 +105,7 @@ class DivergenceAhead(Rule):
         if sharp is None or sharp.extra["ratio"] <= LIMIT or reading.step - sharp.step > FRESH // 5:
             return None
         grown = self.series["gradient norm"].growth()
-        if grown is None or self._early(sharp) or self._falls():
+        if grown is None or self.early(sharp.step) or self._falls():
             return None
         risen = grown.times >= RISING and math.log(grown.times) > RISING_NOISE * grown.noise
         if not (risen and grown.least > 1 and RECORD <= grown.record < math.inf):
@@ -117,7 +122,7 @@ class DivergenceAhead(Rule):
 
     def _heading(self, reading: Reading) -> Finding | None:
         """Sharpness over its limit doubles from reading to reading, without slowing down, and nears 1."""
-        if len(self.sharp) < 3 or self._early(self.sharp[0]):
+        if len(self.sharp) < 3 or self.early(self.sharp[0].step):
             return None
         first, second, third = (one.extra["ratio"] for one in self.sharp)
         if not (second >= DOUBLES * first > 0 and third >= DOUBLES * second):
@@ -180,10 +185,6 @@ class DivergenceAhead(Rule):
         rates = [one.value for one in self.rates if one.step >= since]
         return any(after > before for before, after in pairwise(rates))
 
-    def _early(self, reading: Reading) -> bool:
-        # Where no gradient has come yet Adam's preconditioner is 1/eps, which says nothing.
-        return self.adaptive and reading.step <= GRACE
-
     def _finding(
         self, reading: Reading, began: int, words: str, numbers: Mapping[str, float], times: float
     ) -> Finding:
@@ -198,18 +199,10 @@ class DivergenceAhead(Rule):
             tuple(worst),
             ("loss-curvature", "small-scale-proxies", "sgd-dynamical-stability"),
             (
-                Remedy(
-                    "a lower learning rate, now",
-                    f"for group in opt.param_groups:\n    group['lr'] /= {max(1.25 * times, 2):.3g}",
-                    "loss-curvature",
-                ),
+                lower(max(1.25 * times, 2), "a lower learning rate, now"),
                 Remedy(
                     "go back to the last checkpoint, clip the gradient, and warm up",
-                    "from thalweg import optim\n"
-                    f"chain = optim.clip_norm({2 * median(norms):.3g}), optim.adam()\n"
-                    f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})\n"
-                    "warm = optim.linear_decay(steps, warmup=steps // 20)\n"
-                    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)",
+                    f"{clip(self.about, 2 * median(norms)).code}\n{warmed(20)}",
                     "gradient-clipping",
                 ),
             ),

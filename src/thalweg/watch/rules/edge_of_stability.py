@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import lower, warmed
 from thalweg.watch.rule import Rule
 
 IN_A_ROW = 3
 NEAR = 0.9
 NEAR_IN_A_ROW = 5
 FAR = 2.0
-GRACE = 20
 
 
 class EdgeOfStability(Rule):
@@ -35,9 +35,13 @@ class EdgeOfStability(Rule):
         self.said = 0
         self.settled = not self.adaptive
 
+    def restart(self, about):
+        super().restart(about)
+        self.near, self.said, self.settled = [], 0, not self.adaptive
+
     def see(self, reading: Reading) -> Iterable[Finding]:
         ratio = reading.extra.get("ratio", 0.0)
-        early = self.adaptive and reading.step <= GRACE
+        early = self.early(reading.step)
         self.settled = self.settled or (not early and ratio <= FAR)
         if not ratio >= NEAR or early:
             self.near = []
@@ -80,15 +84,11 @@ class EdgeOfStability(Rule):
             (
                 Remedy(
                     "warm up, so that the run flattens its path before the peak learning rate",
-                    "from thalweg import optim\n"
-                    "warm = optim.linear_decay(steps, warmup=steps // 10)\n"
-                    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)",
+                    warmed(10),
                     "loss-curvature",
                 ),
-                Remedy(
-                    "a learning rate below the limit at this sharpness",
-                    f"for group in opt.param_groups:\n    group['lr'] = {0.8 * lr / ratio:.3g}",
-                    "loss-curvature",
+                lower(
+                    ratio / 0.8, f"a learning rate below the limit at this sharpness: {0.8 * lr / ratio:.3g}"
                 ),
             ),
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import decayed, instead
 from thalweg.watch.rule import Rule
 
 SHRUNK = 0.2
@@ -64,23 +65,19 @@ class ShrinkingEffectiveRate(Rule):
             tuple(sorted(left, key=lambda name: left[name])[:5]),
             ("adamp", "normalize-and-project"),
             (
-                Remedy(
-                    "no step along the weights: they grow less, and by no momentum",
-                    self._adamp(),
-                    "adamp",
-                ),
-                Remedy(
+                self._projected(),
+                decayed(
                     "decoupled weight decay, under which growth and decay balance",
-                    "from thalweg import optim\n"
-                    f"opt = optim.AdamW(model.parameters(), lr={self.adam_lr:g}, weight_decay=0.1)",
+                    self.about,
+                    self.adaptive,
+                    0.1,
                     "adamp",
                 ),
             ),
         )
 
-    def _adamp(self) -> str:
+    def _projected(self) -> Remedy:
+        title = "no step along the weights: they grow less, and by no momentum"
         if str(self.about.get("optimizer", "")).startswith("SGD"):
-            chosen = f"SGDP(model.parameters(), lr={self.lr:g}, momentum=0.9, weight_decay=1e-4)"
-        else:
-            chosen = f"AdamP(model.parameters(), lr={self.adam_lr:g}, weight_decay=0.01)"
-        return f"from thalweg import optim\nopt = optim.{chosen}"
+            return instead(title, "SGDP(groups, momentum=0.9, weight_decay=1e-4)", "adamp")
+        return instead(title, "AdamP(groups, weight_decay=0.01)", "adamp", None if self.adaptive else 1e-3)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.growth import Series
-from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.remedies import clip
 from thalweg.watch.rule import Rule
 from thalweg.watch.rules.vanishing_gradient import FEWEST, layers_of, normalise, orthogonal
 
@@ -69,7 +70,7 @@ class ExplodingGradient(Rule):
             "warning",
             layers_of(sorted(list(reading.layers)[:part], key=lambda name: -reading.layers[name])),
             ("gradient-clipping", "chaotic-gradients", "layer-norm"),
-            (self._clip(1.0), orthogonal(), normalise(self.adam_lr)),
+            (clip(self.about, 1.0), orthogonal(), normalise()),
         )
 
     def _over_steps(self, reading: Reading) -> Iterable[Finding]:
@@ -93,14 +94,5 @@ class ExplodingGradient(Rule):
             "warning",
             tuple(sorted(reading.layers, key=lambda name: -reading.layers[name]))[:3],
             ("gradient-clipping", "loss-curvature"),
-            (self._clip(2 * usual), normalise(self.adam_lr)),
-        )
-
-    def _clip(self, norm: float) -> Remedy:
-        return Remedy(
-            "clip the norm of the whole gradient",
-            "from thalweg import optim\n"
-            f"chain = optim.clip_norm({norm:.3g}), optim.adam()\n"
-            f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})",
-            "gradient-clipping",
+            (clip(self.about, 2 * usual), normalise()),
         )

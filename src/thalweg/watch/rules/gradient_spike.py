@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import clip, instead
 from thalweg.watch.rule import Rule
 
 MEMORY = 64
@@ -84,18 +85,8 @@ class GradientSpike(Rule):
         return tuple(sorted(rises, key=lambda name: -rises[name])[:3])
 
     def _remedies(self, usual: float) -> tuple[Remedy, ...]:
-        return (
-            Remedy(
-                "Adam that cuts spikes entry by entry and resets its momentum",
-                "from thalweg import optim\n"
-                f"opt = optim.SPAM(model.parameters(), lr={self.adam_lr:g}, threshold=50)",
-                "spam",
-            ),
-            Remedy(
-                "clip the norm of the whole gradient, here at twice its median",
-                "from thalweg import optim\n"
-                f"chain = optim.clip_norm({2 * usual:.3g}), optim.adam()\n"
-                f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})",
-                "gradient-clipping",
-            ),
-        )
+        clipped = clip(self.about, 2 * usual, why=", here at twice its median")
+        if not self.adaptive:
+            return (clipped,)
+        title = "Adam that cuts spikes entry by entry and resets its momentum, at the same learning rates"
+        return clipped, instead(title, "SPAM(groups, threshold=50)", "spam")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import penalised
 from thalweg.watch.rule import Rule
 
 MISS = 0.05
@@ -66,10 +67,7 @@ class GradientStarvation(Rule):
             (
                 Remedy(
                     "a penalty on the logits in place of weight decay, so that no feature takes it all",
-                    "from thalweg import nn\n"
-                    "def loss_fn(logits, targets):\n"
-                    "    loss = torch.nn.functional.cross_entropy(logits, targets)\n"
-                    "    return loss + nn.spectral_decoupling(logits, 0.1)",
+                    penalised("nn.spectral_decoupling(logits, 0.1)"),
                     "gradient-starvation",
                 ),
             ),

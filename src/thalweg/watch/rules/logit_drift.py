@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import decayed, penalised
 from thalweg.watch.rule import Rule
 
 LEVELS = ((2.0, "warning"), (50.0, "critical"))
@@ -60,17 +61,9 @@ class OutputLogitDrift(Rule):
             (
                 Remedy(
                     "the z-loss, which holds log Z near zero",
-                    "from thalweg import nn\n"
-                    "def loss_fn(logits, targets):\n"
-                    "    error = torch.nn.functional.cross_entropy(logits, targets)\n"
-                    "    return error + nn.z_loss(logits, 1e-3)",
+                    penalised("nn.z_loss(logits, 1e-3)"),
                     "small-scale-proxies",
                 ),
-                Remedy(
-                    "decoupled weight decay",
-                    "from thalweg import optim\n"
-                    f"opt = optim.AdamW(model.parameters(), lr={self.adam_lr:g}, weight_decay=0.1)",
-                    "small-scale-proxies",
-                ),
+                decayed("decoupled weight decay", self.about, self.adaptive, 0.1, "small-scale-proxies"),
             ),
         )

@@ -9,6 +9,7 @@ from itertools import dropwhile, pairwise
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import clip, instead, lower, warmed
 from thalweg.watch.rule import Rule
 from thalweg.watch.spike_causes import READ, Cause, History, cause_of
 
@@ -118,31 +119,20 @@ class LossSpike(Rule):
 
     def _remedies(self, cause: Cause) -> tuple[Remedy, ...]:
         norm = cause.numbers.get("gradient norm", 1.0) / cause.numbers.get("gradient over its median", 1.0)
-        clip = Remedy(
-            "clip the norm of the whole gradient",
-            "from thalweg import optim\n"
-            f"chain = optim.clip_norm({2 * norm:.3g}), optim.adam()\n"
-            f"opt = optim.Descent(model.parameters(), *chain, lr={self.adam_lr:g})",
-            "gradient-clipping",
-        )
+        clipped = clip(self.about, 2 * norm)
         if cause.kind == "bad batch":
-            code = f"from thalweg import optim\nopt = optim.SPAM(model.parameters(), lr={self.adam_lr:g})"
-            return Remedy("Adam that cuts single entries that stand out", code, "spam"), clip
+            title = "Adam that cuts single entries that stand out, at the same learning rates"
+            return (clipped, instead(title, "SPAM(groups)", "spam")) if self.adaptive else (clipped,)
         if cause.kind == "second moment":
             code = (
-                "from thalweg import optim\n"
-                f"opt = optim.AdamW(model.parameters(), lr={self.adam_lr:g}, betas=(0.9, 0.95))"
+                "for group in opt.param_groups:\n"
+                "    if 'betas' in group:\n"
+                "        group['betas'] = (group['betas'][0], 0.95, *group['betas'][2:])"
             )
-            return Remedy("a second moment that forgets sooner", code, "spam"), clip
+            return Remedy("a second moment that forgets sooner", code, "spam"), clipped
         if cause.kind in ("learning rate", "sharpness"):
             times = max(cause.numbers.get("sharpness over its limit", 0.0) / 0.8, 1.25)
             times = max(times, cause.numbers.get("learning rate times", 1.0))
-            lower = f"for group in opt.param_groups:\n    group['lr'] /= {times:.3g}"
-            return Remedy("a lower learning rate", lower, "loss-curvature"), clip
-        warm = (
-            "from thalweg import optim\n"
-            "warm = optim.linear_decay(steps, warmup=steps // 10)\n"
-            "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)"
-        )
+            return lower(times), clipped
         paper = "small-scale-proxies" if cause.kind == "attention logits" else "loss-curvature"
-        return clip, Remedy("a longer warm-up", warm, paper)
+        return clipped, Remedy("a longer warm-up", warmed(10), paper)

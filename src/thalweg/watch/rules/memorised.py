@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import decayed, instead, orthogonal_steps
 from thalweg.watch.rule import Rule
 
 LEARNT = 0.99
@@ -77,18 +78,13 @@ class Memorised(Rule):
             (),
             ("softmax-collapse", "grokfast", "grokking-progress"),
             (
-                Remedy(
+                orthogonal_steps(
                     "step orthogonally to the weights, so that growing logits cannot stand in for learning",
-                    "from thalweg import optim\n"
-                    f"opt = optim.PerpGrad(model.parameters(), lr={self.adam_lr:g})",
+                    self.about,
+                    self.adaptive,
                     "softmax-collapse",
                 ),
-                Remedy(
-                    "decoupled weight decay",
-                    "from thalweg import optim\n"
-                    f"opt = optim.AdamW(model.parameters(), lr={self.adam_lr:g}, weight_decay=1.0)",
-                    "grokfast",
-                ),
+                decayed("decoupled weight decay", self.about, self.adaptive, 1.0, "grokfast"),
             ),
         )
 
@@ -103,14 +99,15 @@ class Memorised(Rule):
             "info",
             (),
             ("grokking-progress", "grokfast"),
-            (
-                Remedy(
-                    "amplify the slow part of the gradient",
-                    "from thalweg import optim\nopt = optim.Grokfast(model.parameters(), "
-                    f"lr={self.adam_lr:g}, weight_decay=0.01)",
-                    "grokfast",
-                ),
-            ),
+            (self._amplified(),),
+        )
+
+    def _amplified(self) -> Remedy:
+        title = "amplify the slow part of the gradient"
+        if str(self.about.get("optimizer", "")).startswith("SGD"):
+            return instead(title, "Descent(groups, optim.slow_component(), optim.momentum(0.9))", "grokfast")
+        return instead(
+            title, "Grokfast(groups, weight_decay=0.01)", "grokfast", None if self.adaptive else 1e-3
         )
 
 

@@ -105,7 +105,7 @@ class NoiseDominated(Rule):
                 ),
                 Remedy(
                     "a lower learning rate: what noise adds to the loss falls with it",
-                    f"for group in opt.param_groups:\n    group['lr'] = {self.lr / less:.3g}",
+                    f"for group in opt.param_groups:\n    group['lr'] /= {less}",
                     "sgd-noise-regimes",
                 ),
             ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.remedies import clip, instead, lower
 from thalweg.watch.rule import Rule
 
 SHARE = 0.3
@@ -65,23 +66,18 @@ class OpposingSignals(Rule):
             (),
             ("opposing-signals",),
             (
-                Remedy(
+                clip(
+                    self.about,
+                    1.0,
+                    "opposing-signals",
+                    ", so that a group that swings cannot take long steps",
+                ),
+                lower(4, "a lower learning rate: small steps do not swing", "opposing-signals"),
+                instead(
                     "Adam, whose steps such groups sway less",
-                    "from thalweg import optim\n"
-                    f"opt = optim.AdamW(model.parameters(), lr={min(self.adam_lr, 1e-3):g})",
+                    "AdamW(groups)",
                     "opposing-signals",
-                ),
-                Remedy(
-                    "clip the gradient, so that a group that swings cannot take long steps",
-                    "from thalweg import optim\n"
-                    "chain = optim.clip_norm(1.0), optim.momentum(0.9)\n"
-                    f"opt = optim.Descent(model.parameters(), *chain, lr={self.lr:g})",
-                    "opposing-signals",
-                ),
-                Remedy(
-                    "a lower learning rate: small steps do not swing",
-                    f"for group in opt.param_groups:\n    group['lr'] = {self.lr / 4:.3g}",
-                    "opposing-signals",
+                    min(self.lr, 1e-3),
                 ),
             ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import orthogonal_steps
 from thalweg.watch.rule import Rule
 
 LEVELS = ((0.05, "info"), (0.25, "warning"), (0.5, "critical"))
@@ -39,15 +40,19 @@ class SoftmaxCollapse(Rule):
             (),
             ("softmax-collapse",),
             (
-                Remedy(
+                orthogonal_steps(
                     "take the growth of the logits out of the gradient",
-                    "from thalweg import optim\n"
-                    f"opt = optim.PerpGrad(model.parameters(), lr={self.adam_lr:g})",
+                    self.about,
+                    self.adaptive,
                     "softmax-collapse",
                 ),
                 Remedy(
                     "a softmax that cannot collapse",
-                    "from thalweg import nn\nloss_fn = nn.StableMax()",
+                    "from thalweg import nn\n"
+                    "stable = nn.StableMax()\n"
+                    "def loss_fn(model, batch):\n"
+                    "    inputs, targets = batch\n"
+                    "    return stable(model(inputs), targets)",
                     "softmax-collapse",
                 ),
             ),

@@ -54,7 +54,7 @@ class VanishingGradient(Rule):
             "warning",
             layers_of(sorted(list(reading.layers)[:part], key=lambda name: reading.layers[name])),
             ("gradient-clipping", "deep-linear-exact", "layer-norm"),
-            (orthogonal(), normalise(self.adam_lr)),
+            (orthogonal(), normalise()),
         )
 
 
@@ -75,17 +75,16 @@ def orthogonal() -> Remedy:
     )
 
 
-def normalise(lr: float) -> Remedy:
-    """A normalisation behind every linear layer but the last."""
+def normalise() -> Remedy:
+    """A normalisation behind every layer of weights but the last: modules, optimizer and weights stay."""
     return Remedy(
         "normalise what each hidden layer gives",
-        "from thalweg import optim\n"
-        "*hidden, _ = [one for one in model.modules() if type(one) is torch.nn.Linear]\n"
-        "for block in list(model.modules()):\n"
-        "    for name, layer in list(block.named_children()):\n"
-        "        if any(layer is one for one in hidden):\n"
-        "            norm = torch.nn.LayerNorm(layer.out_features)\n"
-        "            setattr(block, name, torch.nn.Sequential(layer, norm))\n"
-        f"opt = optim.AdamW(model.parameters(), lr={lr:g})",
+        "kinds = torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d\n"
+        "def normalised(layer, inputs, output):\n"
+        "    if isinstance(layer, torch.nn.Linear):\n"
+        "        return torch.nn.functional.layer_norm(output, output.shape[-1:])\n"
+        "    return torch.nn.functional.group_norm(output, 1)\n"
+        "for layer in [one for one in model.modules() if type(one) in kinds][:-1]:\n"
+        "    layer.register_forward_hook(normalised)",
         "layer-norm",
     )

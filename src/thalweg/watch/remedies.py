@@ -1,0 +1,84 @@
+"""Remedies that several findings share: they keep the run's optimizer where they can, and its rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from thalweg.watch.readings import Remedy
+
+__all__ = ["clip", "decayed", "instead", "lower", "orthogonal_steps", "penalised", "warmed"]
+
+# Optimizers whose weight decay is a setting of the group, and apart from the gradient or as good as.
+DECAYS = ("SGD", "SGDP", "AdamW", "Lion", "Muon", "AdamP", "AMSGrad")
+GROUPS = (
+    "groups = [{'params': group['params'], 'lr': group.get('initial_lr', group['lr'])} "
+    "for group in opt.param_groups]\n"
+)
+FOLLOW = "# in a run that goes on being watched: run.follow(opt)"
+WARM = (
+    "from thalweg import optim\n"
+    "for group in opt.param_groups:\n"
+    "    group.pop('initial_lr', None)\n"
+    "warm = optim.linear_decay(steps, warmup=steps // {part})\n"
+    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)"
+)
+
+
+def clip(about: Mapping[str, Any], norm: float, paper: str = "gradient-clipping", why: str = "") -> Remedy:
+    """Clipping in front of the run's optimizer; L-BFGS, which judges its own steps, is to search its line."""
+    if about.get("optimizer") == "LBFGS":
+        code = "for group in opt.param_groups:\n    group['line_search_fn'] = 'strong_wolfe'"
+        return Remedy("let L-BFGS search its line, so that no step is taken unseen", code, "loss-curvature")
+    code = f"from thalweg.watch import clip_gradients\nclip_gradients(opt, {norm:.3g})"
+    return Remedy(f"clip the norm of the whole gradient{why}; the optimizer stays", code, paper)
+
+
+def lower(times: float, title: str = "a lower learning rate", paper: str = "loss-curvature") -> Remedy:
+    """Every group's learning rate divided by ``times``."""
+    return Remedy(title, f"for group in opt.param_groups:\n    group['lr'] /= {times:.3g}", paper)
+
+
+def warmed(part: int) -> str:
+    """Code: warm up over one in ``part`` of the steps, to the learning rates of now."""
+    return WARM.format(part=part)
+
+
+def instead(title: str, call: str, paper: str, lr: float | None = None) -> Remedy:
+    """Another optimizer for the same groups, at their learning rates, or all at ``lr``.
+
+    Args:
+        call: of ``thalweg.optim``, with ``groups`` in the place of parameters.
+    """
+    groups = GROUPS
+    if lr is not None:
+        groups = f"groups = [{{'params': group['params'], 'lr': {lr:g}}} for group in opt.param_groups]\n"
+    return Remedy(title, f"from thalweg import optim\n{groups}opt = optim.{call}\n{FOLLOW}", paper)
+
+
+def orthogonal_steps(title: str, about: Mapping[str, Any], adaptive: bool, paper: str) -> Remedy:
+    """Steps at right angles to the weights, of the kind of the run's optimizer if that is known."""
+    if str(about.get("optimizer")).startswith("SGD"):
+        return instead(title, "Descent(groups, optim.orthogonal(), optim.momentum(0.9))", paper)
+    return instead(title, "PerpGrad(groups)", paper, None if adaptive else 1e-3)
+
+
+def decayed(title: str, about: Mapping[str, Any], adaptive: bool, strength: float, paper: str) -> Remedy:
+    """Decoupled weight decay: ``strength`` at Adam's usual rate of 0.001, as much a step at any other."""
+    if about.get("optimizer") in DECAYS:
+        decay = strength if adaptive else strength * 1e-3 / float(about.get("lr", 1e-3))
+        code = f"for group in opt.param_groups:\n    group['weight_decay'] = {decay:.2g}"
+        return Remedy(title, code, paper)
+    return instead(title, f"AdamW(groups, weight_decay={strength:g})", paper, None if adaptive else 1e-3)
+
+
+def penalised(penalty: str) -> str:
+    """Code: a loss function of the model and a batch that adds a penalty on the ``logits``."""
+    return (
+        "from thalweg import nn\n"
+        "def loss_fn(model, batch):\n"
+        "    inputs, targets = batch\n"
+        "    logits = model(inputs)\n"
+        "    error = torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())\n"
+        f"    return error + {penalty}"
+    )

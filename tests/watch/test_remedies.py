@@ -1,0 +1,218 @@
+"""Remedies executed where they are pasted: beside the loop of the README, with its optimizer."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import thalweg
+from thalweg.watch import Reading, all_rules, clip_gradients
+from thalweg.watch.preconditions import preconditions
+from thalweg.watch.rules.vanishing_gradient import normalise
+
+OPTIMIZERS = {
+    "SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "Lion": thalweg.optim.Lion,
+    "Muon": torch.optim.Muon,
+    "AdamW": torch.optim.AdamW,
+}
+RATES = {"SGD": 0.05, "Lion": 1e-4, "Muon": 0.02, "AdamW": 1e-3}
+# Findings whose every remedy leaves an optimizer that is none of Adam's kind as it is.
+KEPT = {"gradient spike", "exploding gradient", "loss spike", "divergence ahead", "not finite"}
+KEPT |= {"edge of stability", "vanishing gradient"}
+
+
+def rows():
+    """Readings that make many rules speak."""
+    depth = {f"layer {index}": 10.0 ** (3 - index) for index in range(6)}
+    for step in range(1, 60):
+        yield Reading(step, "gradient norm", 1.0, {"0.weight": 1.0})
+        yield Reading(step, "loss", 1.0)
+    yield Reading(60, "gradient norm", 90.0, {"0.weight": 90.0})
+    for step in range(60, 64):
+        yield Reading(step, "loss", 9.0)
+    for step in range(64, 74):
+        yield Reading(step, "backward signal", 1.0, depth)
+    for step in range(74, 84):
+        yield Reading(step, "backward signal", 1.0, dict(zip(depth, reversed(depth.values()), strict=True)))
+    extra = {"ratio": 4.0, "limit": 20.0, "lr": 0.1}
+    for step in range(100, 200, 20):
+        yield Reading(step, "sharpness", 80.0, {}, extra)
+    for step in range(200, 206):
+        shares = {"miss": 0.5 if step == 200 else 0.04, "scatter": 0.1, "others": 3.0}
+        yield Reading(step, "strongest features", 0.97, {}, {**shares, "features": 2.0, "share": 0.9})
+        yield Reading(
+            step, "log Z", 2.3 if step < 203 else 40.0, {}, {"mean logit": 0.0 if step < 203 else 30.0}
+        )
+    yield Reading(206, "softmax collapse", 0.9)
+    for step in range(210, 250):
+        yield Reading(step, "weight norm", 1.3 ** (step - 209))
+    yield Reading(250, "loss", math.nan)
+
+
+def findings(about):
+    rules = all_rules(about)
+    found = [one for row in rows() for rule in rules if row.name in rule.reads for one in rule.see(row)]
+    assert {one.name for one in found} >= KEPT | {
+        "softmax collapse",
+        "output-logit drift",
+        "gradient starvation",
+    }
+    return found
+
+
+class Loop:
+    """The README's loop on a small classifier, with two groups of parameters."""
+
+    def __init__(self, kind):
+        torch.manual_seed(0)
+        inputs = torch.randn(64, 8)
+        batch = inputs, (inputs @ torch.randn(8, 4)).argmax(-1)
+        layers = nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False)
+        model, lr = nn.Sequential(*layers), RATES[kind]
+        groups = [{"params": [model[0].weight], "lr": lr}, {"params": [model[2].weight], "lr": lr / 2}]
+        self.names = {"torch": torch, "model": model, "steps": 100, "inputs": inputs, "loader": [batch] * 40}
+        self.names |= {
+            "opt": OPTIMIZERS[kind](groups),
+            "loss_fn": lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+        }
+        self.opt = self.names["opt"]
+
+    def run(self, code):
+        """First and last loss after ``code`` was pasted."""
+        exec(code, self.names)
+        names, losses = self.names, []
+        model, opt, loss_fn = names["model"], names["opt"], names["loss_fn"]
+        with thalweg.watch(model, opt, loss_fn=loss_fn, store=None) as run:
+            for batch in names["loader"]:
+                loss = loss_fn(model, batch)
+                loss.backward()
+                losses.append(loss.item())
+                run.log(loss=loss, batch=batch)
+                opt.step()
+                opt.zero_grad()
+                if "schedule" in names:
+                    names["schedule"].step()
+        assert run.disabled == {}
+        return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_remedy_lowers_the_loss_in_the_loop_of_the_readme(kind):
+    opt = Loop(kind).opt
+    about = {"optimizer": kind, "adaptive": preconditions(opt), "lr": RATES[kind]}
+    for finding in findings(about):
+        for remedy in finding.remedies:
+            loop = Loop(kind)
+            first, last = loop.run(remedy.code)
+            assert last < first, (finding.name, remedy.title)
+            now = loop.names["opt"]
+            if kind != "AdamW" and finding.name in KEPT:
+                assert now is loop.opt, (finding.name, remedy.title)
+            if now is not loop.opt:
+                assert "run.follow(opt)" in remedy.code
+                assert len(now.param_groups) == 2 and preconditions(now) is (
+                    now.__class__.__name__ != "Descent"
+                )
+            if preconditions(now) is about["adaptive"] and "schedule" not in loop.names:
+                one, other = (group["lr"] for group in now.param_groups)
+                assert one == pytest.approx(2 * other) and one <= RATES[kind]
+
+
+def test_lbfgs_is_told_to_search_its_line_and_keeps_its_rate():
+    found = findings({"optimizer": "LBFGS", "adaptive": False, "lr": 1.0})
+    for finding in found:
+        if finding.name not in {"gradient spike", "exploding gradient"}:
+            continue
+        p = nn.Parameter(torch.tensor([3.0]))
+        opt = torch.optim.LBFGS([p], lr=1.0)
+        exec(finding.remedies[0].code, {"opt": opt, "torch": torch})
+        (group,) = opt.param_groups
+        assert group["line_search_fn"] == "strong_wolfe" and group["lr"] == 1.0
+
+
+def test_the_edges_lower_rate_keeps_the_ratio_of_groups():
+    found = [one for one in findings({"optimizer": "SGD", "lr": 0.05}) if one.name == "edge of stability"]
+    loop = Loop("SGD")
+    exec(found[-1].remedies[1].code, loop.names)
+    rates = [group["lr"] for group in loop.opt.param_groups]
+    assert rates == pytest.approx([0.05 * 0.8 / 4, 0.025 * 0.8 / 4])
+
+
+def test_hidden_layers_of_torchs_transformer_are_normalised_also_in_evaluation():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    heard = []
+    x = torch.randn(4, 3, 8)
+    exec(normalise().code, {"model": model, "torch": torch})
+    model.layers[0].linear1.register_forward_hook(lambda layer, inputs, output: heard.append(output))
+    model.eval()
+    with torch.no_grad():
+        model(x)
+    assert torch.allclose(heard[0].var(-1, unbiased=False), torch.ones(4, 3), atol=1e-3)
+
+
+def test_hidden_convolutions_are_normalised_and_the_last_layer_is_not():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    exec(normalise().code, {"model": model, "torch": torch})
+    x = 9 * torch.randn(5, 1, 4, 4)
+    hidden = model[0](x)
+    assert torch.allclose(hidden.flatten(1).var(1, unbiased=False), torch.ones(5), atol=1e-3)
+    assert torch.equal(model(x), model[3](hidden.relu().flatten(1))) and len(model[3]._forward_hooks) == 0
+
+
+def stepped(make, closure=False, scale=None, norm=0.5):
+    """What one step at rate 1 took away from a weight whose gradient is (3, 4)."""
+    p = nn.Parameter(torch.zeros(2))
+    opt = make([p])
+    clip_gradients(opt, norm)
+    with thalweg.watch(None, opt, store=None) as run:
+
+        def loss():
+            opt.zero_grad()
+            value = (p * torch.tensor([3.0, 4.0])).sum()
+            value.backward()
+            return value
+
+        if closure:
+            opt.step(loss)
+        else:
+            loss()
+            opt.step()
+    assert run.step == 1
+    return (-p.detach()).tolist()
+
+
+def test_clipping_in_front_scales_the_whole_gradient_with_and_without_a_closure():
+    for make in (lambda ps: torch.optim.SGD(ps, lr=1.0), lambda ps: thalweg.optim.SGD(ps, lr=1.0)):
+        for closure in (False, True):
+            assert stepped(make, closure) == pytest.approx([0.3, 0.4])
+    sam = stepped(lambda ps: thalweg.optim.SAM(torch.optim.SGD(ps, lr=1.0)), closure=True)
+    assert sam == pytest.approx([0.3, 0.4])
+
+
+def test_clipping_leaves_small_gradients_alone_ends_with_its_handle_and_is_what_a_run_reads(tmp_path):
+    p = nn.Parameter(torch.zeros(2))
+    opt = torch.optim.SGD([p], lr=1.0)
+    with thalweg.watch(None, opt, store=tmp_path / "s", budget=1e3) as run:
+        for step, norm in enumerate((10.0, 0.5, None), 1):
+            handle = clip_gradients(opt, norm) if norm else None
+            p.grad = torch.tensor([3.0, 4.0])
+            opt.step()
+            if handle is not None:
+                handle.remove()
+            with torch.no_grad():
+                moved, _ = p.norm().item(), p.zero_()
+            assert moved == pytest.approx({1: 5.0, 2: 0.5, 3: 5.0}[step])
+    with thalweg.watch.RunStore(tmp_path / "s") as store:
+        read = [one.value for one in store.readings(run.id, "gradient norm")]
+    assert read[-2:] == pytest.approx([0.5, 5.0])
+
+
+def test_a_norm_that_is_no_norm_is_refused():
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
+    with pytest.raises(ValueError, match="norm must be"):
+        clip_gradients(opt, 0.0)
+    assert not opt._optimizer_step_pre_hooks
