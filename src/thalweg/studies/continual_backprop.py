@@ -15,29 +15,29 @@ from thalweg.studies.study import Arm, Setting, Study, Trial, grid
 from thalweg.studies.verdicts import at_least, otherwise
 from thalweg.tasks import MLP, handwritten_digits
 
-TASKS, BATCH, LAST = 250, 32, 20
+TASKS, BATCH, LAST = 200, 32, 20
 MATURITY, DECAY = 100, 0.99
-RATES = (1e-4, 2e-4, 3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 7e-3, 1e-2)
-HIGH = grid(lr=(3e-3,), rate=(1e-4,))
+RATES = (1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 6e-3)
+HIGH = grid(lr=(3e-3,), rate=(1e-3,))
 
 STUDY = Study(
     paper="continual-backprop",
     claim="Over a long sequence of tasks plain backpropagation learns each new task worse than the ones "
     "before; renewing a few units of low utility keeps late accuracy at the level of early accuracy.",
     setting="permuted digits",
-    metric="online accuracy (on each batch before it is learned), mean of the last 20 of 250 tasks (a "
-    "diverged run counts as chance, 0.1): with renewal minus without, each tuned over 12 configurations",
+    metric="online accuracy (on each batch before it is learned), mean of the last 20 of 200 tasks (a "
+    "diverged run counts as chance, 0.1): with renewal minus without, each tuned over 9 configurations",
     verdict={"reproduced": at_least(0.03), "direction only": at_least(0.01), "not reproduced": otherwise},
     effect="method - baseline",
     worst=0.1,
     axes=("tasks", "online accuracy, mean of 10 tasks"),
     baseline=Arm("Adam", grid(lr=RATES, rate=(0.0,))),
-    method=Arm("Adam + renewal", grid(lr=(7e-4, 1.4e-3, 2.8e-3), rate=(3e-5, 1e-4, 3e-4, 1e-3))),
+    method=Arm("Adam + renewal", grid(lr=(1.4e-3, 2.8e-3, 5.6e-3), rate=(3e-4, 1e-3, 3e-3))),
     beside=(
         Setting(
-            setting="what 250 tasks leave",
+            setting="what 200 tasks leave",
             metric="online accuracy of the last 20 tasks over that of the first 20, at learning rate 3e-3, "
-            "rate of renewal 1e-4 (a diverged run counts as 0): with renewal minus without",
+            "rate of renewal 1e-3 (a diverged run counts as 0): with renewal minus without",
             verdict={
                 "reproduced": at_least(0.2),
                 "direction only": at_least(0.05),
@@ -56,8 +56,9 @@ STUDY = Study(
     minutes=5,
     notes="Handwritten digits whose 64 pixels are permuted anew for every task, each seen once (1300 images, "
     "batches of 32); ReLU MLP 64-64-64-10, Adam's state carried on. Utility: contribution, decay 0.99, "
-    "maturity 100 steps. The paper's rates are for tasks a thousand times longer. Sizes were "
-    "chosen by a pilot on seed 2000.",
+    "maturity 100 steps. The paper's rates, 1e-6 to 1e-4, are for tasks a thousand times longer; sizes, grids "
+    "and the rate of 1e-3 come from a pilot on seed 2000, in which 1e-4 lost less than no renewal and 1e-3 "
+    "lost nothing.",
 )
 
 
