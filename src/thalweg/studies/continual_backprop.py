@@ -56,9 +56,9 @@ STUDY = Study(
     minutes=5,
     notes="Handwritten digits whose 64 pixels are permuted anew for every task, each seen once (1300 images, "
     "batches of 32); ReLU MLP 64-64-64-10, Adam's state carried on. Utility: contribution, decay 0.99, "
-    "maturity 100 steps. The paper's rates, 1e-6 to 1e-4, are for tasks a thousand times longer; sizes, grids "
-    "and the rate of 1e-3 come from a pilot on seed 2000, in which 1e-4 lost less than no renewal and 1e-3 "
-    "lost nothing.",
+    "maturity 100 steps. The paper's rates, 1e-6 to 1e-4, are for tasks a thousand times longer; sizes, "
+    "grids and the rate of 1e-3 come from a pilot on seed 2000, in which 1e-4 lost less than no renewal and "
+    "1e-3 lost nothing.",
 )
 
 
