@@ -17,7 +17,6 @@ from thalweg.theory import convex_bound_curve, convex_schedule_bound, transfer_r
 RUNS, DIMENSION = 200, 20  # of the convex problem
 ONE = grid(lr=(0.0,))  # rates are chosen inside a run
 
-
 STUDY = Study(
     paper="convex-schedule-bound",
     claim="The bound on the last iterate ranks schedules as training does, which the bound on the mean of "
@@ -63,8 +62,8 @@ STUDY = Study(
             method=Arm("measured", ONE),
         ),
     ),
-    seeds=5,
-    minutes=3,
+    seeds=4,
+    minutes=2,
     notes="MLP 32-128-128-10 on noisily labelled examples, each seen once, AdamW without decay, batches of "
     "64; rates from 5e-4 to 6.4e-2 by factors of two. A rate carried over is multiplied by the ratio of the "
     "bounds' best factors, near one half. Convex problem: noise as large as the subgradient, the bound's "

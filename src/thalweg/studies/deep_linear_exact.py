@@ -65,8 +65,8 @@ STUDY = Study(
             method=Arm("orthogonal", ONE),
         ),
     ),
-    seeds=5,
-    minutes=2,
+    seeds=3,
+    minutes=1,
     notes="Modes of strength 4, 2 and 1 in 8 dimensions, white inputs, full-batch gradient descent at 0.001 "
     "in float64; all modes begin at 0.001, at 0.01 with four matrices. Depth: a target of 2 x 16 with "
     "orthonormal rows, 16 units in every layer, loss half the squared distance; rates are 2^-7 to 2 over the "
