@@ -293,6 +293,16 @@ def test_what_leaves_torch_on_the_way_is_noticed_and_held():
     assert torch.equal(new[0].weight, model[0].weight) and not torch.equal(new[2].weight, model[2].weight)
 
 
+def test_answers_behind_a_mask_may_be_infinite():
+    class Masked(MLP):
+        def forward(self, x):
+            return super().forward(x).masked_fill(x[:, :2] > 0, -torch.inf)
+
+    model, reference = Masked((3, 6, 2), seed=1), Masked((3, 6, 2), seed=0)
+    new, report = align(model, reference, torch.randn(20, 3))
+    assert report.error < 1e-5 and not torch.equal(new[0].weight, model[0].weight)
+
+
 def tied(model):
     model[2].weight = model[0].weight
     return model

@@ -101,8 +101,13 @@ def _difference(before: Any, after: Any) -> float:
     for one, other in zip(befores, afters, strict=True):
         if not one.is_floating_point() or not one.numel():
             continue
-        largest = max(one.abs().max().item(), torch.finfo(one.dtype).tiny)
-        worst = max(worst, (one - other).abs().max().item() / largest)
+        # Infinite where both are, as behind a mask, is no difference.
+        same = (one == other) | (one.isnan() & other.isnan())
+        gap = torch.where(same, 0.0, (one - other).abs()).max().item()
+        size = torch.where(one.isfinite(), one.abs(), 0.0).max().item()
+        if not math.isfinite(gap):
+            return math.inf
+        worst = max(worst, gap / max(size, torch.finfo(one.dtype).tiny))
     return worst
 
 
