@@ -3,7 +3,7 @@
 ``python -m benchmarks watch_overhead``: a small GPT, an MLP with steps of about 2 ms, a CNN. Each pair of
 neighbouring blocks gives one ratio of their times; the median of those is little moved by whatever else the
 machine does. The run stays attached over all watched blocks, so that its budget has reached its steady state;
-unwatched blocks take its hooks off.
+unwatched blocks take its hooks off. The bar: at a budget of 3 % the median is at most 4 %.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import thalweg
 from thalweg import tasks
 
 Batch = tuple[Tensor, Tensor]
+# Of the median ratio, at the default budget of 3 %.
+BAR = 0.04
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -42,7 +44,7 @@ def mlp() -> tuple[nn.Module, Callable[[], Batch]]:
         index = torch.randint(0, len(inputs), (128,), generator=source)
         return inputs[index], targets[index]
 
-    return tasks.MLP((64, 384, 384, 10), seed=0), draw
+    return tasks.MLP((64, 336, 336, 10), seed=0), draw
 
 
 def cnn() -> tuple[nn.Module, Callable[[], Batch]]:
@@ -99,8 +101,10 @@ def measure(
     left_out = run.left_out()
     run.close()
     low, _, high = quantiles(ratios, n=4)
+    verdict = "passes" if median(ratios) - 1 <= BAR else "FAILS"
     return (
-        f"{make.__name__}: step {median(plain) * 1e3:.2f} ms, overhead {median(ratios) - 1:+.1%} "
+        f"{make.__name__}: {verdict} the bar of {BAR:.0%}: step {median(plain) * 1e3:.2f} ms, overhead "
+        f"{median(ratios) - 1:+.1%} "
         f"(quartiles {low - 1:+.1%} to {high - 1:+.1%}, {blocks} pairs of {block} steps), "
         f"accounted {spent:.1%}\n  readings: {_listed(runs)}\n  left out: {_listed(left_out)}"
     )
