@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg._core.checks import check_count
 from thalweg.probe.cost import costs
-from thalweg.probe.eigenpairs import Sharpness, preconditioned, top_eigenpairs
+from thalweg.probe.eigenpairs import Sharpness, most_products, preconditioned, top_eigenpairs
 from thalweg.probe.gauss_newton import ggn_operator
 from thalweg.probe.operator import checked_params, hvp_operator
 from thalweg.probe.preconditioner import preconditioner_of
@@ -30,7 +29,7 @@ def sharpness(
     params: Iterable[Tensor],
     *,
     top: int = 1,
-    iterations: int = 20,
+    iterations: int | None = None,
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
     preconditioner: Sequence[Tensor | None] | None = None,
@@ -40,10 +39,14 @@ def sharpness(
     r"""Largest eigenvalues of the Hessian of ``loss_fn()`` by Lanczos iteration (arXiv 2110.04369).
 
     A reading from a cold start takes 10 to 20 products. While training, pass the last reading's ``vectors``
-    as ``warm_start`` and ``iterations=4``; ask for ``top=2`` or more where eigenvalues may overtake each
-    other. Use one large fixed batch in evaluation mode: a small batch reads
-    too high. Neither ``.grad`` nor torch's global random state is touched; see :func:`hvp_operator` for what
-    the graph keeps. The parameters of one layer alone give the sharpness of its diagonal block.
+    as ``warm_start``: it then takes 4 products, or ``top + 3`` for several eigenvalues. Read every 10 steps
+    up to the edge of stability, the leading eigenvalue alone was then within 1% of the explicit Hessian's; of
+    the five largest each was within 6% of the leading one, and 1% on average. Ask for ``top=2`` or more where
+    eigenvalues may overtake each other.
+
+    Use one large fixed batch in evaluation mode: a small batch reads too high. Neither ``.grad`` nor torch's
+    global random state is touched; see :func:`hvp_operator` for what the graph keeps. The parameters of one
+    layer alone give the sharpness of its diagonal block.
 
     Under data parallelism this is the sharpness of the rank's own batch, unless ``group`` is given.
 
@@ -51,7 +54,8 @@ def sharpness(
         loss_fn: no argument, returns the scalar loss.
         params: n entries in distinct tensors that require a gradient.
         top: how many eigenvalues.
-        iterations: most Hessian-vector products to spend, at least ``top``.
+        iterations: most Hessian-vector products to spend, at least ``top``; by default as in
+            :func:`top_eigenpairs`.
         tol: largest residual over eigenvalue at which to stop; 0 spends all iterations.
         warm_start: flat vectors of shape (n,), such as ``Sharpness.vectors``.
         preconditioner: :math:`P`, one non-negative tensor shaped like each parameter (None for ones):
@@ -63,8 +67,7 @@ def sharpness(
     Raises:
         ValueError: a count, shape or preconditioner is out of range, or as :func:`hvp_operator` says.
     """
-    check_count("top", top)
-    check_count("iterations", iterations, top)
+    most_products(top, iterations, warm_start)  # refused before the loss is computed
     operator = over_group(hvp_operator(loss_fn, params), group)
     if preconditioner is not None:
         operator = preconditioned(operator, preconditioner)
@@ -80,7 +83,7 @@ def gauss_newton_sharpness(
     params: Iterable[Tensor],
     *,
     top: int = 1,
-    iterations: int = 20,
+    iterations: int | None = None,
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
     preconditioner: Sequence[Tensor | None] | None = None,
@@ -98,8 +101,7 @@ def gauss_newton_sharpness(
     Raises:
         ValueError: a count, shape or preconditioner is out of range, or as :func:`ggn_operator` says.
     """
-    check_count("top", top)
-    check_count("iterations", iterations, top)
+    most_products(top, iterations, warm_start)  # refused before the loss is computed
     operator = over_group(ggn_operator(output_fn, loss_fn, params), group)
     if preconditioner is not None:
         operator = preconditioned(operator, preconditioner)
@@ -115,7 +117,7 @@ def preconditioned_sharpness(
     optimizer: torch.optim.Optimizer,
     *,
     top: int = 1,
-    iterations: int = 20,
+    iterations: int | None = None,
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
     generator: torch.Generator | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from thalweg._core.checks import check_count
+from thalweg.probe._continued import continued
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenvalues import lanczos
 from thalweg.probe.operator import CurvatureOperator, flatten
@@ -17,8 +18,9 @@ __all__ = ["Sharpness", "preconditioned", "top_eigenpairs"]
 
 # Share of noise in a warm start: a start that is exactly an eigenvector would never see another overtake it.
 NOISE = 0.05
-# Products before a small residual is believed, for the same reason.
+# Products before a small residual is believed, for the same reason; and all that a warm start needs for one.
 LEAST = 4
+COLD = 20
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,28 @@ def private_generator(generator: torch.Generator | None) -> torch.Generator:
     return generator or torch.Generator().manual_seed(0)
 
 
-def _start(
-    operator: CurvatureOperator, warm: Sequence[Tensor] | None, generator: torch.Generator | None
-) -> Tensor:
-    noise = drawn(operator.n, operator.like, private_generator(generator))
-    if not warm:
-        return noise
+def most_products(top: int, iterations: int | None, warm: Sequence[Tensor] | None, cold: int = COLD) -> int:
+    """``iterations``, by default what an eigenvalue needs.
+
+    Raises:
+        ValueError: it is below ``top``.
+    """
+    check_count("top", top)
+    if iterations is not None:
+        return check_count("iterations", iterations, top)
+    return max(LEAST, top + 3) if warm else max(cold, top + 10)
+
+
+def _checked(operator: CurvatureOperator, warm: Sequence[Tensor]) -> Tensor:
+    """As rows, in the operator's type."""
     for index, vector in enumerate(warm):
         if vector.shape != (operator.n,):
             raise ValueError(
                 f"warm_start[{index}] must have shape ({operator.n},), got {tuple(vector.shape)}"
             )
-    mean = torch.stack([vector.detach().to(operator.like) for vector in warm]).sum(0)
-    return mean / torch.linalg.vector_norm(mean) + NOISE * noise / torch.linalg.vector_norm(noise)
+        if not bool(vector.isfinite().all()) or not bool(vector.any()):
+            raise ValueError(f"warm_start[{index}] must be finite and not zero")
+    return torch.stack([vector.detach().to(operator.like) for vector in warm])
 
 
 @costs(0, 0, memory="one more vector")
@@ -100,7 +111,7 @@ def top_eigenpairs(
     operator: CurvatureOperator,
     *,
     top: int = 1,
-    iterations: int = 20,
+    iterations: int | None = None,
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
     generator: torch.Generator | None = None,
@@ -110,12 +121,15 @@ def top_eigenpairs(
     Operators come from :func:`hvp_operator` and :func:`ggn_operator`, and can be wrapped by
     :func:`preconditioned` and :func:`averaged_over_ranks`. A cold start takes 10 to 20 products for the first
     eigenvalue and a few for each further one. While training, pass the last reading's ``vectors`` as
-    ``warm_start`` and ``iterations=4``; ask for ``top=2`` or more where eigenvalues may overtake each other.
+    ``warm_start``: it then takes 4 products, or ``top + 3`` for more than one eigenvalue; see
+    :func:`sharpness` for how close that comes. Ask for ``top=2`` or more where eigenvalues may overtake each
+    other.
 
     Args:
         operator: n x n.
         top: how many eigenvalues.
-        iterations: most products to spend, at least ``top``.
+        iterations: most products to spend, at least ``top``; by default the larger of 20 and ``top + 10``,
+            and after a warm start that of 4 and ``top + 3``.
         tol: largest residual over eigenvalue at which to stop; 0 spends all iterations. The values are then
             mostly far closer than that.
         warm_start: flat vectors of shape (n,), such as ``Sharpness.vectors``.
@@ -124,11 +138,26 @@ def top_eigenpairs(
     Raises:
         ValueError: a count or shape is out of range, or a product is not finite.
     """
-    check_count("top", top)
-    check_count("iterations", iterations, top)
+    iterations = most_products(top, iterations, warm_start)
     if top > operator.n:
         raise ValueError(f"top must be at most the number of parameters ({operator.n}), got {top}")
-    start = _start(operator, warm_start, generator)
+    start = drawn(operator.n, operator.like, private_generator(generator))
+    if warm_start:
+        noise, warm = NOISE * start / torch.linalg.vector_norm(start), _checked(operator, warm_start)
+        if top > 1:
+            more = continued(
+                operator.matvec,
+                warm[: min(iterations, operator.n)],
+                noise,
+                iterations,
+                tol,
+                wanted=top,
+                least=max(LEAST, top + 1),
+            )
+            pairs = tuple(more.values.tolist())
+            return Sharpness(pairs[0], pairs, list(more.vectors), more.products, more.residuals[0].item())
+        mean = warm.sum(0)
+        start = mean / torch.linalg.vector_norm(mean) + noise
     found = lanczos(operator.matvec, start, iterations, tol, wanted=top, least=LEAST)
     values = tuple(found.eigenvalues[:top].tolist())
     return Sharpness(values[0], values, list(found.vectors), found.products, found.residuals[0].item())

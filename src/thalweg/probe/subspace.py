@@ -18,6 +18,7 @@ from thalweg.probe._named import NamedParams, named
 from thalweg.probe._wrapped import over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.curvature import sharpness
+from thalweg.probe.eigenpairs import most_products
 from thalweg.probe.operator import checked_loss, checked_params, empty_like, flatten, twice_differentiable
 
 __all__ = ["TopSubspace", "layer_shares", "share_in_span", "subspace_overlap", "top_subspace"]
@@ -91,7 +92,7 @@ def top_subspace(
     *,
     gradient: Tensor | None = None,
     previous: Sequence[Tensor] | None = None,
-    iterations: int = 60,
+    iterations: int | None = None,
     tol: float = 1e-2,
     generator: torch.Generator | None = None,
     group: Any = None,
@@ -108,13 +109,15 @@ def top_subspace(
         top: dimensions of the span; by value, not by magnitude.
         gradient: flat, shape (n,), the vector to be judged; by default the gradient of ``loss_fn()``.
         previous: the ``vectors`` of an earlier reading: compared with, and used as a warm start.
-        iterations: most Hessian-vector products to spend, at least ``top``.
+        iterations: most Hessian-vector products to spend, at least ``top``; by default 60, and ``top + 3``
+            after a warm start.
         tol: largest residual over eigenvalue at which to stop.
         generator, group: as in :func:`sharpness`; the default gradient is averaged over the group too.
 
     Raises:
         ValueError: as :func:`sharpness` says, or a vector has the wrong shape.
     """
+    iterations = most_products(top, iterations, previous, cold=60)
     listed = checked_params(params)
     if gradient is None:
         with twice_differentiable(listed):  # the same random numbers as the Hessian sees
