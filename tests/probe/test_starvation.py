@@ -35,6 +35,37 @@ def explicit(model: nn.Module, inputs, targets: torch.Tensor):
     return found, {name: block.reshape(len(found), -1) for name, block in zip(names, blocks, strict=True)}
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_an_output_with_logits_counts_as_its_logits(chunk):
+    """As Hugging Face's models return."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        num_labels=3,
+        max_position_embeddings=8,
+    )
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    tokens, targets = torch.arange(20).view(4, 5) % 11, torch.tensor([0, 2, 1, 0])
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids):
+            return self.inner(input_ids=input_ids).logits
+
+    found = gradient_starvation(model, {"input_ids": tokens}, targets, chunk=chunk)
+    plain = gradient_starvation(Logits(), tokens, targets, chunk=1)
+    torch.testing.assert_close(found.strengths, plain.strengths)
+    torch.testing.assert_close(found.margins, plain.margins)
+
+
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()

@@ -38,6 +38,7 @@ def _accuracy(
     correct, counted = 0, 0
     for batch, wanted in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
         logits = model(batch)
+        logits = getattr(logits, "logits", logits)
         if not isinstance(logits, Tensor) or logits.shape[:-1] != wanted.shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -68,8 +69,9 @@ def accuracy_gap(
     Costs one forward pass over both sets. Token models are counted by position.
 
     Args:
-        model: maps inputs to logits of shape (..., classes); run in evaluation mode without gradients, its
-            ``training`` flags are put back. Behind DDP or ``torch.compile`` the module itself is run.
+        model: maps inputs to logits of shape (..., classes), or something with ``.logits``; run in evaluation
+            mode without gradients, its ``training`` flags are put back. Behind DDP or ``torch.compile`` the
+            module itself is run.
         train, test: (inputs, targets), batched along the first dimension of both; targets of shape (...).
         batch_size: examples a forward pass.
         ignore_index: target of positions that do not count.

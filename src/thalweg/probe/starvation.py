@@ -51,6 +51,7 @@ class GradientStarvation:
 
 def margins_of(outputs: Any, targets: Tensor) -> Tensor:
     """Margin of each target, in the shape of ``targets``: cross-entropy is softplus of its negative."""
+    outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise ValueError(f"model must return one tensor of logits, got {type(outputs).__name__}")
     if outputs.shape == (*targets.shape, 1):
@@ -74,6 +75,7 @@ def _without(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _check(outputs: Any, targets: Tensor, counts: Tensor) -> None:
     """Refuse targets that are none of the model's; inside vmap their values cannot be looked at."""
+    outputs = getattr(outputs, "logits", outputs)
     margins_of(outputs, targets[:1])
     one_logit = outputs.shape[: targets.dim()] == outputs.shape or outputs.shape[-1] == 1
     wrong = targets.abs() != 1 if one_logit else (targets < 0) | (targets >= outputs.shape[-1])
@@ -140,9 +142,9 @@ def gradient_starvation(
     What to expect at the end of training is :func:`thalweg.probe.starvation_coefficients`.
 
     Args:
-        model: gives one logit an example or one a class, classes last; run in evaluation mode, its flags and
-            ``.grad`` stay as they are. Behind DDP or ``torch.compile`` the module itself is run. Frozen
-            parameters do not count.
+        model: gives one logit an example or one a class, classes last, or something with ``.logits``; run in
+            evaluation mode, its flags and ``.grad`` stay as they are. Behind DDP or ``torch.compile`` the
+            module itself is run. Frozen parameters do not count.
         inputs: n examples along the first dimension: a tensor, a tuple of positional or a mapping of keyword
             arguments. 256 are enough; cost and memory grow with n.
         targets: -1 or 1 for one logit; class numbers, shape (n,) or (n, positions), for several.
