@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from thalweg.probe import layer_shares, share_in_span, subspace_overlap, top_subspace
+from thalweg.probe import layer_shares, share_in_span, sharpness, subspace_overlap, top_subspace
 
 
 def explicit(problem, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +66,19 @@ def test_layer_shares_sum_to_one_by_name(mlp):
     vector[:24], vector[-3:] = 1.0, 2.0
     shares = layer_shares(vector, mlp.model)
     assert shares == pytest.approx({"0.weight": 24 / 36, "0.bias": 0, "2.weight": 0, "2.bias": 12 / 36})
+
+
+def test_eigenvectors_and_their_span_are_broken_down_by_parameter(mlp):
+    vectors, _ = explicit(mlp, 2)
+    sizes = [p.numel() for p in mlp.params]
+    expected = torch.stack([piece.square().sum(0) for piece in vectors.split(sizes)])
+    options = {"tol": 1e-9, "iterations": 51}
+    each = sharpness(mlp.loss_fn, mlp.params, top=2, **options).shares(mlp.model)
+    assert [list(one) for one in each] == [[name for name, _ in mlp.model.named_parameters()]] * 2
+    for one, column in zip(each, expected.T, strict=True):
+        assert list(one.values()) == pytest.approx(column.tolist(), abs=1e-6)
+    whole = top_subspace(mlp.loss_fn, mlp.params, 2, **options).shares(mlp.model)
+    assert list(whole.values()) == pytest.approx(expected.mean(1).tolist(), abs=1e-6)
 
 
 def test_a_zero_vector_has_no_share():

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from thalweg._core.checks import check_count
 from thalweg.probe._continued import continued
+from thalweg.probe._named import NamedParams
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenvalues import lanczos
 from thalweg.probe.operator import CurvatureOperator, flatten
+from thalweg.probe.parameter_shares import layer_shares
 
 __all__ = ["Sharpness", "preconditioned", "top_eigenpairs"]
 
@@ -41,6 +43,14 @@ class Sharpness:
     vectors: list[Tensor]
     hvps: int
     residual: float
+
+    def shares(self, model_or_named_params: NamedParams) -> list[dict[str, float]]:
+        """Which parameters each eigenvector lives in: their shares of its squared length.
+
+        Args:
+            model_or_named_params: as for :func:`layer_shares`, in the order of ``params``.
+        """
+        return [layer_shares(vector, model_or_named_params) for vector in self.vectors]
 
 
 def drawn(n: int, like: Tensor, generator: torch.Generator) -> Tensor:

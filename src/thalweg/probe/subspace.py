@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.probe._named import NamedParams, named
+from thalweg.probe._named import NamedParams
 from thalweg.probe._wrapped import over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.curvature import sharpness
 from thalweg.probe.eigenpairs import most_products
 from thalweg.probe.operator import checked_loss, checked_params, empty_like, flatten, twice_differentiable
+from thalweg.probe.parameter_shares import layer_shares
 
-__all__ = ["TopSubspace", "layer_shares", "share_in_span", "subspace_overlap", "top_subspace"]
+__all__ = ["TopSubspace", "share_in_span", "subspace_overlap", "top_subspace"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class TopSubspace:
     eigenvalues: tuple[float, ...]
     vectors: list[Tensor]
     hvps: int
+
+    def shares(self, model_or_named_params: NamedParams) -> dict[str, float]:
+        """Which parameters the span lives in: each one's mean share of the eigenvectors' squared length.
+
+        Args:
+            model_or_named_params: as for :func:`layer_shares`, in the order of ``params``.
+        """
+        each = [layer_shares(vector, model_or_named_params) for vector in self.vectors]
+        return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
 
 
 @torch.no_grad()
@@ -144,27 +154,6 @@ def top_subspace(
         vectors=reading.vectors,
         hvps=reading.hvps,
     )
-
-
-@torch.no_grad()
-@costs(0, 0, memory="none")
-def layer_shares(vector: Tensor, model_or_named_params: NamedParams) -> dict[str, float]:
-    """Which parameters a flat vector, such as a top eigenvector, lives in: shares of its squared length.
-
-    Args:
-        vector: shape (n,), in the order of the parameters.
-        model_or_named_params: a model (behind DDP or ``torch.compile``, that inside), a mapping of names to
-            tensors, or (name, tensor) pairs; those that require a gradient count.
-
-    Raises:
-        ValueError: the shape is wrong, or there is no parameter.
-    """
-    params = {name: p for name, p in named(model_or_named_params).items() if p.requires_grad}
-    sizes = [p.numel() for p in params.values()]
-    if vector.shape != (sum(sizes),):
-        raise ValueError(f"vector must have shape ({sum(sizes)},), got {tuple(vector.shape)}")
-    squares = torch.stack([piece.double().square().sum() for piece in vector.split(sizes)])
-    return dict(zip(params, (squares / squares.sum()).tolist(), strict=True))
 
 
 def _orthonormal(name: str, basis: Sequence[Tensor] | Tensor) -> Tensor:
