@@ -7,7 +7,7 @@ import torch
 from benchmarks.findings.planted import divergence_ahead as planted
 
 from thalweg import papers
-from thalweg.watch import Reading, all_sensors, live
+from thalweg.watch import Reading, all_sensors, senses
 from thalweg.watch.rules.divergence_ahead import DivergenceAhead
 
 SENSORS = {"gradient norm", "weight norm", "log Z", "learning rate", "sharpness"}
@@ -17,7 +17,7 @@ SENSORS = {"gradient norm", "weight norm", "log Z", "learning rate", "sharpness"
 def read(monkeypatch):
     """Only the sensors whose readings the rule sees, which is faster."""
     kept = [one for one in all_sensors() if one.name in SENSORS]
-    monkeypatch.setattr(live, "all_sensors", lambda: kept)
+    monkeypatch.setattr(senses, "all_sensors", lambda: kept)
 
 
 def told(rows, optimizer="SGD"):

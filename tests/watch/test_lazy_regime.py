@@ -115,7 +115,7 @@ def test_it_is_not_told_where_one_sign_is_missing(losses, alignment, change, sin
 @pytest.mark.parametrize("scenario", [lazy_regime.MLP, lazy_regime.CNN], ids=["MLP", "CNN"])
 def test_a_large_output_scale_is_named_and_its_twin_is_not(scenario, monkeypatch):
     # The other sensors would only cost time.
-    monkeypatch.setattr("thalweg.watch.live.all_sensors", lambda: [feature_alignment])
+    monkeypatch.setattr("thalweg.watch.senses.all_sensors", lambda: [feature_alignment])
     planted, twin = (scenario.outcome(100, fault) for fault in (True, False))
     assert NAME in {one.name for one in planted.findings}
     assert NAME not in {one.name for one in twin.findings}

@@ -7,7 +7,7 @@ import torch
 from benchmarks.findings.planted import loss_spike as planted
 
 from thalweg import papers, tasks
-from thalweg.watch import Reading, all_sensors, live
+from thalweg.watch import Reading, all_sensors, senses
 from thalweg.watch.rules.loss_spike import LossSpike
 
 CAUSES = {
@@ -26,7 +26,7 @@ SENSORS = {"gradient norm", "sharpness", "attention logit", "learning rate", "se
 def read(monkeypatch):
     """Only the sensors whose readings the rule sees, which is faster."""
     kept = [one for one in all_sensors() if one.name in SENSORS]
-    monkeypatch.setattr(live, "all_sensors", lambda: kept)
+    monkeypatch.setattr(senses, "all_sensors", lambda: kept)
 
 
 def told(rows, optimizer="AdamW"):

@@ -126,7 +126,7 @@ def test_it_is_not_told_where_a_sign_is_missing(values, signs):
 @pytest.mark.parametrize("scenario", [planted_runs.CLUSTERS, planted_runs.DIGITS])
 def test_training_far_past_zero_error_is_named_and_a_run_that_ends_before_is_not(scenario, monkeypatch):
     # The other sensors would only cost time.
-    monkeypatch.setattr("thalweg.watch.live.all_sensors", lambda: [class_features])
+    monkeypatch.setattr("thalweg.watch.senses.all_sensors", lambda: [class_features])
     planted, twin = (scenario.outcome(100, fault) for fault in (True, False))
     assert NAME in {one.name for one in planted.findings}
     assert NAME not in {one.name for one in twin.findings}

@@ -148,7 +148,7 @@ CHEAP = {"gradient norm", "weight norm", "learning rate"}
 @pytest.mark.parametrize("kind", SCENARIOS)
 def test_a_change_in_training_is_told_and_its_twin_is_not(kind, monkeypatch):
     monkeypatch.setattr(
-        "thalweg.watch.live.all_sensors", lambda: [one for one in all_sensors() if one.name in CHEAP]
+        "thalweg.watch.senses.all_sensors", lambda: [one for one in all_sensors() if one.name in CHEAP]
     )
     scenario = SCENARIOS[kind]
     planted, twin = (scenario.outcome(100, fault) for fault in (True, False))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import thalweg
 from thalweg.watch import Reading, all_rules, clip_gradients
-from thalweg.watch.preconditions import preconditions
+from thalweg.watch.optimizer_kind import preconditions
 from thalweg.watch.rules.vanishing_gradient import normalise
 
 OPTIMIZERS = {

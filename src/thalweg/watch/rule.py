@@ -40,7 +40,7 @@ class Rule:
         """The run's learning rate."""
         return float(self.about.get("lr", 1e-3))
 
-    def early(self, step: int) -> bool:
+    def begins(self, step: int) -> bool:
         """Whether an optimizer of Adam's kind is in its first 20 steps: of entries whose first gradient is
         still to come its preconditioner is 1/eps, which says nothing.
         """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.watch.hooks import named_parameters
-from thalweg.watch.preconditions import preconditions
+from thalweg.watch.optimizer_kind import preconditions
 
 __all__ = ["Watched", "watched_optimizers"]
 

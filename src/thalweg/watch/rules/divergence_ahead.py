@@ -82,7 +82,7 @@ class DivergenceAhead(Rule):
 
     def _jumped(self, reading: Reading) -> Finding | None:
         sharp = self.sharp[-1] if self.sharp else None
-        if sharp is None or reading.step - sharp.step > FRESH or self.early(reading.step):
+        if sharp is None or reading.step - sharp.step > FRESH or self.begins(reading.step):
             return None
         held = [one.value for one in self.rates if one.step <= reading.step - JUMP_STEPS][-1:]
         held += [one.value for one in self.rates if one.step > reading.step - JUMP_STEPS]
@@ -105,7 +105,7 @@ class DivergenceAhead(Rule):
         if sharp is None or sharp.extra["ratio"] <= LIMIT or reading.step - sharp.step > FRESH // 5:
             return None
         grown = self.series["gradient norm"].growth()
-        if grown is None or self.early(sharp.step) or self._falls():
+        if grown is None or self.begins(sharp.step) or self._falls():
             return None
         risen = grown.times >= RISING and math.log(grown.times) > RISING_NOISE * grown.noise
         if not (risen and grown.least > 1 and RECORD <= grown.record < math.inf):
@@ -122,7 +122,7 @@ class DivergenceAhead(Rule):
 
     def _heading(self, reading: Reading) -> Finding | None:
         """Sharpness over its limit doubles from reading to reading, without slowing down, and nears 1."""
-        if len(self.sharp) < 3 or self.early(self.sharp[0].step):
+        if len(self.sharp) < 3 or self.begins(self.sharp[0].step):
             return None
         first, second, third = (one.extra["ratio"] for one in self.sharp)
         if not (second >= DOUBLES * first > 0 and third >= DOUBLES * second):

@@ -41,7 +41,7 @@ class EdgeOfStability(Rule):
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         ratio = reading.extra.get("ratio", 0.0)
-        early = self.early(reading.step)
+        early = self.begins(reading.step)
         self.settled = self.settled or (not early and ratio <= FAR)
         if not ratio >= NEAR or early:
             self.near = []

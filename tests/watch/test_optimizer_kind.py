@@ -9,7 +9,7 @@ from torch import nn
 
 from thalweg import optim
 from thalweg.watch import Reading
-from thalweg.watch.preconditions import preconditions
+from thalweg.watch.optimizer_kind import preconditions
 from thalweg.watch.rules.edge_of_stability import EdgeOfStability
 from thalweg.watch.watched import watched_optimizers
 
