@@ -43,6 +43,19 @@ def test_two_profiles_in_a_row_are_one_finding():
         assert papers.find(key).key == key
 
 
+def test_its_own_clipping_runs_as_pasted_and_holds_the_gradient_at_what_is_usual():
+    growth = [math.exp(0.2 * max(0, t - 100)) for t in range(150)]
+    (over_steps,) = told(run(growth, [1.0] * 150))
+    (over_depth,) = told(profile(1 + 10 * i, [2.0 ** (12 - layer) for layer in range(13)]) for i in range(4))
+    for found, norm in ((over_steps, 2.0), (over_depth, 1.0)):
+        p = torch.nn.Parameter(torch.zeros(2))
+        opt = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+        exec(found.remedies[0].code, {"opt": opt, "torch": torch})
+        p.grad = torch.tensor([300.0, 400.0])
+        opt.step()
+        assert p.detach().norm().item() == pytest.approx(0.1 * norm, rel=1e-3)
+
+
 def test_one_profile_or_a_mild_one_is_none():
     growing, mild = [2.0 ** (12 - i) for i in range(13)], [1.2 ** (12 - i) for i in range(13)]
     assert told([profile(1, growing), profile(11, mild), profile(21, growing)]) == []
