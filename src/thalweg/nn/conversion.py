@@ -168,10 +168,9 @@ def _made(
         raise ValueError(f"{where}: {error}") from error
     if not isinstance(new, nn.Module):
         raise ValueError(f"{where} must be replaced by a module, got {new!r}")
-    if all(module is not old for module in new.modules()):
-        if special or hooked:
-            kept = "a parametrization" if special else "hooks"
-            raise ValueError(f"{where} has {kept} that {type(new).__name__} would lose: convert first")
+    if (special or hooked) and all(module is not old for module in new.modules()):
+        kept = "a parametrization" if special else "hooks"
+        raise ValueError(f"{where} has {kept} that {type(new).__name__} would lose: convert first")
     if not shared <= set(new.parameters()):
         raise ValueError(f"{where} shares a parameter that {type(new).__name__} would not keep tied")
     if device is not None and any(t.device != device for t in (*new.parameters(), *new.buffers())):
