@@ -17,31 +17,32 @@ from thalweg.studies.verdicts import at_least, otherwise
 from thalweg.tasks import MLP, Split, noisy_teacher
 from thalweg.theory import surge_of_rates
 
-STEPS = 300
-SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+TARGET, MOST_STEPS, EVERY = 1.4, 1500, 5
+SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RATES = tuple(2 ** (k / 2) * 1e-4 for k in range(17))  # 1e-4 to 2.6e-2
+SIMPLE = {"square root": 0.5, "linear": 1.0, "constant": 0.0}
 MOST = 3.0  # factors of two
 ONE = grid(lr=(0.0,))  # rates are chosen inside a run
 
 STUDY = Study(
     paper="surge-batch-size",
     claim="Adam's best learning rate rises with the batch size, peaks and falls; the law of that shape "
-    "follows the best rates more closely than scaling by the square root of the batch size or by the size.",
+    "follows the best rates more closely than any power of the batch size.",
     setting="left-out batch size",
     metric="factors of two between the best learning rate and the one predicted from those of the other "
     "eight batch sizes, mean of nine (a rule that cannot be fitted, or is off by more, counts as 3): "
-    "square root / surge law",
+    "best of square root, linear and constant / surge law",
     verdict={"reproduced": at_least(2), "direction only": at_least(1.1), "not reproduced": otherwise},
     worst=MOST,
     axes=("batch size", "predicted best learning rate"),
     log_y=True,
-    baseline=Arm("square root", ONE),
+    baseline=Arm("best simple rule", ONE),
     method=Arm("surge law", ONE),
-    references=(Arm("linear", ONE), Arm("constant", ONE)),
+    references=tuple(Arm(name, ONE) for name in SIMPLE),
     beside=(
         Setting(
             setting="the fall",
-            metric="best learning rate of the batch size where it is largest over that of batches of 512 (a "
+            metric="best learning rate of the batch size where it is largest over that of batches of 1024 (a "
             "rate that is no number counts as 1e-5): peak / largest batch",
             verdict={
                 "reproduced": at_least(1.3),
@@ -57,7 +58,7 @@ STUDY = Study(
         ),
         Setting(
             setting="the rise",
-            metric="as the fall: peak / batches of 2",
+            metric="as the fall: peak / batches of 4",
             verdict={"reproduced": at_least(2), "direction only": at_least(1.1), "not reproduced": otherwise},
             effect="method / baseline",
             worst=1e-5,
@@ -69,43 +70,56 @@ STUDY = Study(
     ),
     seeds=3,
     minutes=4,
-    notes="MLP 32-64-10 on noisily labelled examples, each seen once; 300 steps of Adam (0, 0.95) at a "
-    "constant rate whatever the batch size. Best rate: lowest test loss of 17 rates from 1e-4 to 2.6e-2 by "
-    "factors of the square root of two, refined by the parabola through the three lowest. Momentum is off, "
-    "since it averages over batches.",
+    notes="MLP 32-64-10 on noisily labelled examples; Adam (0, 0.95) at a constant rate. Best rate: fewest "
+    "steps to a test loss of 1.4 nats, of 17 rates from 1e-4 to 2.6e-2, refined by a parabola. Momentum is "
+    "off, since it averages over batches. A first run chose rates by the loss after 300 steps instead, for "
+    "batches of 2 to 512: best rates then fell from 0.0055 to 0.0028 without a rise, and a constant "
+    "predicted them best (off by 0.41, surge law 0.56, square root 1.66).",
 )
 
 
 @cache
 def examples(seed: int) -> Split:
-    return noisy_teacher(samples=STEPS * SIZES[-1], test_samples=4000, seed=seed)
+    return noisy_teacher(samples=200_000, test_samples=2000, seed=seed)
 
 
-def trained(size: int, seed: int, lr: float) -> float:
-    """Test loss after the steps; infinite for a run that diverged."""
+def steps_needed(size: int, seed: int, lr: float, most: int) -> float:
+    """Steps to the target, between two looks by a straight line; infinite where it takes more than most."""
     (inputs, targets), test = examples(seed).train, examples(seed).test
     model = MLP((32, 64, 10), seed=seed)
     optimizer = optim.AdamW(model.parameters(), lr=lr, betas=(0.0, 0.95), weight_decay=0.0)
-    for step in range(STEPS):
-        chosen = slice(step * size, (step + 1) * size)
+    before = math.inf
+    for step in range(1, most + 1):
+        start = step * size % (len(targets) - size)
+        chosen = slice(start, start + size)
         optimizer.zero_grad()
         functional.cross_entropy(model(inputs[chosen]), targets[chosen]).backward()
         optimizer.step()
-    with torch.no_grad():
-        loss = functional.cross_entropy(model(test[0]), test[1]).item()
-    return loss if math.isfinite(loss) else math.inf
+        if step % EVERY == 0:
+            with torch.no_grad():
+                loss = functional.cross_entropy(model(test[0]), test[1]).item()
+            if loss <= TARGET:
+                share = (loss - TARGET) / (loss - before) if math.isfinite(before) else 0.0
+                return step - EVERY * share
+            before = loss
+    return math.inf
 
 
 @cache  # all arms judge the same rates
 def best_rates(seed: int) -> np.ndarray:
+    """NaN for a size that never arrives."""
     found = []
     for size in SIZES:
-        losses = [trained(size, seed, lr) for lr in RATES]
-        lowest = min(max(int(np.argmin(losses)), 1), len(RATES) - 2)
-        below, here, above = losses[lowest - 1 : lowest + 2]
+        needed: list[float] = []
+        for lr in RATES[::-1]:
+            most = MOST_STEPS if not needed else int(min(2 * min(needed), MOST_STEPS))
+            needed.append(steps_needed(size, seed, lr, most))
+        logs = np.log(needed[::-1])
+        lowest = min(max(int(np.argmin(logs)), 1), len(RATES) - 2)
+        below, here, above = logs[lowest - 1 : lowest + 2]
         bend = below - 2 * here + above
         shift = float(np.clip((below - above) / (2 * bend), -1, 1)) if 0 < bend < math.inf else 0.0
-        found.append(RATES[lowest] * 2 ** (shift / 2))
+        found.append(RATES[lowest] * 2 ** (shift / 2) if np.isfinite(logs).any() else math.nan)
     return np.array(found)
 
 
@@ -116,11 +130,13 @@ def predicted(arm: str, sizes: np.ndarray, rates: np.ndarray, size: float) -> fl
             return float(surge_of_rates(sizes, rates).predict([size]).rates[0])
         except ValueError:  # they rise, or fall, throughout
             return float("nan")
-    power = {"square root": 0.5, "linear": 1.0, "constant": 0.0}[arm]
+    power = SIMPLE[arm]
     return float(np.exp(np.mean(np.log(rates) - power * np.log(sizes))) * size**power)
 
 
 def left_out(arm: str, seed: int) -> tuple[float, list[float]]:
+    if arm == "best simple rule":
+        return min((left_out(name, seed) for name in SIMPLE), key=lambda one: one[0])
     sizes, rates = np.array(SIZES, float), best_rates(seed)
     errors, found = [], []
     for i, size in enumerate(sizes):
