@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from thalweg import optim, tasks
+from thalweg import tasks
 from thalweg.report import write_report
 from thalweg.watch import Finding, watch
 
@@ -87,8 +87,8 @@ def demo(
     names = " and ".join(f"“{name}”" for name in dict.fromkeys(one.name for one in before.findings))
     lead = (
         f"An MLP learns addition modulo {PRIME} from 40% of all pairs. Watched at the default budget, the "
-        f"first run shows {names}. The second differs in one line, which the finding gave: "
-        f"{remedy.splitlines()[-1]}"
+        f"first run shows {names}. The second differs in the optimizer that the finding gave: "
+        f"{next(line for line in remedy.splitlines() if line.startswith('opt = '))}"
     )
     outcomes = [before, after]
     path = write_report(
@@ -107,8 +107,8 @@ def _careless(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def _pasted(code: str, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Run a remedy's code the way a user would who pastes it in place of the old optimizer."""
-    names: dict[str, Any] = {"model": model, "optim": optim, "torch": torch}
+    """Run a remedy's code the way a user would who pastes it below the old optimizer."""
+    names: dict[str, Any] = {"model": model, "opt": _careless(model), "torch": torch}
     exec(code, names)
     return names["opt"]
 

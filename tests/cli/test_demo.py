@@ -45,6 +45,6 @@ def test_the_report_stands_alone_and_holds_findings_remedies_and_plots(demo):
     page = (folder / "report.html").read_text(encoding="utf8")
     assert f"report: {'runs/demo/report.html'}" in done.stdout
     assert page.count("<svg") >= 5
-    assert "optim.PerpGrad(model.parameters(), lr=0.01)" in page
+    assert "opt = optim.PerpGrad(groups)" in page
     assert not re.search(r"<(script|link|img)\b", page)
     assert not re.search(r"""(src|href)=["'](?!https://arxiv\.org|#)""", page)
