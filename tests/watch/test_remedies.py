@@ -46,8 +46,7 @@ def rows():
         yield Reading(
             step, "log Z", 2.3 if step < 203 else 40.0, {}, {"mean logit": 0.0 if step < 203 else 30.0}
         )
-    for step in range(206, 209):
-        yield Reading(step, "softmax collapse", 0.9)
+    yield Reading(206, "softmax collapse", 0.9)
     for step in range(210, 250):
         yield Reading(step, "weight norm", 1.3 ** (step - 209))
     yield Reading(250, "loss", math.nan)
