@@ -100,7 +100,7 @@ def test_a_batch_that_comes_again_is_not_counted_twice():
 def test_a_model_whose_answers_are_no_classes_and_no_numbers_like_the_targets_gives_nothing():
     model, memory = nn.Linear(4, 3), {}
     assert opposing.read(moment(model, (torch.randn(64, 4), torch.randn(64, 5)), memory)) == []
-    assert memory["unfit"]
+    assert memory["silent"]
 
 
 def test_modes_and_random_state_stay_as_they_are():
