@@ -13,7 +13,7 @@ from thalweg._core.checks import check_choice
 from thalweg.desk.evidence_rows import Measured, measured
 from thalweg.papers.entry import ROOMS, Entry, UnknownPaper, load
 from thalweg.papers.search import search
-from thalweg.papers.status import STATES, Status, status
+from thalweg.papers.status import STATES, Status, import_lines, status
 
 __all__ = ["Paper", "Shelf"]
 
@@ -41,11 +41,7 @@ class Paper:
     @property
     def code(self) -> str:
         """Import lines of the parts that exist, to be pasted."""
-        names: dict[str, list[str]] = defaultdict(list)
-        for part in self.status.parts_present:
-            module, _, name = part.rpartition(".")
-            names[module].append(name)
-        return "\n".join(f"from {module} import {', '.join(held)}" for module, held in names.items())
+        return "\n".join(import_lines(self.status.parts_present))
 
 
 class Shelf:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections import defaultdict
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from thalweg._core.checks import check_choice
 from thalweg._core.terminal import console, print_table, user_errors
 from thalweg.papers.entry import ROOMS, TIERS, find, load
 from thalweg.papers.search import search as search_catalog
-from thalweg.papers.status import STATES, Status, read_evidence
+from thalweg.papers.status import STATES, Status, import_lines, read_evidence
 from thalweg.papers.status import status as status_of
 
 app = typer.Typer(help="The catalog of papers.", no_args_is_help=True)
@@ -110,14 +109,8 @@ def list_papers(
 
 def _imports(found: Status) -> list[str]:
     """The parts as import lines; those that do not exist yet as comments, so that the rest can be pasted."""
-    lines = []
-    for parts, lead, end in ((found.parts_present, "", ""), (found.parts_missing, "# ", "  (planned)")):
-        names = defaultdict(list)
-        for part in parts:
-            module, _, name = part.rpartition(".")
-            names[module].append(name)
-        lines += [f"{lead}from {module} import {', '.join(held)}{end}" for module, held in names.items()]
-    return lines
+    planned = [f"# {line}  (planned)" for line in import_lines(found.parts_missing)]
+    return import_lines(found.parts_present) + planned
 
 
 def _say(text: str, style: str | None = None) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,6 +67,15 @@ def status(paper: Entry | str, *, package: Path = PACKAGE, evidence: Path | None
     else:
         state = "planned"
     return Status(state, tuple(reasons), present, missing, has_study, not fault)
+
+
+def import_lines(parts: Iterable[str]) -> list[str]:
+    """Import paths as lines to paste, one a module."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for part in parts:
+        module, _, name = part.rpartition(".")
+        names[module].append(name)
+    return [f"from {module} import {', '.join(held)}" for module, held in names.items()]
 
 
 def evidence_folder(package: Path = PACKAGE) -> Path:
