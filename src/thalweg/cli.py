@@ -13,7 +13,7 @@ from rich.table import Table
 
 import thalweg
 from thalweg._core.terminal import console, progress_bar, user_errors
-from thalweg.desk.cli import desk
+from thalweg.desk.cli import app as desk_app
 from thalweg.forecast import forecast
 from thalweg.papers.cli import app as papers_app
 from thalweg.plan import plan
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(papers_app, name="papers")
 app.add_typer(studies_app, name="study")
+app.add_typer(desk_app, name="desk")
 COLOURS = {"info": "cyan", "warning": "yellow", "critical": "red"}
 STORE = Path("runs") / "thalweg.sqlite"
 
@@ -139,7 +140,6 @@ def report(
         typer.echo(f"report: {write_report(store, out, runs=run or None)}")
 
 
-app.command()(desk)
 app.command()(plan)
 app.command()(forecast)
 

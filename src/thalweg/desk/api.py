@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, HTTPException, Query, Request
 
 from thalweg.desk.paper_pages import paper_of, shelf_of
-from thalweg.desk.shelf import Paper, months_of
+from thalweg.desk.paper import Paper
+from thalweg.desk.shelf import months_of
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -15,23 +16,22 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 def record(one: Paper) -> dict[str, Any]:
     """A paper under the names that ``huggingface_hub.PaperInfo`` reads, and ours beside them."""
-    entry = one.entry
     return {
         "id": one.id,
-        "title": entry.title,
-        "summary": entry.summary,
-        "authors": [],
-        "publishedAt": f"{entry.date}-01T00:00:00.000Z" if entry.date else None,
+        "title": one.title,
+        "summary": one.summary,
+        "authors": [{"name": name} for name in one.authors],
+        "publishedAt": f"{one.date}-01T00:00:00.000Z" if one.date else None,
         "upvotes": 0,
-        "ai_keywords": list(entry.topics),
-        "githubRepo": entry.repository or None,
+        "ai_keywords": list(one.topics),
+        "githubRepo": one.repository or None,
         "thalweg": {
-            "key": entry.key,
-            "room": entry.room,
-            "claim": entry.claim,
-            "status": one.status.state,
-            "parts": list(one.status.parts_present),
-            "addresses": list(entry.addresses),
+            "key": one.key,
+            "room": one.room,
+            "claim": one.claim,
+            "status": one.state,
+            "parts": list(one.status.parts_present) if one.status else [],
+            "addresses": list(one.addresses),
             "verdict": one.measured.verdict if one.measured else None,
             "effect": one.measured.effect if one.measured else None,
         },

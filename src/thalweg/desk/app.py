@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from thalweg.desk import api, feeds, paper_pages, run_pages
+from thalweg._core.discover import modules
+from thalweg.desk.database import Database
+from thalweg.desk.problems import Problems
 from thalweg.desk.shelf import Shelf
 from thalweg.desk.views import page
 
@@ -29,22 +32,40 @@ HEADERS = {
 OPENAPI = "/api/openapi.json"
 
 
-def create_app(store: str | Path | None = None) -> FastAPI:
-    """The desk over the built-in catalog, and over the runs of one run store.
+def create_app(store: str | Path | None = None, *, folder: str | Path | None = None) -> FastAPI:
+    """The desk over the built-in catalog, over the runs of one run store, and over the desk's own data.
+
+    Every file of this room that has a ``router`` adds its pages by being there.
 
     Args:
         store: a run store, which need not exist yet; None for no run pages.
+        folder: the desk's data: imported papers, people, subscriptions; None serves the catalog, read-only.
     """
     app = FastAPI(title="thalweg desk", openapi_url=OPENAPI, docs_url=None, redoc_url=None)
+    app.state.database, why = _opened(folder)
+    app.state.problems = Problems(app.state.database)
+    if why:
+        app.state.problems.report("database", why)
     app.state.shelf = Shelf()
     app.state.store = None if store is None else Path(store)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for one in (api, feeds, paper_pages, run_pages):
-        app.include_router(one.router)
+    for one in modules("thalweg.desk"):
+        if isinstance(router := getattr(one, "router", None), APIRouter):
+            app.include_router(router)
     app.add_exception_handler(HTTPException, _failed)
     app.add_exception_handler(ValueError, _refused)
     app.middleware("http")(_with_headers)
     return app
+
+
+def _opened(folder: str | Path | None) -> tuple[Database | None, str]:
+    """The database, or why there is none: the catalog is served without it."""
+    if folder is None:
+        return None, ""
+    try:
+        return Database(folder), ""
+    except (OSError, sqlite3.Error) as error:
+        return None, f"{folder} cannot be used, so the desk is read-only: {error}"
 
 
 async def _with_headers(request: Request, call_next: Any) -> Response:

@@ -11,7 +11,7 @@ from feedgen.feed import FeedGenerator
 from starlette.responses import Response
 
 from thalweg.desk.paper_pages import shelf_of
-from thalweg.desk.shelf import Paper
+from thalweg.desk.paper import Paper
 
 router = APIRouter()
 MOST = 50
@@ -30,7 +30,7 @@ def feed(
     shelf = shelf_of(request)
     if q.strip():
         found = [one for one, _ in shelf.search(q, MOST, topic=topic, room=room)]
-        found.sort(key=lambda one: one.entry.date, reverse=True)
+        found.sort(key=lambda one: one.date, reverse=True)
     else:
         found = list(shelf.chosen(topic=topic, room=room))
     about = " · ".join(part for part in (topic, room, q.strip()) if part) or "all papers"
@@ -48,13 +48,13 @@ def _written(kind: str, about: str, own: str, base: str, papers: Sequence[Paper]
     made.updated(max((_day(one) for one in papers), default=_EPOCH))
     for one in papers:
         entry = made.add_entry(order="append")
-        entry.id(one.entry.link or f"urn:thalweg:{one.entry.key}")
-        entry.title(one.entry.title)
-        entry.link(href=f"{base}papers/{one.entry.key}")
+        entry.id(one.link or f"urn:thalweg:{one.key}")
+        entry.title(one.title)
+        entry.link(href=f"{base}papers/{one.key}")
         entry.updated(_day(one))
         entry.published(_day(one))
-        entry.summary(f"{one.entry.summary} [{one.verdict}]")
-        for topic in one.entry.topics:
+        entry.summary(f"{one.summary} [{one.verdict}]")
+        for topic in one.topics:
             entry.category(term=topic)
     return made.atom_str() if kind == "atom" else made.rss_str()
 
@@ -64,7 +64,7 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 def _day(one: Paper) -> datetime.datetime:
     """The first of its month, which is all that the built-in catalog knows."""
-    if not one.entry.date:
+    if not one.date:
         return _EPOCH
-    year, month = map(int, one.entry.date.split("-"))
+    year, month = map(int, one.date.split("-"))
     return datetime.datetime(year, month, 1, tzinfo=datetime.UTC)

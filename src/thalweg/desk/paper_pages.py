@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from thalweg.desk.shelf import Paper, Shelf, months_of
+from thalweg.desk.paper import Paper
+from thalweg.desk.shelf import Shelf, months_of
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS, UnknownPaper
 from thalweg.papers.status import STATES
@@ -39,7 +40,7 @@ def papers(request: Request, date: Text = "", week: Text = "", month: Text = "")
     shelf = shelf_of(request)
     if not (date or week or month):
         newest = shelf.papers[:NEWEST]
-        month = newest[-1].entry.date
+        month = newest[-1].date
         return page(request, "papers.html", title="Newest papers", papers=newest, older=month, exact=True)
     wanted = months_of(date=date, week=week, month=month)
     found = [one for name in wanted for one in shelf.of_month(name)]

@@ -6,42 +6,17 @@ import datetime
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from thalweg._core.checks import check_choice
-from thalweg.desk.evidence_rows import Measured, measured
-from thalweg.papers.entry import ROOMS, Entry, UnknownPaper, load
+from thalweg.desk.paper import Paper, of_catalog
+from thalweg.papers.entry import ROOMS, UnknownPaper, load
 from thalweg.papers.search import search
-from thalweg.papers.status import STATES, Status, import_lines, status
+from thalweg.papers.status import STATES
 
-__all__ = ["Paper", "Shelf"]
+__all__ = ["Shelf"]
 
 WEEK = re.compile(r"(\d{4})-W(\d{2})")
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper with what exists of it here and what was measured."""
-
-    entry: Entry
-    status: Status
-    measured: Measured | None
-
-    @property
-    def id(self) -> str:
-        """Its arXiv id, or its key where it has none."""
-        return self.entry.arxiv or self.entry.key
-
-    @property
-    def verdict(self) -> str:
-        """What to say in a list: the verdict, or how far it has come."""
-        return self.measured.verdict if self.measured else self.status.state
-
-    @property
-    def code(self) -> str:
-        """Import lines of the parts that exist, to be pasted."""
-        return "\n".join(import_lines(self.status.parts_present))
 
 
 class Shelf:
@@ -49,12 +24,12 @@ class Shelf:
 
     @cached_property
     def papers(self) -> tuple[Paper, ...]:
-        found = [Paper(entry, status(entry), measured(entry)) for entry in load()]
-        return tuple(sorted(found, key=lambda one: (one.entry.date, one.entry.arxiv), reverse=True))
+        found = [of_catalog(entry) for entry in load()]
+        return tuple(sorted(found, key=lambda one: (one.date, one.arxiv), reverse=True))
 
     @cached_property
     def by_id(self) -> dict[str, Paper]:
-        return {name: one for one in self.papers for name in (one.entry.key, one.entry.arxiv) if name}
+        return {name: one for one in self.papers for name in (one.key, one.arxiv) if name}
 
     def paper(self, name: str) -> Paper:
         """The paper with this key or arXiv id.
@@ -70,11 +45,11 @@ class Shelf:
     @cached_property
     def months(self) -> tuple[str, ...]:
         """Months in which there are papers, the newest first."""
-        return tuple(sorted({one.entry.date for one in self.papers if one.entry.date}, reverse=True))
+        return tuple(sorted({one.date for one in self.papers if one.date}, reverse=True))
 
     def of_month(self, month: str) -> tuple[Paper, ...]:
         """Papers that came out in a month such as ``2024-05``."""
-        return tuple(one for one in self.papers if one.entry.date == month)
+        return tuple(one for one in self.papers if one.date == month)
 
     def trending(self) -> tuple[Paper, ...]:
         """Papers whose claims were measured, the latest measurement first."""
@@ -94,30 +69,28 @@ class Shelf:
         return tuple(
             one
             for one in self.papers
-            if (not topic or topic in one.entry.topics)
-            and room in ("", one.entry.room)
-            and state in ("", one.status.state)
+            if (not topic or topic in one.topics) and room in ("", one.room) and state in ("", one.state)
         )
 
     def search(
         self, question: str, limit: int = 30, *, topic: str = "", room: str = "", state: str = ""
     ) -> tuple[tuple[Paper, str], ...]:
         """Papers that fit a question, best first, with what matched; filters as for :meth:`chosen`."""
-        kept = {one.entry.key for one in self.chosen(topic=topic, room=room, state=state)}
+        kept = {one.key for one in self.chosen(topic=topic, room=room, state=state)}
         hits = search(question, max(limit * 4, 60)) if question.strip() else []
         fitting = [(self.by_id[hit.entry.key], hit.why) for hit in hits if hit.entry.key in kept]
         return tuple(fitting[:limit])
 
     def similar(self, paper: Paper, count: int = 5) -> tuple[Paper, ...]:
         """The papers nearest in meaning."""
-        about = f"{paper.entry.title} {' '.join(paper.entry.topics)} {paper.entry.summary}"
+        about = f"{paper.title} {' '.join(paper.topics)} {paper.summary}"
         near = [one for one, _ in self.search(about, count + 1) if one is not paper]
         return tuple(near[:count])
 
     @cached_property
     def topics(self) -> tuple[tuple[str, int], ...]:
         """Topics with the number of their papers, the largest first."""
-        counts = Counter(topic for one in self.papers for topic in one.entry.topics)
+        counts = Counter(topic for one in self.papers for topic in one.topics)
         return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
     @cached_property
@@ -125,7 +98,7 @@ class Shelf:
         """Names of findings to the papers that address them."""
         found: dict[str, list[Paper]] = defaultdict(list)
         for one in self.papers:
-            for name in one.entry.addresses:
+            for name in one.addresses:
                 found[name].append(one)
         return {name: tuple(found[name]) for name in sorted(found)}
 
