@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
 
-from thalweg.desk.paper_pages import paper_of, shelf_of
 from thalweg.desk.paper import Paper
+from thalweg.desk.paper_pages import paper_of, shelf_of
 from thalweg.desk.shelf import months_of
 
 router = APIRouter(prefix="/api", tags=["papers"])

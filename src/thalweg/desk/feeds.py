@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request
 from feedgen.feed import FeedGenerator
 from starlette.responses import Response
 
-from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.paper import Paper
+from thalweg.desk.paper_pages import shelf_of
 
 router = APIRouter()
 MOST = 50

@@ -1,4 +1,4 @@
-"""What went wrong and was survived: a corrupt row, a feed that is broken, a full disk. The health page shows it."""
+"""What went wrong and was survived: a corrupt row, a broken feed, a full disk; the health page shows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["Problem", "Problems"]
 SCHEMA = (
     """
     CREATE TABLE problems (
-        source TEXT NOT NULL, what TEXT NOT NULL, first REAL NOT NULL, last REAL NOT NULL, times INTEGER NOT NULL,
+        source TEXT NOT NULL, what TEXT NOT NULL,
+        first REAL NOT NULL, last REAL NOT NULL, times INTEGER NOT NULL,
         PRIMARY KEY (source, what)
     );
     """,
@@ -56,7 +57,8 @@ class Problems:
                     (source, what, now, now),
                 )
                 on.execute(
-                    "DELETE FROM problems WHERE rowid NOT IN (SELECT rowid FROM problems ORDER BY last DESC LIMIT ?)",
+                    "DELETE FROM problems WHERE rowid NOT IN "
+                    "(SELECT rowid FROM problems ORDER BY last DESC LIMIT ?)",
                     (MOST,),
                 )
         except sqlite3.Error:
