@@ -17,7 +17,7 @@ WAIT = 10.0  # seconds that a writer waits for another
 
 
 def data_folder() -> Path:
-    """Where the desk keeps its data unless told otherwise: the user's data folder, e.g. ``~/.local/share``."""
+    """Where the desk keeps its data unless told otherwise: a folder in ``~/.local/share``, or its like."""
     from platformdirs import user_data_path
 
     return user_data_path("thalweg", appauthor=False)
