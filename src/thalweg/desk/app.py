@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from thalweg._core.discover import modules
+from thalweg.desk.csrf import checked
 from thalweg.desk.database import Database
+from thalweg.desk.error_pages import answer_errors
+from thalweg.desk.guard import Guard
+from thalweg.desk.limits import Limits
 from thalweg.desk.problems import Problems
 from thalweg.desk.shelf import Shelf
-from thalweg.desk.views import page
 
 __all__ = ["create_app"]
 
 HERE = Path(__file__).parent
-HEADERS = {
-    # Nothing from elsewhere, no inline script, nobody may frame a page.
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
 # The interactive documentation of the API loads its scripts from elsewhere; the plain schema stays.
 OPENAPI = "/api/openapi.json"
 
 
-def create_app(store: str | Path | None = None, *, folder: str | Path | None = None) -> FastAPI:
+def create_app(
+    store: str | Path | None = None,
+    *,
+    folder: str | Path | None = None,
+    public: str | None = None,
+    hosts: Sequence[str] | None = None,
+) -> FastAPI:
     """The desk over the built-in catalog, over the runs of one run store, and over the desk's own data.
 
-    Every file of this room that has a ``router`` adds its pages by being there.
+    Every file of this room that has a ``router`` adds its pages by being there; one that has a
+    ``prepare(database)`` brings its tables.
 
     Args:
         store: a run store, which need not exist yet; None for no run pages.
         folder: the desk's data: imported papers, people, subscriptions; None serves the catalog, read-only.
+        public: the address under which people reach the desk, such as ``https://desk.example``, for links.
+        hosts: names by which the desk may be asked, so that no other site's name leads here; None allows all.
     """
-    app = FastAPI(title="thalweg desk", openapi_url=OPENAPI, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="thalweg desk",
+        openapi_url=OPENAPI,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(checked)],
+    )
+    app.state.public = public.rstrip("/") if public else None
+    app.state.limits = Limits()
     app.state.database, why = _opened(folder)
     app.state.problems = Problems(app.state.database)
     if why:
@@ -52,9 +63,10 @@ def create_app(store: str | Path | None = None, *, folder: str | Path | None = N
     for one in modules("thalweg.desk"):
         if isinstance(router := getattr(one, "router", None), APIRouter):
             app.include_router(router)
-    app.add_exception_handler(HTTPException, _failed)
-    app.add_exception_handler(ValueError, _refused)
-    app.middleware("http")(_with_headers)
+    answer_errors(app)
+    if hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(Guard)
     return app
 
 
@@ -63,29 +75,10 @@ def _opened(folder: str | Path | None) -> tuple[Database | None, str]:
     if folder is None:
         return None, ""
     try:
-        return Database(folder), ""
-    except (OSError, sqlite3.Error) as error:
+        database = Database(folder)
+        for one in modules("thalweg.desk"):
+            if callable(prepare := getattr(one, "prepare", None)):
+                prepare(database)
+        return database, ""
+    except (OSError, ValueError, sqlite3.Error) as error:
         return None, f"{folder} cannot be used, so the desk is read-only: {error}"
-
-
-async def _with_headers(request: Request, call_next: Any) -> Response:
-    answer = await call_next(request)
-    for name, value in HEADERS.items():
-        answer.headers.setdefault(name, value)
-    return answer
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _answer(request, error.status_code, str(error.detail))
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    """What the asker can put right: a date that is none, a room that is not there."""
-    return _answer(request, 400, str(error))
-
-
-def _answer(request: Request, code: int, why: str) -> Response:
-    if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": why}, code)
-    return page(request, "error.html", code=code, why=why, status_code=code)

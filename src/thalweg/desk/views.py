@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from fastapi import Request
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader
 from starlette.responses import Response
+
+from thalweg.desk.csrf import keep, token
+from thalweg.desk.sessions import person_of
 
 __all__ = ["page"]
 
@@ -19,6 +23,10 @@ TEMPLATES = Jinja2Templates(
 
 
 def page(request: Request, template: str, *, status_code: int = 200, **about: Any) -> Response:
-    """A page; everything that it is given is escaped."""
+    """A page; everything that it is given is escaped. Templates know ``person`` (or None) and ``csrf()``."""
     about["has_runs"] = request.app.state.store is not None
-    return TEMPLATES.TemplateResponse(request, template, about, status_code=status_code)
+    about["person"] = person_of(request)
+    about["csrf"] = partial(token, request)
+    answer = TEMPLATES.TemplateResponse(request, template, about, status_code=status_code)
+    keep(request, answer)
+    return answer
