@@ -21,6 +21,7 @@ from rich.text import Text
 
 from thalweg._core.checks import check_choice, check_count, nearest
 from thalweg._core.terminal import console, user_errors
+from thalweg._published_memory import as_published, published_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,7 @@ RANK = 128  # of the adapters, if neither the user nor the optimizer says
 DTYPES = ("bfloat16", "float16", "float32")
 # What a group sets to go through a low-memory method's inner rule in full.
 IN_FULL = {"rank": 0, "density": 1.0, "weight_bits": 0}
+ACCOUNTINGS = ("kept", "published")
 PARTS = ("weights", "gradients", "state", "projection", "total")
 
 
@@ -50,17 +52,30 @@ def plan(
     layerwise: Annotated[
         bool, typer.Option("--layerwise", help="Step in the backward pass: only the largest gradient counts.")
     ] = False,
+    accounting: Annotated[
+        str,
+        typer.Option(help="kept: what is really kept; published: as GaLore's own table (bfloat16) counts."),
+    ] = "kept",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
 ) -> None:
     """Work out bytes for weights, gradients, optimizer state and projection before training."""
     with user_errors():
         check_choice("--dtype", dtype, DTYPES)
         check_choice("--state-dtype", state_dtype or dtype, DTYPES)
+        check_choice("--accounting", accounting, ACCOUNTINGS)
+        if accounting == "published" and (dtype, state_dtype or dtype) != ("bfloat16", "bfloat16"):
+            raise ValueError(f"--dtype must be bfloat16 with --accounting published, got {dtype}")
         if rank is not None:
             check_count("--rank", rank)
         arguments = dict(map(_setting, settings or []))
         plans = compare(load(model), optimizer, rank, arguments, dtype, state_dtype or dtype, layerwise)
-    if as_json:
+        charged = as_published(model, plans) if accounting == "published" else {}
+    if charged:
+        if as_json:
+            typer.echo(json.dumps({"model": model, "unit": "1.024e9 bytes", "plans": charged}, indent=1))
+        else:
+            console().print(published_table(model, plans))
+    elif as_json:
         about = {"model": model, "dtype": dtype, "state_dtype": state_dtype or dtype, "layerwise": layerwise}
         typer.echo(json.dumps({**about, "unit": "bytes", "plans": _plain(plans)}, indent=1))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -161,3 +162,36 @@ def test_wrong_input_is_one_line(arguments, message, my_models):
 def test_neither_the_help_nor_the_command_line_loads_torch():
     code = "import sys, thalweg.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Table 2 of arXiv 2403.03507, in G: full rank, GaLore, LoRA.
+PUBLISHED = {
+    ("60m", 128): (0.36, 0.24, 0.36),
+    ("130m", 256): (0.76, 0.52, 0.80),
+    ("350m", 256): (2.06, 1.22, 1.76),
+    ("1b", 512): (7.80, 4.38, 6.17),
+}
+
+
+@pytest.mark.parametrize(("size", "rank"), PUBLISHED)
+def test_galores_own_accounting_prints_its_published_table_within_3_percent(size, rank):
+    arguments = ("--model", f"llama-{size}", "--rank", str(rank), "--accounting", "published")
+    result = runner.invoke(app, ["plan", *arguments, "--json"])
+    found = json.loads(result.stdout)["plans"]
+    printed = (found["AdamW"], found[f"GaLore, rank {rank}"], found[f"LoRA, rank {rank}, AdamW"])
+    assert printed == pytest.approx(PUBLISHED[size, rank], rel=0.03)
+    text = runner.invoke(app, ["plan", *arguments]).output
+    assert all(f"{number:.3f}" in text for number in printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "llama-7b"), "--model must be one of llama-60m, .* got 'llama-7b'"),
+        (("--model", "llama-60m", "--optimizer", "Fira"), "--optimizer must be GaLore .* got 'Fira"),
+        (("--model", "llama-60m", "--dtype", "float32"), "--dtype must be bfloat16 .* got float32"),
+    ],
+)
+def test_what_the_published_table_does_not_hold_is_refused(arguments, said):
+    result = runner.invoke(app, ["plan", *arguments, "--accounting", "published"])
+    assert result.exit_code == 2 and re.search(said, result.output.replace("\n", " "))
