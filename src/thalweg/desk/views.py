@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from thalweg.desk.csrf import keep, token
 from thalweg.desk.sessions import person_of
+from thalweg.desk.times import ago, iso
 
 __all__ = ["page"]
 
@@ -20,6 +21,7 @@ FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = Jinja2Templates(
     env=Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 )
+TEMPLATES.env.filters |= {"ago": ago, "iso": iso}
 
 
 def page(request: Request, template: str, *, status_code: int = 200, **about: Any) -> Response:
