@@ -6,7 +6,7 @@ A form needs one line, in any template that :func:`thalweg.desk.views.page` rend
     <input type="hidden" name="csrf" value="{{ csrf() }}">
 
 htmx sends the fields of a form, so that the same line serves it; a script without a form sends the header
-``X-CSRF-Token``. A token holds for the session of who is signed in, for a cookie of the browser where nobody is.
+``X-CSRF-Token``. A token holds for the session of who is signed in, else for a cookie of the browser.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ def unchecked(why: str) -> Callable[[Endpoint], Endpoint]:
 
 
 def token(request: Request) -> str:
-    """A new token for a form on the page that answers ``request``; no two are equal, all hold.
+    """The token for all forms on the page that answers ``request``; another page has another, and all hold.
 
     :func:`keep` must see the answer, which ``page`` does: a browser that is not signed in gets a cookie.
     """
-    salt = secrets.token_hex(8)
-    return f"{salt}.{_signed(request, salt, _bound(request, new=True))}"
+    if not hasattr(request.state, "form_token"):
+        salt = secrets.token_hex(8)
+        request.state.form_token = f"{salt}.{_signed(request, salt, _bound(request, new=True))}"
+    return request.state.form_token
 
 
 def keep(request: Request, response: Response) -> None:

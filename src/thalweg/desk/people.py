@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sqlite3
 import time
 import unicodedata
 from dataclasses import dataclass
@@ -165,6 +166,22 @@ def recognise(database: Database, name: str, password: str) -> Person | None:
     return _person(row) if row and fits else None
 
 
+def change_password(database: Database, person: Person, password: str, new: str) -> None:
+    """Put a new password in the place of the old one, and end all sessions.
+
+    Raises:
+        ValueError: the old one is wrong, or the new one is too short.
+    """
+    if recognise(database, person.name, password) != person:
+        raise ValueError("the present password is not right")
+    if person.name.casefold() == new.casefold():
+        raise ValueError("the password must differ from the name")
+    kept = hash_password(new)
+    with database.write() as on:
+        on.execute("UPDATE people SET password = ? WHERE id = ?", (kept, person.id))
+        on.execute("DELETE FROM sessions WHERE person = ?", (person.id,))
+
+
 def everyone(database: Database) -> list[Person]:
     """All people, by name."""
     return [_person(row) for row in database.rows("SELECT * FROM people ORDER BY folded")]
@@ -172,7 +189,10 @@ def everyone(database: Database) -> list[Person]:
 
 def anyone(database: Database | None) -> bool:
     """Whether there is somebody at all; without anybody the desk is read-only."""
-    return database is not None and bool(database.rows("SELECT 1 FROM people LIMIT 1"))
+    try:
+        return database is not None and bool(database.rows("SELECT 1 FROM people LIMIT 1"))
+    except sqlite3.Error:
+        return False
 
 
 def remove(database: Database, person: int) -> None:
@@ -193,10 +213,10 @@ def named(database: Database, name: str) -> Person:
     return _person(row)
 
 
-def _row(database: Database, name: str):
+def _row(database: Database, name: str) -> sqlite3.Row | None:
     rows = database.rows("SELECT * FROM people WHERE folded = ?", (name.casefold(),))
     return rows[0] if rows else None
 
 
-def _person(row) -> Person:
+def _person(row: sqlite3.Row) -> Person:
     return Person(row["id"], row["name"], row["role"], row["since"])

@@ -1,0 +1,34 @@
+"""Comments are Markdown without raw HTML, pictures and headings; what comes out is then sanitised as well."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import nh3
+from markdown_it import MarkdownIt
+
+__all__ = ["rendered"]
+
+TAGS = {"a", "blockquote", "br", "code", "em", "hr", "li", "ol", "p", "pre", "s", "strong", "ul"} | {
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+}
+# Headings would stand above those of the page; a picture would be fetched from elsewhere.
+_PARSER = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
+_PARSER.disable(["image", "heading", "lheading", "html_block", "html_inline"])
+
+
+@lru_cache(maxsize=2048)
+def rendered(text: str) -> str:
+    """HTML that is safe to show: few tags, and no attribute but the address of a link."""
+    return nh3.clean(
+        _PARSER.render(text),
+        tags=TAGS,
+        attributes={"a": {"href"}},
+        url_schemes={"http", "https", "mailto"},
+        link_rel="nofollow noreferrer ugc",
+    )
