@@ -125,6 +125,8 @@ class _Model:
             raise ValueError(f"{kind} must not share its weight with another, got a tied one")
         if any(p.is_meta for p in layer.parameters()):
             raise ValueError(f"{kind} must hold numbers, got a weight on the meta device")
+        if any(hasattr(p, "device_mesh") for p in layer.parameters()):
+            raise ValueError(f"{kind} must have its whole weight on every rank, got a sharded one")
         if reads and isinstance(layer, CONVOLUTIONS) and layer.groups > 1:
             raise ValueError(f"{kind} must not be grouped, got groups={layer.groups}")
         return layer

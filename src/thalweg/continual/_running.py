@@ -41,15 +41,22 @@ class Units:
         """A running mean without the weight of its first value, zero."""
         return tensor / (1 - self.decay ** self.age.double()).to(tensor)
 
-    def update(self, kind: str, generator: torch.Generator | None) -> None:
-        """Take in what was read since the last step."""
-        features = torch.cat([by_unit(seen, self.link) for seen in self.seen]).to(self.utility)
+    def read(self) -> Tensor:
+        """What was read since the last step, as (batch x positions, units)."""
+        rows = [by_unit(seen, self.link).to(self.utility) for seen in self.seen]
+        return torch.cat(rows) if rows else self.utility.new_empty(0, self.link.units)
+
+    def follow(self, mean: Tensor) -> Tensor:
+        """Take in the mean of what was read, and let go of that; the running mean, corrected."""
         self.seen.clear()
         self.age += 1
-        self.activation.lerp_(features.mean(0), 1 - self.decay)
-        mean = self.corrected(self.activation)
-        now = instantaneous_utility(kind, self.link, features, mean, generator)
-        self.utility.lerp_(now.to(mean), 1 - self.decay)
+        self.activation.lerp_(mean, 1 - self.decay)
+        return self.corrected(self.activation)
+
+    def judge(self, kind: str, size: Tensor, generator: torch.Generator | None) -> None:
+        """Take in the utility of this step, ``size`` being the mean that it is made of."""
+        now = instantaneous_utility(kind, self.link, size, generator)
+        self.utility.lerp_(now.to(self.utility), 1 - self.decay)
 
     def due(self, rate: float, maturity: int) -> tuple[int, ...]:
         """The units to be renewed, least useful first, of those older than ``maturity``."""

@@ -34,21 +34,29 @@ def outgoing(link: Link) -> Tensor:
     return weight.reshape(weight.shape[0], link.units, -1)
 
 
-def instantaneous_utility(
-    kind: str, link: Link, features: Tensor, mean: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """Utility of each unit in this step, shape (units,).
+def sizes(kind: str, features: Tensor, mean: Tensor) -> Tensor:
+    """What the utility is a mean of, before the weights: |h| or |h - mean|, (batch x positions, units).
 
     Args:
         kind: one of ``UTILITIES``.
         features: (batch x positions, units).
         mean: running mean of each unit's feature, bias-corrected, (units,).
+    """
+    return (features if kind == "contribution" else features - mean).abs()
+
+
+def instantaneous_utility(kind: str, link: Link, size: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Utility of each unit in this step, shape (units,).
+
+    Args:
+        kind: one of ``UTILITIES``.
+        size: mean over batch and positions of what :func:`sizes` says, (units,).
         generator: draws the random utility.
     """
     if kind == "random":
-        device = generator.device if generator is not None else mean.device
-        return torch.rand(mean.shape, dtype=mean.dtype, device=device, generator=generator).to(mean.device)
-    read = made = torch.ones((), dtype=mean.dtype, device=mean.device)
+        device = generator.device if generator is not None else size.device
+        return torch.rand(size.shape, dtype=size.dtype, device=device, generator=generator).to(size.device)
+    read = made = torch.ones((), dtype=size.dtype, device=size.device)
     if kind not in ("adaptation", "feature_by_input"):
         read = outgoing(link).abs().mean((0, 2))
     if kind in ("adaptation", "feature_by_input", "adaptable_contribution"):
@@ -56,5 +64,4 @@ def instantaneous_utility(
         made = made.clamp_min(torch.finfo(made.dtype).tiny)
     if kind in ("weight", "adaptation"):
         return read / made
-    varying = features if kind == "contribution" else features - mean
-    return varying.abs().mean(0) * read / made
+    return size * read / made

@@ -11,8 +11,9 @@ from torch import nn
 from thalweg._core.checks import check_choice, check_count, check_number, check_unit_interval
 from thalweg.continual._chain import Link, hidden_links
 from thalweg.continual._fresh import INITS, Init, Renewal, check_trained, draw, states_to_reset
+from thalweg.continual._ranks import inner, means, of_first, several
 from thalweg.continual._running import Units
-from thalweg.continual._utility import UTILITIES
+from thalweg.continual._utility import UTILITIES, sizes
 
 __all__ = ["ContinualBackprop", "continual_backprop"]
 
@@ -37,9 +38,10 @@ class ContinualBackprop:
         init: Init,
         moments: Collection[str] | None,
         generator: torch.Generator | None,
+        group: Any = None,
     ):
         self.rate, self.maturity, self.decay, self.utility = rate, maturity, decay, utility
-        self.init, self.moments, self.generator = init, moments, generator
+        self.init, self.moments, self.generator, self.group = init, moments, generator, group
         self.optimizer, self.layers, self.replaced = optimizer, tuple(links), 0
         self._units = {name: Units(link, decay) for name, link in links.items()}
         self._closed = False
@@ -57,17 +59,27 @@ class ContinualBackprop:
         """
         if self._closed:
             raise RuntimeError("step() was called after close()")
-        for units in self._units.values():
-            if not units.seen:
-                raise RuntimeError(
-                    f"step() must follow a pass in training mode with gradients enabled: module "
-                    f"{units.link.reader_name!r} saw none"
-                )
+        listening = self._units.values()
+        features = [units.read() for units in listening]
+        averages = means(features, self.group)
+        if averages is None:
+            blind = [
+                units.link.reader_name for units, x in zip(listening, features, strict=True) if not len(x)
+            ]
+            raise RuntimeError(
+                "step() must follow a pass in training mode with gradients enabled: module "
+                f"{blind[0]!r} saw none"
+            )
+        running = [units.follow(mean) for units, mean in zip(listening, averages, strict=True)]
+        parts = zip(features, running, strict=True)
+        found = means([sizes(self.utility, x, mean) for x, mean in parts], self.group)
         due = {}
-        for name, units in self._units.items():
-            units.update(self.utility, self.generator)
+        for (name, units), size in zip(self._units.items(), found or (), strict=True):
+            units.judge(self.utility, size, self.generator)
+            if self.utility == "random":
+                units.utility.copy_(of_first([units.utility], self.group)[0])
             if chosen := units.due(self.rate, self.maturity):
-                due[name] = chosen
+                due[name] = self._agreed(chosen)
         renewals = {name: self._renewal(self._units[name], chosen) for name, chosen in due.items()}
         # All that can be refused comes before the first write.
         states = [states_to_reset(self.optimizer, r, self.moments) for r in renewals.values()]
@@ -79,11 +91,19 @@ class ContinualBackprop:
             self.replaced += len(due[name])
         return due
 
+    def _agreed(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+        """The first rank's choice. How many are due all ranks know alike, from the ages."""
+        if self.group is None:
+            return chosen
+        device = next(iter(self._units.values())).utility.device
+        return tuple(of_first([torch.tensor(chosen, device=device)], self.group)[0].tolist())
+
     def _renewal(self, units: Units, chosen: tuple[int, ...]) -> Renewal:
         weight = units.link.maker.weight
         indices = torch.tensor(chosen, device=weight.device)
+        fresh = draw(weight, len(chosen), self.init, self.generator).to(weight.device)
         mean = units.corrected(units.activation)[indices]
-        return Renewal(units.link, indices, draw(weight, len(chosen), self.init, self.generator), mean)
+        return Renewal(units.link, indices, *of_first([fresh, mean], self.group))
 
     def state_dict(self) -> dict[str, Any]:
         """Utilities, mean activations, ages, fractions owed: tensors and numbers only."""
@@ -135,6 +155,7 @@ def continual_backprop(
     layers: Iterable[str] | None = None,
     moments: Collection[str] | None = None,
     generator: torch.Generator | None = None,
+    group: Any = None,
 ) -> ContinualBackprop:
     r"""Renew mature hidden units of low utility, a few at a time (arXiv 2306.13812).
 
@@ -173,7 +194,11 @@ def continual_backprop(
     bias, becomes 0; steps that count for a whole tensor stay.
 
     Means are over the batch and, in convolutions, positions, of all passes in training mode with gradients
-    enabled since the last call; the inputs of the next layers are held until then. One process only.
+    enabled since the last call; the inputs of the next layers are held until then.
+
+    Where several ranks train one model, means are over the batches of all of them, and the first rank chooses
+    units and draws their weights, so that weights and states stay bit-equal. Every rank then calls ``step``;
+    a rank without data may have seen no pass.
 
     Args:
         model: traced with ``torch.fx``; not run. If it is compiled, before its first run. Between two
@@ -192,11 +217,12 @@ def continual_backprop(
         layers: names of the layers whose units are renewed; None for all but the output layer.
         moments: names of the optimizer's states to reset, where others hold copies of weights; None for all.
         generator: draws the weights; its state is saved. None for torch's global one.
+        group: the ranks that train this one model. None for those of ``model`` if it is wrapped in
+            DistributedDataParallel, otherwise for all ranks, whose gradients somebody else has to average.
 
     Raises:
         ValueError: an argument is out of range; a module is not understood, shared, tied, grouped,
-            parametrized or not trained (it is named).
-        NotImplementedError: in a process group of several ranks, which would choose different units.
+            parametrized, sharded over ranks or not trained (it is named).
     """
     check_number("rate", rate, 0, 1)
     check_count("maturity", maturity, 0)
@@ -207,12 +233,9 @@ def continual_backprop(
     for name, names in (("layers", layers), ("moments", moments)):
         if isinstance(names, str):
             raise ValueError(f"{name} must be a collection of names, got the string {names!r}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        ranks = torch.distributed.get_world_size()
-        if ranks > 1:
-            raise NotImplementedError(f"continual_backprop must run in one process, got {ranks} ranks")
-    # The module inside a compiled one has the hooks and the layers.
-    links = hidden_links(getattr(model, "_orig_mod", model), layers)
+    # The module inside a wrapped one has the hooks and the layers.
+    module, wrapped = inner(model)
+    links = hidden_links(module, layers)
     for link in links.values():
         check_trained(link, optimizer)
     return ContinualBackprop(
@@ -225,4 +248,5 @@ def continual_backprop(
         init=init,
         moments=moments,
         generator=generator,
+        group=several(group or wrapped),
     )
