@@ -8,7 +8,7 @@ from pathlib import Path
 from thalweg.watch._store_schema import APPLICATION, SCHEMA, make, upgrade
 
 
-def open_file(path: Path, write: bool) -> sqlite3.Connection:
+def open_file(path: Path, write: bool, wait: float = 5.0) -> sqlite3.Connection:
     """A connection to a store of ours; with ``write`` the file is made, or upgraded, if need be.
 
     Raises:
@@ -19,7 +19,7 @@ def open_file(path: Path, write: bool) -> sqlite3.Connection:
     try:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-        db = _connect(path, "rwc" if write else "ro")
+        db = _connect(path, "rwc" if write else "ro", wait)
     except (sqlite3.Error, OSError) as error:
         raise ValueError(f"store {str(path)!r} cannot be opened: {error}") from None
     try:
@@ -30,7 +30,7 @@ def open_file(path: Path, write: bool) -> sqlite3.Connection:
             if write or Path(f"{path}-wal").exists():
                 raise
             db.close()
-            db = _connect(path, "ro&immutable=1")
+            db = _connect(path, "ro&immutable=1", wait)
             _check(db, path, write)
     except sqlite3.Error as error:
         db.close()
@@ -50,9 +50,9 @@ def version(db: sqlite3.Connection) -> int:
     return found
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _connect(path: Path, mode: str, wait: float) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=5)
+    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=wait)
 
 
 def _check(db: sqlite3.Connection, path: Path, write: bool) -> None:
@@ -75,8 +75,7 @@ def _check(db: sqlite3.Connection, path: Path, write: bool) -> None:
     db.execute("pragma synchronous = normal")
     db.execute("begin immediate")
     # Another process may have brought it up to date since we looked.
-    if (found := version(db)) < SCHEMA:
-        upgrade(db, found)
+    upgrade(db, version(db))
     db.execute("update runs set seen = seen where 0")
     db.execute("commit")
 

@@ -28,11 +28,18 @@ create table coarse (series integer not null references series, width integer no
 
 WIDTHS = (16, 256, 4096, 65536)
 FINITE = "abs(value) < 9e999"
+GAP = "(value is null or abs(value) >= 9e999)"
+
+# Indexes are no new schema: an earlier thalweg keeps them up as well, and reads a store without them.
+INDEXES = f"""
+create index if not exists gaps on readings (series, step) where {GAP};
+create index if not exists findings_by_run on findings (run);
+"""
 
 
 def make(db: sqlite3.Connection) -> None:
     """The tables of an empty file; within a transaction."""
-    _run(db, FIRST + COARSE)
+    _run(db, FIRST + COARSE + INDEXES)
     db.execute(f"pragma application_id = {APPLICATION}")
     db.execute(f"pragma user_version = {SCHEMA}")
 
@@ -43,7 +50,8 @@ def upgrade(db: sqlite3.Connection, version: int) -> None:
         _run(db, COARSE)
         for finer, width in zip((1, *WIDTHS), WIDTHS, strict=False):
             summarise(db, width, finer)
-    db.execute(f"pragma user_version = {SCHEMA}")
+        db.execute(f"pragma user_version = {SCHEMA}")
+    _run(db, INDEXES)
 
 
 def summarise(db: sqlite3.Connection, width: int, finer: int, where: str = "", about: tuple = ()) -> None:

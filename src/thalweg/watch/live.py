@@ -30,6 +30,8 @@ __all__ = ["Run"]
 
 # The part of the budget that judging the losses may take.
 JUDGING = 0.2
+# Every so many seconds the store is told what watching has cost so far.
+TELLING = 2.0
 # In its first steps a run shows what it offers: look at each of them.
 SETTLING = 3
 
@@ -72,6 +74,7 @@ class Run:
         # Steps seen, which are fewer than those counted where the run was resumed or some were skipped.
         self._seen = self._settled = self._wake = 0
         self._looks, self._awake = looks, False
+        self._told = time.perf_counter()
         self._listener = Listener(model, self._hear)
         self._evaluations = Evaluations(self.moment, optimizers, self._listener, self._spent)
         self._senses = Senses(model, optimizers, recorder, self.budget, self._evaluations.paused, looks)
@@ -263,6 +266,9 @@ class Run:
         self.recorder.thin = self.budget.every(self.recorder.price, JUDGING)
         self.budget.overhead(self._own + busy - self._charged)
         self._trained, self._own, self._charged, self._settled = 0.0, 0.0, busy, self._seen
+        if (now := time.perf_counter()) - self._told > TELLING:
+            self._told = now
+            self.recorder.about = {"watching": self.budget.spent, "left_out": self._senses.left_out()}
 
     def _spent(self, start: float) -> None:
         """Time in our own calls outside the step is not the user's training time."""

@@ -101,6 +101,7 @@ def watch(
         **optimizers[0].about(),
         "model": None if model is None else type(model).__name__,
         "parameters": sum(sizes.values()),
+        "budget": budget,
     }
     if len(optimizers) > 1:
         about["optimizers"] = {one.title: type(one.optimizer).__name__ for one in optimizers}

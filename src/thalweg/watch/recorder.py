@@ -43,6 +43,7 @@ class Recorder(threading.Thread):
     Attributes:
         findings: grows meanwhile.
         step: optimizer steps so far, set by the run.
+        about: what the store is to be told of the run with the next readings, set by the run now and then.
         busy: seconds of processor time that this and the sinks' threads have taken from the training so far.
         lost: readings that were given up.
         disabled: sensors and sinks that were switched off, and why.
@@ -66,6 +67,7 @@ class Recorder(threading.Thread):
         self.store, self.run_id, self.on_finding = store, run, on_finding
         self.findings: list[Finding] = list(findings)
         self.disabled: dict[str, str] = {}
+        self.about: dict[str, Any] = {}
         self.sinks: list[Delivery] = []
         self.step = self.lost = 0
         self.busy = self.price = 0.0
@@ -251,7 +253,8 @@ class Recorder(threading.Thread):
             if not now and time.monotonic() < self._retry:
                 return
             try:
-                self.store.write(self.run_id, step, self._readings, self._unsaved)
+                about, self.about = self.about, {}
+                self.store.write(self.run_id, step, self._readings, self._unsaved, **about)
             except sqlite3.Error as error:
                 self._complain(error)
                 self._failures += 1

@@ -11,31 +11,17 @@ import array
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thalweg._core.checks import check_count
-from thalweg.watch import _store_coarse
+from thalweg.watch import _store_coarse, _store_curve
 from thalweg.watch._store_file import open_file, version
 from thalweg.watch.readings import Finding, Reading, plain
+from thalweg.watch.run_info import FIELDS, RunInfo, as_run
 
-__all__ = ["RunInfo", "RunStore"]
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """A run in a store. ``ended`` is None while it goes on, for ever if it was killed; epoch seconds."""
-
-    id: int
-    name: str
-    started: float
-    seen: float
-    ended: float | None
-    outcome: str | None
-    steps: int
-    about: dict[str, Any]
+__all__ = ["RunStore"]
 
 
 class RunStore:
@@ -43,15 +29,18 @@ class RunStore:
 
     A store of an earlier thalweg can be read as it is; opened to write it is brought up to date.
 
+    Args:
+        wait: seconds that are waited for somebody who has locked the whole file.
+
     Raises:
         ValueError: if the file is not a run store, was made by a newer thalweg, cannot be read or, with
             ``write``, cannot be written.
     """
 
-    def __init__(self, path: str | Path, *, write: bool = False):
+    def __init__(self, path: str | Path, *, write: bool = False, wait: float = 5.0):
         self.path = Path(path)
         self.series: dict[tuple[int, str, tuple[str, ...]], int] = {}
-        self.db = open_file(self.path, write)
+        self.db = open_file(self.path, write, wait)
 
     def close(self) -> None:
         """Let go of the file; closing again does nothing."""
@@ -103,9 +92,17 @@ class RunStore:
             raise
 
     def write(
-        self, run: int, step: int, readings: Iterable[tuple[float, Reading]], findings: Iterable[Finding]
+        self,
+        run: int,
+        step: int,
+        readings: Iterable[tuple[float, Reading]],
+        findings: Iterable[Finding],
+        **about: Any,
     ) -> None:
-        """Add timed readings and findings in one transaction: all of them are stored, or none."""
+        """Add timed readings and findings in one transaction: all of them are stored, or none.
+
+        ``about`` joins what is known of the run.
+        """
         now = time.time()
         series = dict(self.series)
         self.db.execute("begin immediate")
@@ -127,6 +124,8 @@ class RunStore:
                 row = (run, f.step, now, json.dumps(f.as_dict()))
                 self.db.execute("insert into findings (run, step, time, finding) values (?, ?, ?, ?)", row)
             self.db.execute("update runs set seen = ?, steps = ? where id = ?", (now, step, run))
+            if about:
+                self._join(run, about)
             self.db.execute("commit")
         except BaseException:
             if self.db.in_transaction:
@@ -136,9 +135,13 @@ class RunStore:
 
     def end(self, run: int, outcome: str, **about: Any) -> None:
         """Mark a run as ended: ``finished`` or the name of an exception; ``about`` joins what is known."""
+        self._join(run, about)
+        self.db.execute("update runs set ended = ?, outcome = ? where id = ?", (time.time(), outcome, run))
+
+    def _join(self, run: int, about: Mapping[str, Any]) -> None:
         (before,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
-        row = (time.time(), outcome, json.dumps({**json.loads(before), **about}), run)
-        self.db.execute("update runs set ended = ?, outcome = ?, about = ? where id = ?", row)
+        known = json.dumps({**json.loads(before), **about})
+        self.db.execute("update runs set about = ? where id = ?", (known, run))
 
     def _series(self, series: dict, run: int, reading: Reading) -> int:
         key = (run, reading.name, tuple(reading.layers))
@@ -153,11 +156,16 @@ class RunStore:
 
     def runs(self) -> list[RunInfo]:
         """Every run, oldest first."""
-        fields = list(RunInfo.__dataclass_fields__)
-        rows = self.db.execute(f"select {', '.join(fields)} from runs order by id").fetchall()
-        return [
-            RunInfo(**{**dict(zip(fields, row, strict=True)), "about": json.loads(row[-1])}) for row in rows
-        ]
+        return list(self.newest())[::-1]
+
+    def newest(self, where: str = "1", *values: Any) -> Iterator[RunInfo]:
+        """Runs, the newest first, read as they are asked for; ``where`` is SQL over the table of runs."""
+        query = f"select {', '.join(FIELDS)} from runs where {where} order by id desc"
+        return map(as_run, self.db.execute(query, values))
+
+    def run(self, run: int) -> RunInfo | None:
+        """The run of this id, if there is one."""
+        return next(self.newest("id = ?", run), None)
 
     def names(self, run: int) -> list[str]:
         """What was measured in a run."""
@@ -178,33 +186,68 @@ class RunStore:
             found.append(Reading(step, name, number, parts, numbers))
         return found
 
-    def overview(self, run: int, name: str, points: int = 600) -> list[Reading]:
+    def overview(
+        self, run: int, name: str, points: int = 600, *, low: int = 0, high: int = _store_curve.LAST
+    ) -> list[Reading]:
         """A curve of at most ``points`` readings, whose spikes are those of the whole, in order of steps.
 
         Of every stretch of the run the least and the greatest value are there, and so are the first and the
         last reading; if there are no more than ``points``, all are. Values that are not finite are left out,
         and so are layers and extra numbers. How long it takes depends on ``points``, not on the run's length.
 
+        Args:
+            low, high: first and last step of the window that is looked at; by default the whole run.
+
         Raises:
             ValueError: ``points`` is below 8.
         """
         check_count("points", points, 8)
-        found = self.db.execute("select id from series where run = ? and name = ?", (run, name))
-        series = [one for (one,) in found]
-        if not series:
+        if not (series := self._series_of(run, name)):
             return []
         # One transaction, so that a run that goes on meanwhile is seen at one moment.
         self.db.execute("begin")
         try:
-            pairs = _store_coarse.extremes(self.db, series, points, kept=version(self.db) >= 2)
+            pairs = _store_curve.extremes(self.db, series, points, version(self.db) >= 2, low, high)
         finally:
             self.db.execute("commit")
         return [Reading(step, name, value) for step, value in pairs]
 
-    def findings(self, run: int) -> list[Finding]:
-        """The findings of a run, in order."""
-        rows = self.db.execute("select finding from findings where run = ? order by id", (run,))
-        return [Finding.from_dict(json.loads(text)) for (text,) in rows]
+    def gaps(
+        self, run: int, name: str, points: int = 600, *, low: int = 0, high: int = _store_curve.LAST
+    ) -> list[int]:
+        """Steps at which a reading was not finite: one of each of at most ``points`` stretches that have any.
+
+        None of a store that was last written before gaps were indexed.
+        """
+        return _store_curve.gaps(self.db, self._series_of(run, name), points, low, high)
+
+    def _series_of(self, run: int, name: str) -> list[int]:
+        found = self.db.execute("select id from series where run = ? and name = ?", (run, name))
+        return [one for (one,) in found]
+
+    def findings(
+        self, run: int, after: int = 0, *, damaged: Callable[[str], None] | None = None
+    ) -> list[Finding]:
+        """The findings of a run, in order, without the first ``after``.
+
+        Args:
+            damaged: told of rows that cannot be read, for each of which a finding stands that says so.
+
+        Raises:
+            ValueError: a row cannot be read and ``damaged`` is not given.
+        """
+        query = "select id, finding from findings where run = ? order by id limit -1 offset ?"
+        found = []
+        for row, text in self.db.execute(query, (run, after)):
+            try:
+                found.append(Finding.from_dict(json.loads(text)))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                why = f"row {row} of the findings of run {run} cannot be read: {error!r}"
+                if damaged is None:
+                    raise ValueError(why) from None
+                damaged(why)
+                found.append(Finding("unreadable finding", 0, why, {}, "info"))
+        return found
 
 
 def _pack(values: Iterable[float]) -> bytes | None:
