@@ -17,6 +17,7 @@ from thalweg.desk.error_pages import answer_errors
 from thalweg.desk.guard import Guard
 from thalweg.desk.limits import Limits
 from thalweg.desk.problems import Problems
+from thalweg.desk.run_source import RunSource
 from thalweg.desk.shelf import Shelf
 
 __all__ = ["create_app"]
@@ -59,6 +60,7 @@ def create_app(
         app.state.problems.report("database", why)
     app.state.shelf = Shelf()
     app.state.store = None if store is None else Path(store)
+    app.state.runs = RunSource(app.state.store, app.state.problems)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for one in modules("thalweg.desk"):
         if isinstance(router := getattr(one, "router", None), APIRouter):
