@@ -1,0 +1,86 @@
+"""``thalweg desk invite``, ``people`` and ``remove``: who has the machine decides who has a name."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thalweg._core.terminal import print_table, user_errors
+
+if TYPE_CHECKING:
+    from thalweg.desk.database import Database
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="The desk's own data; the user's data folder by default.", show_default=False),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put the commands into ``thalweg desk``."""
+    app.command("invite")(invite)
+    app.command("people")(people)
+    app.command("remove")(remove)
+
+
+def invite(
+    name: Annotated[str, typer.Argument(help="The name that is shown; who joins may change it.")],
+    role: Annotated[str, typer.Option(help="member, moderator or owner.")] = "member",
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="For somebody who is here: a link to set a new password.")
+    ] = False,
+    address: Annotated[
+        str, typer.Option(envvar="THALWEG_PUBLIC_URL", help="Where people reach the desk.")
+    ] = "http://127.0.0.1:8600",
+    data: Data = None,
+) -> None:
+    """Print a link, good once and for seven days, by which somebody joins."""
+    with user_errors():
+        from thalweg.desk.people import INVITED_FOR, invite, renew
+        from thalweg.desk.settings import public_address
+
+        base, database = public_address(address), _database(data)
+        token = renew(database, name) if new_password else invite(database, name, role)
+    until = time.strftime("%Y-%m-%d", time.localtime(time.time() + INVITED_FOR))
+    typer.echo(f"{base}/join/{token}")
+    typer.echo(f"for {name}, once, until {until}; who has the link can use it", err=True)
+
+
+def people(data: Data = None) -> None:
+    """List who has a name on this desk."""
+    with user_errors():
+        from thalweg.desk.people import everyone
+
+        found = everyone(_database(data))
+    if not found:
+        typer.echo("nobody yet, so the desk is read-only: thalweg desk invite NAME --role owner")
+        return
+    rows = ((one.name, one.role, time.strftime("%Y-%m-%d", time.localtime(one.since))) for one in found)
+    print_table(("name", "role", "since"), rows)
+
+
+def remove(name: Annotated[str, typer.Argument(help="Whose name goes.")], data: Data = None) -> None:
+    """Remove somebody, signed out everywhere; their votes go, their comments stay without a name."""
+    with user_errors():
+        from thalweg.desk.people import named, remove
+
+        database = _database(data)
+        person = named(database, name)
+        remove(database, person.id)
+    typer.echo(f"removed {person.name}")
+
+
+def _database(data: Path | None) -> Database:
+    from thalweg.desk.comments import prepare as prepare_comments
+    from thalweg.desk.database import Database, data_folder
+    from thalweg.desk.people import prepare as prepare_people
+    from thalweg.desk.votes import prepare as prepare_votes
+
+    database = Database(data or data_folder())
+    # A person's votes and comments hang on them: all three tables have to be there when one goes.
+    for prepare in (prepare_people, prepare_votes, prepare_comments):
+        prepare(database)
+    return database
