@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
 
+from thalweg.desk.counts import tallies
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import paper_of, shelf_of
-from thalweg.desk.shelf import months_of
+from thalweg.desk.periods import period_of, start_of
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-def record(one: Paper) -> dict[str, Any]:
-    """A paper under the names that ``huggingface_hub.PaperInfo`` reads, and ours beside them."""
+def record(one: Paper, tally: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """A paper under the names that ``huggingface_hub.PaperInfo`` reads, and ours beside them.
+
+    Args:
+        tally: upvotes and comments.
+    """
     return {
         "id": one.id,
         "title": one.title,
         "summary": one.summary,
         "authors": [{"name": name} for name in one.authors],
-        "publishedAt": f"{one.date}-01T00:00:00.000Z" if one.date else None,
-        "upvotes": 0,
+        "publishedAt": moment(start_of(one.date)),
+        "submittedOnDailyAt": moment(one.added),
+        "upvotes": tally[0],
+        "numComments": tally[1],
+        "organization": {"name": one.organisation, "fullname": one.organisation}
+        if one.organisation
+        else None,
         "ai_keywords": list(one.topics),
         "githubRepo": one.repository or None,
         "thalweg": {
@@ -32,17 +44,39 @@ def record(one: Paper) -> dict[str, Any]:
             "status": one.state,
             "parts": list(one.status.parts_present) if one.status else [],
             "addresses": list(one.addresses),
+            "automatic": one.automatic,
             "verdict": one.measured.verdict if one.measured else None,
             "effect": one.measured.effect if one.measured else None,
         },
     }
 
 
-def daily(one: Paper) -> dict[str, Any]:
+def moment(seconds: float) -> str | None:
+    """Seconds of 1970 as the API writes them, None for none."""
+    if not seconds:
+        return None
+    written = datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
+    return written.replace("+00:00", "Z")
+
+
+def daily(one: Paper, tally: tuple[int, int] = (0, 0)) -> dict[str, Any]:
     """The same as an item of a list: the paper inside, what the list says of it outside."""
-    whole = record(one)
-    listed = {"title": whole["title"], "publishedAt": whole["publishedAt"], "numComments": 0}
-    return {"paper": whole, "summary": whole["summary"], **listed}
+    whole = record(one, tally)
+    outside = ("title", "summary", "publishedAt", "submittedOnDailyAt", "numComments", "organization")
+    return {"paper": whole, **{name: whole[name] for name in outside}}
+
+
+def tally_of(request: Request, papers: Sequence[Paper]) -> dict[str, tuple[int, int]]:
+    """Upvotes and comments of each, by key."""
+    found = tallies(request, [one.key for one in papers])
+    both = {key: (one.upvotes, one.comments) for key, one in found.items()}
+    return {one.key: both.get(one.key, (0, 0)) for one in papers}
+
+
+def listed(request: Request, papers: Sequence[Paper]) -> list[dict[str, Any]]:
+    """Papers as items of a list."""
+    tally = tally_of(request, papers)
+    return [daily(one, tally[one.key]) for one in papers]
 
 
 @router.get("/daily_papers")
@@ -53,22 +87,31 @@ def daily_papers(
     month: str = "",
     submitter: str = "",
     sort: Literal["publishedAt", "trending"] = "publishedAt",
-    p: Annotated[int, Query(ge=0, le=100_000)] = 0,
+    p: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     limit: Limit = 50,
 ) -> list[dict[str, Any]]:
     """Papers of a day, a week or a month; without one, all of them, the newest first.
 
-    The built-in catalog knows the month of a paper only: a day stands for its month.
+    Of a paper of the built-in catalog only the month may be known: then it stands behind the papers of every
+    day and week of its month.
     """
     shelf = shelf_of(request)
+    start = p * limit
     if submitter:
         return []
     if date or week or month:
-        wanted = months_of(date=date, week=week, month=month)
-        found = tuple(one for name in wanted for one in shelf.of_month(name))
+        period = period_of(date=date, week=week, month=month)
+        found = shelf.order.page(start, limit, period.first, period.last)
+        if period.kind != "month" and len(found) < limit:
+            # Behind the papers of these days stand those of which only the month is known.
+            others = [one for name in period.months for one in shelf.of_month(name)]
+            start = max(start - shelf.order.count(period.first, period.last), 0)
+            found += others[start : start + limit - len(found)]
+    elif sort == "trending":
+        found = list(shelf.trending()[start : start + limit])
     else:
-        found = shelf.trending() if sort == "trending" else shelf.papers
-    return [daily(one) for one in found[p * limit : (p + 1) * limit]]
+        found = shelf.order.page(start, limit)
+    return listed(request, found)
 
 
 @router.get("/papers/search")
@@ -77,14 +120,15 @@ def search(
 ) -> list[dict[str, Any]]:
     """Papers that fit a question, best first."""
     shelf = shelf_of(request)
-    found = [one for one, _ in shelf.search(q, limit)] if q.strip() else shelf.papers[:limit]
-    return [daily(one) for one in found]
+    found = [one for one, _ in shelf.search(q, limit)] if q.strip() else shelf.order.page(0, limit)
+    return listed(request, found)
 
 
 @router.get("/papers/{name}")
 def paper(request: Request, name: str) -> dict[str, Any]:
     """One paper, by arXiv id or key."""
-    return record(paper_of(request, name))
+    found = paper_of(request, name)
+    return record(found, tally_of(request, [found])[found.key])
 
 
 @router.get("/papers/{name}/evidence")

@@ -15,6 +15,7 @@ from thalweg.desk.csrf import checked
 from thalweg.desk.database import Database
 from thalweg.desk.error_pages import answer_errors
 from thalweg.desk.guard import Guard
+from thalweg.desk.library import Library
 from thalweg.desk.limits import Limits
 from thalweg.desk.problems import Problems
 from thalweg.desk.run_source import RunSource
@@ -58,7 +59,8 @@ def create_app(
     app.state.problems = Problems(app.state.database)
     if why:
         app.state.problems.report("database", why)
-    app.state.shelf = Shelf()
+    database = app.state.database
+    app.state.shelf = Shelf(None if database is None else Library(database), app.state.problems)
     app.state.store = None if store is None else Path(store)
     app.state.runs = RunSource(app.state.store, app.state.problems)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")

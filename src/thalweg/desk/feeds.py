@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
+from thalweg.desk.periods import start_of
 
 router = APIRouter()
 MOST = 50
@@ -63,8 +64,5 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def _day(one: Paper) -> datetime.datetime:
-    """The first of its month, which is all that the built-in catalog knows."""
-    if not one.date:
-        return _EPOCH
-    year, month = map(int, one.date.split("-"))
-    return datetime.datetime(year, month, 1, tzinfo=datetime.UTC)
+    """The first of its month where no more is known."""
+    return datetime.datetime.fromtimestamp(start_of(one.date), datetime.UTC)

@@ -19,6 +19,7 @@ class Paper:
     ``key`` is its address on the desk. ``date`` is a day, or a month where only that is known (the built-in
     catalog). ``automatic`` says that topics, room and addresses were guessed from the text. ``entry`` is its
     place in the built-in catalog; an imported paper has none, and then nothing was built or measured.
+    ``added`` is when it was imported, in seconds of 1970.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Paper:
     link: str = ""
     repository: str = ""
     automatic: bool = False
+    added: float = 0.0
     entry: Entry | None = None
 
     @property

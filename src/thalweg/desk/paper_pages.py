@@ -1,4 +1,4 @@
-"""Pages about papers: by month, trending, one paper, search, topics, rooms, findings."""
+"""Pages about papers: one paper, search, topics, rooms, findings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from thalweg.desk.paper import Paper
-from thalweg.desk.shelf import Shelf, months_of
+from thalweg.desk.shelf import Shelf
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS, UnknownPaper
 from thalweg.papers.status import STATES
 
 router = APIRouter(include_in_schema=False)
-NEWEST = 30  # papers on the first page
 Text = Annotated[str, Query(max_length=400)]
 
 
@@ -33,35 +32,6 @@ def paper_of(request: Request, name: str) -> Paper:
 @router.get("/")
 def home() -> Response:
     return RedirectResponse("/papers", 303)
-
-
-@router.get("/papers")
-def papers(request: Request, date: Text = "", week: Text = "", month: Text = "") -> Response:
-    shelf = shelf_of(request)
-    if not (date or week or month):
-        newest = shelf.papers[:NEWEST]
-        month = newest[-1].date
-        return page(request, "papers.html", title="Newest papers", papers=newest, older=month, exact=True)
-    wanted = months_of(date=date, week=week, month=month)
-    found = [one for name in wanted for one in shelf.of_month(name)]
-    newer = [name for name in shelf.months if name > wanted[0]]
-    older = [name for name in shelf.months if name < wanted[-1]]
-    return page(
-        request,
-        "papers.html",
-        title=" and ".join(wanted),
-        papers=found,
-        newer=newer[-1] if newer else None,
-        older=older[0] if older else None,
-        exact=bool(month),
-    )
-
-
-@router.get("/papers/trending")
-def trending(request: Request) -> Response:
-    return page(
-        request, "papers.html", title="Measured last", papers=shelf_of(request).trending(), exact=True
-    )
 
 
 @router.get("/papers/{name}")
@@ -102,7 +72,7 @@ def topics(request: Request) -> Response:
 @router.get("/methods")
 def methods(request: Request) -> Response:
     shelf = shelf_of(request)
-    rooms = {room: shelf.chosen(room=room) for room in ROOMS}
+    rooms = {room: [one for one in shelf.papers if one.room == room] for room in ROOMS}
     return page(request, "methods.html", rooms={room: found for room, found in rooms.items() if found})
 
 

@@ -1,35 +1,108 @@
-"""The papers that the desk shows: the built-in catalog, by period, topic, room, finding and question."""
+"""The papers that the desk shows, built-in and imported: by period, topic, room, finding and question.
+
+The catalog is in memory; imported papers, of which there may be a million, stay in the database but for the
+page that is asked for. A paper that is both is one: the catalog's, with authors and day from the import.
+"""
 
 from __future__ import annotations
 
-import datetime
 import re
+import sqlite3
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from thalweg._core.checks import check_choice
+from thalweg.desk.counts import most_upvoted
+from thalweg.desk.library import Library, by_ids
 from thalweg.desk.paper import Paper, of_catalog
+from thalweg.desk.periods import start_of
+from thalweg.desk.problems import Problems
+from thalweg.desk.reading_order import ReadingOrder
 from thalweg.papers.entry import ROOMS, UnknownPaper, load
 from thalweg.papers.search import search
 from thalweg.papers.status import STATES
 
-__all__ = ["Shelf"]
+__all__ = ["IMPORTED", "Shelf"]
 
-WEEK = re.compile(r"(\d{4})-W(\d{2})")
+IMPORTED = "imported"  # the status of a paper that is not in the catalog
+TREND = 30 * 86400  # seconds for which an upvote makes a paper trend
+MOST = 500  # papers that trend
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What is in memory, as of one change of the library."""
+
+    change: int
+    papers: tuple[Paper, ...]
+    by_id: dict[str, Paper]
+    known: dict[int, str]
+    order: ReadingOrder
 
 
 class Shelf:
-    """Reads the catalog once; every list is newest first."""
+    """Reads the catalog once; every list is newest first.
+
+    Args:
+        library: imported papers, if there can be any.
+        problems: told when they cannot be read; the catalog is shown without them.
+    """
+
+    def __init__(self, library: Library | None = None, problems: Problems | None = None) -> None:
+        self.library = library
+        self._problems = problems
+        self._last: _Merged | None = None
 
     @cached_property
+    def _built_in(self) -> dict[str, Paper]:
+        return {entry.key: of_catalog(entry) for entry in load()}
+
+    @property
+    def _merged(self) -> _Merged:
+        try:
+            change = self.library.newest_change() if self.library else 0
+            if self._last is None or self._last.change != change:
+                self._last = self._merge(change, self.library)
+            return self._last
+        except sqlite3.Error as error:
+            if self._problems:
+                self._problems.report("library", f"imported papers cannot be read: {error}")
+            return self._merge(-1, None)
+
+    def _merge(self, change: int, library: Library | None) -> _Merged:
+        papers, known = dict(self._built_in), {}
+        ours = {one.arxiv: one for one in papers.values() if one.arxiv}
+        for row, other in by_ids(library, ours) if library else ():
+            mine, known[row] = ours[other.id], other.date
+            papers[mine.key] = replace(
+                mine,
+                authors=other.authors,
+                organisation=other.organisation,
+                date=max(mine.date, other.date) if other.date.startswith(mine.date) else mine.date,
+                repository=mine.repository or other.repository,
+                added=other.added,
+            )
+        listed = tuple(sorted(papers.values(), key=lambda one: (one.date, one.arxiv), reverse=True))
+        names = {name: one for one in listed for name in (one.key, one.arxiv) if name}
+        return _Merged(change, listed, names, known, ReadingOrder(listed, library, known))
+
+    @property
     def papers(self) -> tuple[Paper, ...]:
-        found = [of_catalog(entry) for entry in load()]
-        return tuple(sorted(found, key=lambda one: (one.date, one.arxiv), reverse=True))
+        """Papers of the catalog."""
+        return self._merged.papers
 
-    @cached_property
+    @property
     def by_id(self) -> dict[str, Paper]:
-        return {name: one for one in self.papers for name in (one.key, one.arxiv) if name}
+        """Papers of the catalog by key and by arXiv id."""
+        return self._merged.by_id
+
+    @property
+    def order(self) -> ReadingOrder:
+        """All papers, newest first, a page at a time."""
+        return self._merged.order
 
     def paper(self, name: str) -> Paper:
         """The paper with this key or arXiv id.
@@ -37,46 +110,100 @@ class Shelf:
         Raises:
             UnknownPaper: there is none.
         """
-        bare = re.sub(r"v\d+$", "", name)
-        if bare not in self.by_id:
+        bare = re.sub(r"(?<=\d)v\d+$", "", name)
+        found = self.by_id.get(bare) or (self.library.by_id(bare) if self.library else None)
+        if found is None:
             raise UnknownPaper(f"no paper has the key or arXiv id {name!r}")
-        return self.by_id[bare]
-
-    @cached_property
-    def months(self) -> tuple[str, ...]:
-        """Months in which there are papers, the newest first."""
-        return tuple(sorted({one.date for one in self.papers if one.date}, reverse=True))
+        return found
 
     def of_month(self, month: str) -> tuple[Paper, ...]:
-        """Papers that came out in a month such as ``2024-05``."""
+        """Papers of the catalog of which no more than the month is known, which is this one."""
         return tuple(one for one in self.papers if one.date == month)
 
     def trending(self) -> tuple[Paper, ...]:
-        """Papers whose claims were measured, the latest measurement first."""
-        done = [one for one in self.papers if one.measured]
-        return tuple(sorted(done, key=lambda one: one.measured.date if one.measured else "", reverse=True))
+        """Papers upvoted in the last days, then those whose claims were measured, the latest first."""
+        now = time.time()
+        upvoted: dict[str, tuple[float, Paper]] = {}
+        for key, votes in self._votes(now - TREND):
+            try:
+                one = self.paper(key)
+            except UnknownPaper:
+                continue
+            # A vote for a paper of today weighs as eight for one that is two weeks old.
+            upvoted[one.key] = (votes / (2 + max(now - start_of(one.date), 0) / 86400), one)
+        first = [one for _, one in sorted(upvoted.values(), key=lambda pair: pair[0], reverse=True)]
+        done = [one for one in self.papers if one.measured and one.key not in upvoted]
+        done.sort(key=lambda one: one.measured.date if one.measured else "", reverse=True)
+        return (*first, *done)
 
-    def chosen(self, *, topic: str = "", room: str = "", state: str = "") -> tuple[Paper, ...]:
-        """Papers of a topic, a room and a status; an empty filter lets everything through.
+    def _votes(self, since: float) -> list[tuple[str, int]]:
+        try:
+            return most_upvoted(self.library.database if self.library else None, since, MOST)
+        except sqlite3.Error as error:
+            if self._problems:
+                self._problems.report("votes", f"cannot be read: {error}")
+            return []
+
+    def chosen(
+        self,
+        *,
+        topic: str = "",
+        room: str = "",
+        finding: str = "",
+        state: str = "",
+        start: int = 0,
+        count: int = 100,
+    ) -> tuple[Paper, ...]:
+        """``count`` papers from the ``start``-th on that have a topic, a room, a finding and a status.
+
+        An empty filter lets everything through.
 
         Raises:
             ValueError: there is no such room or status.
         """
-        if room:
-            check_choice("room", room, ROOMS)
-        if state:
-            check_choice("status", state, STATES)
-        return tuple(
+        _check(room, state)
+        if not (topic or room or finding or state):
+            return tuple(self.order.page(start, count))
+        ours = self._ours(topic=topic, room=room, finding=finding, state=state)
+        if self.library is None or state in STATES:
+            return tuple(ours[start : start + count])
+        labels = {
+            kind: name for kind, name in (("topic", topic), ("room", room), ("finding", finding)) if name
+        }
+        return self._mixed(ours, labels, start, count)
+
+    def _ours(self, *, topic: str = "", room: str = "", finding: str = "", state: str = "") -> list[Paper]:
+        """What of the catalog passes the filters."""
+        return [
             one
             for one in self.papers
-            if (not topic or topic in one.topics) and room in ("", one.room) and state in ("", one.state)
-        )
+            if (not topic or topic in one.topics)
+            and (not finding or finding in one.addresses)
+            and room in ("", one.room)
+            and state in ("", one.state)
+        ]
+
+    def _mixed(
+        self, ours: Sequence[Paper], labels: dict[str, str], start: int, count: int
+    ) -> tuple[Paper, ...]:
+        """Papers of the catalog and imported ones with these labels, by date."""
+        assert self.library is not None
+        if not labels:  # imported ones alone
+            found = self.library.newest(count, start, without=self._merged.known)
+            return tuple(found)
+        theirs = self.library.with_labels(labels, start + count, without=self._merged.known)
+        both: list[tuple[str, Paper | int]] = [*((one.date, one) for one in ours), *theirs]
+        both.sort(key=lambda pair: pair[0], reverse=True)  # stable: ours stay before theirs of the same date
+        wanted = [one for _, one in both[start : start + count]]
+        read = iter(self.library.by_rowid([one for one in wanted if isinstance(one, int)]))
+        return tuple(next(read) if isinstance(one, int) else one for one in wanted)
 
     def search(
         self, question: str, limit: int = 30, *, topic: str = "", room: str = "", state: str = ""
     ) -> tuple[tuple[Paper, str], ...]:
         """Papers that fit a question, best first, with what matched; filters as for :meth:`chosen`."""
-        kept = {one.key for one in self.chosen(topic=topic, room=room, state=state)}
+        _check(room, state)
+        kept = {one.key for one in self._ours(topic=topic, room=room, state=state)}
         hits = search(question, max(limit * 4, 60)) if question.strip() else []
         fitting = [(self.by_id[hit.entry.key], hit.why) for hit in hits if hit.entry.key in kept]
         return tuple(fitting[:limit])
@@ -84,18 +211,19 @@ class Shelf:
     def similar(self, paper: Paper, count: int = 5) -> tuple[Paper, ...]:
         """The papers nearest in meaning."""
         about = f"{paper.title} {' '.join(paper.topics)} {paper.summary}"
-        near = [one for one, _ in self.search(about, count + 1) if one is not paper]
+        near = [one for one, _ in self.search(about, count + 1) if one.key != paper.key]
         return tuple(near[:count])
 
-    @cached_property
+    @property
     def topics(self) -> tuple[tuple[str, int], ...]:
         """Topics with the number of their papers, the largest first."""
         counts = Counter(topic for one in self.papers for topic in one.topics)
+        counts.update(self.library.label_counts("topic") if self.library else {})
         return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
-    @cached_property
+    @property
     def findings(self) -> dict[str, tuple[Paper, ...]]:
-        """Names of findings to the papers that address them."""
+        """Names of findings to the papers of the catalog that address them."""
         found: dict[str, list[Paper]] = defaultdict(list)
         for one in self.papers:
             for name in one.addresses:
@@ -103,31 +231,8 @@ class Shelf:
         return {name: tuple(found[name]) for name in sorted(found)}
 
 
-def months_of(*, date: str = "", week: str = "", month: str = "") -> Sequence[str]:
-    """The months that a day, an ISO week or a month touches; the built-in catalog knows months only.
-
-    Raises:
-        ValueError: the text is no such date.
-    """
-    given = [(name, value) for name, value in (("date", date), ("week", week), ("month", month)) if value]
-    if len(given) != 1:
-        raise ValueError(f"one of date, week and month must be given, got {len(given)}")
-    name, value = given[0]
-    try:
-        if name == "month":
-            return [datetime.date.fromisoformat(f"{value}-01").strftime("%Y-%m")]
-        if name == "date":
-            return [datetime.date.fromisoformat(value).strftime("%Y-%m")]
-        match = WEEK.fullmatch(value)
-        if match is None:
-            raise ValueError
-        year, number = int(match[1]), int(match[2])
-        days = [datetime.date.fromisocalendar(year, number, day) for day in (1, 7)]
-        return list(dict.fromkeys(day.strftime("%Y-%m") for day in days))
-    except ValueError:
-        shape = {
-            "date": "a day such as 2024-05-17",
-            "week": "a week such as 2024-W20",
-            "month": "a month such as 2024-05",
-        }
-        raise ValueError(f"{name} must be {shape[name]}, got {value!r}") from None
+def _check(room: str, state: str) -> None:
+    if room:
+        check_choice("room", room, ROOMS)
+    if state:
+        check_choice("status", state, (*STATES, IMPORTED))

@@ -31,33 +31,35 @@ def terms(text: str) -> list[str]:
 
 
 class MeaningIndex:
-    """Papers and questions as unit vectors in the space of the strongest ``rank`` directions of TF-IDF."""
+    """Papers and questions as unit vectors in the space of the strongest ``rank`` directions of TF-IDF.
+
+    ``columns`` gives each term its place, ``rarity`` its weight; ``directions`` is (terms, rank), ``papers``
+    (papers, rank).
+    """
 
     def __init__(self, entries: Iterable[Entry], rank: int = RANK) -> None:
         counts = [Counter(_document(entry)) for entry in entries]
-        self._column = {term: i for i, term in enumerate(sorted(set().union(*counts)))}
+        self.columns = {term: i for i, term in enumerate(sorted(set().union(*counts)))}
         seen_in = Counter(term for count in counts for term in count)
-        self._rarity = np.array(
-            [np.log((1 + len(counts)) / (1 + seen_in[term])) + 1 for term in self._column]
-        )
+        self.rarity = np.array([np.log((1 + len(counts)) / (1 + seen_in[term])) + 1 for term in self.columns])
         table = np.array([self._weigh(count) for count in counts])
         # The small Gram matrix has the left singular vectors of the wide table, at a fraction of the cost.
         values, left = np.linalg.eigh(table @ table.T)
         keep = [i for i in np.argsort(values)[::-1][:rank] if values[i] > 1e-9 * values[-1]]
         # Papers and questions are projected the same way, so a paper's own text lands on its vector.
-        self._directions = table.T @ left[:, keep] / np.sqrt(values[keep])
-        self._papers = _unit(table @ self._directions)
+        self.directions = table.T @ left[:, keep] / np.sqrt(values[keep])
+        self.papers = _unit(table @ self.directions)
 
     def similarity(self, question: str) -> np.ndarray:
         """Cosine between the question and every paper; zeros when the catalog knows none of its words."""
-        return self._papers @ _unit(self._weigh(Counter(terms(question))) @ self._directions)
+        return self.papers @ _unit(self._weigh(Counter(terms(question))) @ self.directions)
 
     def _weigh(self, count: Counter[str]) -> np.ndarray:
-        row = np.zeros(len(self._column))
+        row = np.zeros(len(self.columns))
         for term, times in count.items():
-            if term in self._column:
-                row[self._column[term]] = 1 + np.log(times)
-        return _unit(row * self._rarity)
+            if term in self.columns:
+                row[self.columns[term]] = 1 + np.log(times)
+        return _unit(row * self.rarity)
 
 
 def _document(entry: Entry) -> list[str]:

@@ -1,0 +1,115 @@
+"""Papers by day, week and month, the newest of all, and trending; every list has pages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from thalweg.desk.paper import Paper
+from thalweg.desk.paper_pages import Text, shelf_of
+from thalweg.desk.periods import Period, name_in, period_of
+from thalweg.desk.reading_order import ReadingOrder
+from thalweg.desk.views import page
+
+router = APIRouter(include_in_schema=False)
+AT_ONCE = 30  # papers on a page
+DAYS = (10,)  # how long the name of a day is: older and newer days are looked for among days
+KINDS = {"date": "Day", "week": "Week", "month": "Month"}
+PageNumber = Annotated[int, Query(ge=0, le=1_000_000)]
+
+
+class Link(NamedTuple):
+    """Where a list goes on."""
+
+    address: str
+    text: str
+
+
+@router.get("/papers")
+def papers(
+    request: Request, date: Text = "", week: Text = "", month: Text = "", p: PageNumber = 0
+) -> Response:
+    order = shelf_of(request).order
+    if not (date or week or month):
+        found = order.page(p * AT_ONCE, AT_ONCE)
+        more = (p + 1) * AT_ONCE < order.count()
+        return _list(
+            request,
+            "Newest papers",
+            found,
+            newer=Link(_address(p=p - 1), "Newer papers") if p else None,
+            older=Link(_address(p=p + 1), "Older papers") if more else None,
+            periods=_periods(order, "~"),
+        )
+    period = period_of(date=date, week=week, month=month)
+    found = order.page(p * AT_ONCE, AT_ONCE, period.first, period.last)
+    more = (p + 1) * AT_ONCE < order.count(period.first, period.last)
+    name = {period.kind: period.name}
+    return _list(
+        request,
+        period.name,
+        found,
+        # The built-in catalog knows months only.
+        undated=_of_months(request, period) if period.kind != "month" and p == 0 else {},
+        newer=Link(_address(**name, p=p - 1), f"Back in {period.name}") if p else _newer(order, period),
+        older=Link(_address(**name, p=p + 1), f"More of {period.name}") if more else _older(order, period),
+        periods=_periods(order, period.last),
+        kind=period.kind,
+    )
+
+
+@router.get("/papers/trending")
+def trending(request: Request, p: PageNumber = 0) -> Response:
+    found = shelf_of(request).trending()
+    start = p * AT_ONCE
+    return _list(
+        request,
+        "Trending papers",
+        found[start : start + AT_ONCE],
+        newer=Link(f"/papers/trending?p={p - 1}", "Back") if p else None,
+        older=Link(f"/papers/trending?p={p + 1}", "More") if start + AT_ONCE < len(found) else None,
+        kind="trending",
+    )
+
+
+def _list(request: Request, title: str, papers: Any, **about: Any) -> Response:
+    known: dict[str, Any] = {"undated": {}, "periods": [], "kind": "newest"}
+    return page(request, "papers.html", title=title, papers=papers, **(known | about))
+
+
+def _of_months(request: Request, period: Period) -> dict[str, tuple[Paper, ...]]:
+    found = {month: shelf_of(request).of_month(month) for month in period.months}
+    return {month: papers for month, papers in found.items() if papers}
+
+
+def _older(order: ReadingOrder, period: Period) -> Link | None:
+    """The period of the same kind before this one that has papers; the month where no more days are known."""
+    kind, date = period.kind, order.older(period.first, DAYS if period.kind != "month" else (7, 10))
+    if not date:
+        kind, date = "month", order.older(period.first[:7])
+    return Link(_address(**{kind: name_in(kind, date)}), f"Older: {name_in(kind, date)}") if date else None
+
+
+def _newer(order: ReadingOrder, period: Period) -> Link | None:
+    kind, date = period.kind, order.newer(period.last, DAYS if period.kind != "month" else (7, 10))
+    if not date:
+        kind, date = "month", order.newer(f"{period.last[:7]}-31")
+    return Link(_address(**{kind: name_in(kind, date)}), f"Newer: {name_in(kind, date)}") if date else None
+
+
+def _periods(order: ReadingOrder, last: str) -> list[tuple[str, Link]]:
+    """The day, the week and the month that end with the last paper up to a date."""
+    day = order.older(last + "~", DAYS)
+    dates = {kind: day if kind != "month" else order.older(last + "~") for kind in KINDS}
+    return [
+        (kind, Link(_address(**{kind: name_in(kind, date)}), KINDS[kind]))
+        for kind, date in dates.items()
+        if date
+    ]
+
+
+def _address(**about: Any) -> str:
+    return "/papers?" + urlencode({name: value for name, value in about.items() if value})

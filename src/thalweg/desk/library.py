@@ -1,0 +1,283 @@
+"""Imported papers, a million of them if need be: every question that a page asks is answered by an index."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from thalweg.desk._library_labels import label_numbers, labels_of
+from thalweg.desk._library_rows import (
+    FIELDS,
+    columns,
+    later,
+    paper_of_row,
+    rows_of_ids,
+    tag_columns,
+    tags_of_row,
+)
+from thalweg.desk.database import Database
+from thalweg.desk.imported import Imported, arxiv_id
+from thalweg.desk.paper import Paper
+from thalweg.desk.tagging import NOTHING, Tags, tagger
+from thalweg.papers.entry import load
+
+__all__ = ["Added", "Library"]
+
+SCHEMA = (
+    """
+    CREATE TABLE imported (
+        paper INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+        title TEXT NOT NULL, abstract TEXT NOT NULL, authors TEXT NOT NULL, published TEXT NOT NULL,
+        updated TEXT NOT NULL, categories TEXT NOT NULL, organisation TEXT NOT NULL, repository TEXT NOT NULL,
+        link TEXT NOT NULL, source TEXT NOT NULL, topics TEXT NOT NULL, room TEXT NOT NULL,
+        addresses TEXT NOT NULL, added REAL NOT NULL
+    );
+    CREATE INDEX imported_by_day ON imported (published, paper);
+    CREATE TABLE days (day TEXT PRIMARY KEY, papers INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE labels (
+        label INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, papers INTEGER NOT NULL,
+        UNIQUE (kind, name)
+    );
+    CREATE TABLE labelled (
+        label INTEGER NOT NULL, day TEXT NOT NULL, paper INTEGER NOT NULL,
+        PRIMARY KEY (label, day, paper)
+    ) WITHOUT ROWID;
+    CREATE TABLE library (one INTEGER PRIMARY KEY CHECK (one = 1), change INTEGER NOT NULL);
+    INSERT INTO library VALUES (1, 0);
+    """,
+)
+AT_ONCE = 2000  # rows that a reader of everything takes at once, so that it never holds up a checkpoint
+
+
+class Added(NamedTuple):
+    """How many papers of a batch were new, newer than what was there, and known already."""
+
+    new: int = 0
+    newer: int = 0
+    known: int = 0
+
+
+class Streamed(NamedTuple):
+    """What the search index wants of a paper; ``row`` is never given to another one."""
+
+    row: int
+    title: str
+    abstract: str
+    day: str
+    room: str
+    topics: tuple[str, ...]
+
+
+@dataclass
+class Library:
+    """The imported papers in the desk's database.
+
+    Args:
+        tags: titles and abstracts in, topics, room and findings out; the built-in catalog's by default.
+    """
+
+    database: Database
+    tags: Callable[[Sequence[str]], Sequence[Tags]] | None = None
+
+    def __post_init__(self) -> None:
+        prepare(self.database)
+
+    def add(self, papers: Iterable[Imported], on: sqlite3.Connection | None = None) -> Added:
+        """Take papers, all or none; on the disk when this returns, or when the transaction of ``on`` is."""
+        if on is None:
+            with self.database.write() as on:
+                return self.add(papers, on)
+        latest: dict[str, Imported] = {}
+        for one in papers:
+            if one.id not in latest or one.updated >= latest[one.id].updated:
+                latest[one.id] = one
+        there = {row["id"]: row for row in rows_of_ids(on, latest)}
+        new = [one for one in latest.values() if one.id not in there]
+        newer = [
+            merged
+            for one in latest.values()
+            if one.id in there and (merged := later(there[one.id], one)) is not None
+        ]
+        if new or newer:
+            self._write(on, new, newer, there)
+        return Added(len(new), len(newer), len(latest) - len(new) - len(newer))
+
+    def _write(
+        self,
+        on: sqlite3.Connection,
+        new: Sequence[Imported],
+        newer: Sequence[Imported],
+        there: dict[str, sqlite3.Row],
+    ) -> None:
+        both = [*new, *newer]
+        guess = self.tags or tagger()
+        # What the catalog has is tagged there, by hand.
+        ours = {entry.arxiv for entry in load()}
+        guessed = guess([f"{one.title} {one.abstract}" for one in both])
+        tags = [NOTHING if one.id in ours else found for one, found in zip(both, guessed, strict=True)]
+        last = on.execute("SELECT seq FROM sqlite_sequence WHERE name = 'imported'").fetchone()
+        first = 1 + (last[0] if last else 0)
+        numbers = [*range(first, first + len(new)), *(there[one.id]["paper"] for one in newer)]
+        now = time.time()
+        days: Counter[str] = Counter()
+        labels: Counter[tuple[str, str]] = Counter()
+        gone = [there[one.id] for one in newer]
+        for row in gone:
+            days[row["published"]] -= 1
+            labels.subtract(labels_of(tags_of_row(row)))
+        for one, found in zip(both, tags, strict=True):
+            days[one.published] += 1
+            labels.update(labels_of(found))
+        ids = label_numbers(on, labels)
+        on.executemany(
+            "DELETE FROM labelled WHERE label = ? AND day = ? AND paper = ?",
+            [
+                (ids[name], row["published"], row["paper"])
+                for row in gone
+                for name in labels_of(tags_of_row(row))
+            ],
+        )
+        rows = [
+            (number, *columns(one), *tag_columns(found), there[one.id]["added"] if one.id in there else now)
+            for number, one, found in zip(numbers, both, tags, strict=True)
+        ]
+        on.executemany(f"REPLACE INTO imported ({FIELDS}) VALUES ({', '.join('?' * 16)})", rows)
+        on.executemany(
+            "INSERT INTO labelled VALUES (?, ?, ?)",
+            [
+                (ids[name], one.published, number)
+                for number, one, found in zip(numbers, both, tags, strict=True)
+                for name in labels_of(found)
+            ],
+        )
+        on.executemany(
+            "INSERT INTO days VALUES (?, ?) "
+            "ON CONFLICT (day) DO UPDATE SET papers = papers + excluded.papers",
+            [(day, count) for day, count in days.items() if count],
+        )
+        on.execute("UPDATE library SET change = change + 1")
+
+    def set_repositories(self, addresses: dict[str, str]) -> int:
+        """Say where the code of papers is, by id, for those that are here and do not; how many it was."""
+        with self.database.write() as on:
+            before = on.total_changes
+            on.executemany(
+                "UPDATE imported SET repository = ? WHERE id = ? AND repository = ''",
+                [(address, name) for name, address in addresses.items()],
+            )
+            changed = on.total_changes - before
+            on.execute("UPDATE library SET change = change + ?", (min(changed, 1),))
+        return changed
+
+    def newest_change(self) -> int:
+        """A number that grows with everything that is imported."""
+        return self.database.rows("SELECT change FROM library")[0][0]
+
+    def days(self) -> list[tuple[str, int]]:
+        """Every day (a month or an empty text where no more is known) with the number of its papers."""
+        rows = self.database.rows("SELECT day, papers FROM days WHERE papers > 0")
+        return [(day, papers) for day, papers in rows]
+
+    def count(self) -> int:
+        """How many papers there are."""
+        return self.database.rows("SELECT coalesce(sum(papers), 0) FROM days")[0][0]
+
+    def by_id(self, name: str) -> Paper | None:
+        """The paper with this id or key, if there is one; an arXiv id may have a version."""
+        found = by_ids(self, [arxiv_id(name.replace("~", "/")) or name.replace("~", "/")])
+        return found[0][1] if found else None
+
+    def by_rowid(self, rows: Sequence[int]) -> list[Paper]:
+        """Papers by their numbers, in that order; those that are not there are left out."""
+        found = {
+            row["paper"]: paper_of_row(row)
+            for row in self.database.rows(
+                f"SELECT {FIELDS} FROM imported WHERE paper IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(rows)),),
+            )
+        }
+        return [found[row] for row in rows if row in found]
+
+    def of_day(self, day: str, skip: int, count: int, without: str = "[]") -> list[Paper]:
+        """``count`` papers of a day after the first ``skip``, what came last first.
+
+        Args:
+            without: numbers of papers to leave out, as JSON.
+        """
+        rows = self.database.rows(
+            f"SELECT {FIELDS} FROM imported WHERE published = ? "
+            "AND paper NOT IN (SELECT value FROM json_each(?)) ORDER BY paper DESC LIMIT ? OFFSET ?",
+            (day, without, count, skip),
+        )
+        return [paper_of_row(row) for row in rows]
+
+    def newest(self, count: int, skip: int = 0, without: Collection[int] = ()) -> list[Paper]:
+        """``count`` papers after the first ``skip``, latest day first."""
+        rows = self.database.rows(
+            f"SELECT {FIELDS} FROM imported WHERE paper NOT IN (SELECT value FROM json_each(?)) "
+            "ORDER BY published DESC, paper DESC LIMIT ? OFFSET ?",
+            (json.dumps(list(without)), count, skip),
+        )
+        return [paper_of_row(row) for row in rows]
+
+    def with_labels(
+        self, labels: Mapping[str, str], count: int, without: Collection[int] = ()
+    ) -> list[tuple[str, int]]:
+        """Day and number of the newest ``count`` papers that have every label (``{"topic": "spikes"}``)."""
+        numbers = self.label_numbers(labels)
+        if None in numbers:
+            return []
+        also = " AND EXISTS (SELECT 1 FROM labelled l WHERE (l.label, l.day, l.paper) = (?, a.day, a.paper))"
+        rows = self.database.rows(
+            f"SELECT day, paper FROM labelled a WHERE label = ?{also * (len(numbers) - 1)} "
+            "AND paper NOT IN (SELECT value FROM json_each(?)) ORDER BY day DESC, paper DESC LIMIT ?",
+            (*numbers, json.dumps(list(without)), count),
+        )
+        return [(row["day"], row["paper"]) for row in rows]
+
+    def label_numbers(self, labels: Mapping[str, str]) -> list[int | None]:
+        """The number of each label, the rarest first; None for one that no paper has."""
+        found = [
+            self.database.rows(
+                "SELECT label, papers FROM labels WHERE kind = ? AND name = ? AND papers > 0", pair
+            )
+            for pair in labels.items()
+        ]
+        if not all(found):
+            return [None]
+        return [row["label"] for (row,) in sorted(found, key=lambda rows: rows[0]["papers"])]
+
+    def label_counts(self, kind: str) -> dict[str, int]:
+        """Names of a kind (topic, room, finding) with the number of their papers."""
+        rows = self.database.rows("SELECT name, papers FROM labels WHERE kind = ? AND papers > 0", (kind,))
+        return {row["name"]: row["papers"] for row in rows}
+
+    def stream(self, after: int = 0) -> Iterator[Streamed]:
+        """Every paper whose number is above ``after``, in the order of numbers."""
+        while True:
+            rows = self.database.rows(
+                "SELECT paper, title, abstract, published, room, topics FROM imported "
+                "WHERE paper > ? ORDER BY paper LIMIT ?",
+                (after, AT_ONCE),
+            )
+            for row in rows:
+                number, title, abstract, day, room, topics = row
+                yield Streamed(number, title, abstract, day, room, tuple(json.loads(topics)))
+            if len(rows) < AT_ONCE:
+                return
+            after = rows[-1]["paper"]
+
+
+def prepare(database: Database) -> None:
+    """Bring the tables."""
+    database.ensure("library", SCHEMA)
+
+
+def by_ids(library: Library, names: Iterable[str]) -> list[tuple[int, Paper]]:
+    """The papers with these ids that are there, with their numbers."""
+    return [(row["paper"], paper_of_row(row)) for row in rows_of_ids(library.database.connection, names)]
