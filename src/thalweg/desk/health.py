@@ -57,6 +57,7 @@ def _worst(found: list[Check]) -> str:
 def _look(state: State) -> list[Check]:
     """Every check of the room, the worst first; one that fails is itself bad, never a page that fails."""
     now = time.monotonic()
+    found: list[Check]
     at, found = getattr(state, "looked", (-LASTS, []))
     if now - at >= LASTS:
         found = []

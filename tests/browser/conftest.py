@@ -1,0 +1,159 @@
+"""The desk as readers have it: the real command, a real Chromium, and no other host within reach.
+
+Every page that a test opens is watched: an error in the console, a request to another host or a page that shifts
+while it loads fails the test that saw it.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "runs" / "screenshots"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--no-sandbox",  # in a container there is no other user to drop to
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# Shifts that follow a key or a click are wanted; the others are what a reader calls a jump.
+SHIFTS = """
+window.shifted = [];
+new PerformanceObserver((list) => {
+  for (const one of list.getEntries())
+    if (!one.hadRecentInput)
+      shifted.push([one.value, ...one.sources.map((s) => s.node?.outerHTML?.slice(0, 80) ?? String(s.node))]);
+}).observe({ type: "layout-shift", buffered: true });
+"""
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser; the tests are skipped where there is none, and say how to get it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        if "CI" in os.environ:
+            pytest.fail("CI is to have Chromium")
+        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to its path")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+class Desk:
+    """A running ``thalweg desk``."""
+
+    def __init__(self, address, data, store):
+        self.address, self.data, self.store = address, data, store
+
+    def command(self, *words, **more):
+        """``thalweg desk WORDS`` on this desk's data; its output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "thalweg", "desk", "--data", str(self.data), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            **more,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@contextlib.contextmanager
+def served(folder, *options, store=None, environment=None):
+    """``thalweg desk`` on a free port, until the end of the block; its address is what it prints."""
+    store = store or folder / "runs.sqlite"
+    words = ["desk", "--port", "0", "--data", str(folder / "data"), "--store", str(store), *options]
+    with (folder / "desk.log").open("w") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-u", "-m", "thalweg", *words],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        )
+        try:
+            for line in running.stdout:
+                if found := re.search(r"http://[\d.]+:\d+", line):
+                    yield Desk(found[0], folder / "data", store)
+                    break
+            else:
+                pytest.fail(f"the desk did not start: {(folder / 'desk.log').read_text()}")
+        finally:
+            running.terminate()
+            running.wait()
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory):
+    """A desk that nobody writes to, over a store with one finished run that has findings."""
+    folder = tmp_path_factory.mktemp("desk")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import training; training.toy(sys.argv[2], 300, bad=120)"
+    subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(folder / "runs.sqlite")], check=True
+    )
+    with served(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def reader(chromium, request):
+    """``reader(desk, scheme="light", width=1280)`` opens a page of a new reader, watched until the test ends."""
+    opened, wrong = [], []
+
+    def open_for(desk, scheme="light", width=1280, height=860, **more):
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, base_url=desk.address, **more
+        )
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=desk.address)
+        context.add_init_script(SHIFTS)
+        own = urlsplit(desk.address).netloc
+
+        def only_here(route):
+            if urlsplit(route.request.url).netloc == own:
+                return route.continue_()
+            wrong.append(f"a request to {route.request.url}")
+            return route.abort()
+
+        context.route("**/*", only_here)
+        page = context.new_page()
+        page.on("console", lambda said: said.type == "error" and wrong.append(f"console: {said.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        opened.append((page, context))
+        return page
+
+    yield open_for
+    try:
+        for number, (page, _) in enumerate(opened):
+            if page.url != "about:blank":
+                shot(page, f"{request.node.name}-{number}" if number else request.node.name)
+                assert shift(page) < 0.1
+    finally:
+        for _, context in opened:
+            context.close()
+    assert not wrong
+
+
+def shot(page, name):
+    """Keep what the page looks like."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.png", full_page=True)
+
+
+def shift(page):
+    """By how much of the screen the page has moved by itself (Cumulative Layout Shift without windows)."""
+    found = page.evaluate("window.shifted ?? []")
+    if found:
+        print(page.url, found)
+    return sum(one[0] for one in found)

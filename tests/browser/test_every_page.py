@@ -1,0 +1,75 @@
+"""Every page, light and dark, wide and on a phone: accessible, still, light in weight, sufficient to itself."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+AXE = Path(os.environ.get("AXE", ROOT / ".venv" / "axe" / "package" / "axe.min.js"))
+PAGES = {
+    "papers": "/papers",
+    "month": "/papers?month=2024-05",
+    "empty-day": "/papers?date=1999-01-01",
+    "trending": "/papers/trending",
+    "measured-paper": "/papers/spam",
+    "planned-paper": "/papers/lizard",
+    "search": "/search?q=loss+spikes+after+warmup",
+    "search-empty": "/search?q=zzzzqqqq",
+    "search-start": "/search",
+    "topics": "/topics",
+    "methods": "/methods",
+    "findings": "/findings",
+    "runs": "/runs",
+    "run": "/runs/1",
+    "health": "/health",
+}
+MOST = 200_000  # bytes of a page, uncompressed, with all that it loads but plots
+PLOTS = re.compile(r"uPlot|plot\.svg|/api/runs/")
+
+
+def arrive(page, address):
+    """Open a page, scroll once through it as a reader would, and wait until nothing more comes."""
+    answer = page.goto(address)
+    assert answer.status < 500, address
+    page.evaluate(
+        "async () => { for (let y = 0; y < document.body.scrollHeight; y += innerHeight) {"
+        " scrollTo(0, y); await new Promise(requestAnimationFrame); }"
+        " await Promise.all([...document.images].map((one) => one.complete"
+        " || new Promise((done) => { one.onload = one.onerror = done; }))); }"
+    )
+    page.wait_for_timeout(150)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing_serious(desk, reader, name, scheme):
+    if not AXE.is_file():
+        if "CI" in os.environ:
+            pytest.fail("CI is to have axe-core")
+        pytest.skip(
+            f"no {AXE}: npm pack axe-core and unpack it there, as make test-browser does where npm is"
+        )
+    page = reader(desk, scheme=scheme)
+    arrive(page, PAGES[name])
+    page.evaluate(AXE.read_text(encoding="utf8"))
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    serious = [
+        (one["id"], one["help"], [node["html"][:120] for node in one["nodes"][:3]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert not serious
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_light_and_fits_its_width(desk, reader, name, width):
+    page = reader(desk, width=width)
+    came = []
+    page.on("response", lambda answer: came.append(answer))
+    arrive(page, PAGES[name])
+    sizes = {one.url: len(one.body()) for one in came if one.status == 200 and not PLOTS.search(one.url)}
+    assert 10_000 < sum(sizes.values()) <= MOST, sizes
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,29 @@
+"""A small training run for the run pages: as a function, and as a process (``python training.py STORE STEPS``)."""
+
+import sys
+import time
+
+import torch
+from torch import nn
+
+import thalweg
+
+
+def toy(store, steps, bad=None, pause=0.0):
+    """Fit a line; at step ``bad`` the loss is not a number, which is a finding."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with thalweg.watch(model, optimizer, store=store, name="toy") as run:
+        for step in range(1, steps + 1):
+            batch = torch.randn(16, 4)
+            loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+            loss.backward()
+            run.log(loss=float("nan") if step == bad else loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            time.sleep(pause)
+
+
+if __name__ == "__main__":
+    toy(sys.argv[1], int(sys.argv[2]), bad=int(sys.argv[3]), pause=float(sys.argv[4]))
