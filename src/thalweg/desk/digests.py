@@ -1,0 +1,101 @@
+"""What is new for a subscriber: papers since their last mail that they want and never had."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+from thalweg.desk.counts import counts
+from thalweg.desk.database import Database
+from thalweg.desk.fitting import fits
+from thalweg.desk.ledger import Ledger
+from thalweg.desk.library import Library
+from thalweg.desk.novelty import first_seen
+from thalweg.desk.paper import Paper
+from thalweg.desk.shelf import Shelf
+from thalweg.desk.subscriptions import Subscriber
+
+__all__ = ["Digest", "New", "digest", "news", "period"]
+
+# An import writes down when it began and shows what it brought when it is done; looking back is harmless,
+# since the ledger knows what was sent.
+SLACK = 3600.0
+MOST_IMPORTED = 5000  # that one run looks at; an archive of a million papers is no news
+
+
+@dataclass(frozen=True)
+class New:
+    """A paper and when it was first here, in seconds of 1970, or got its verdict if that was later."""
+
+    paper: Paper
+    when: float
+    upvotes: int
+
+
+@dataclass(frozen=True)
+class Digest:
+    """``papers``: all that are new, the most important first; ``period`` is the day or week that it is for.
+
+    ``looked`` is when they were looked up, in seconds of 1970.
+    """
+
+    subscriber: Subscriber
+    period: str
+    papers: tuple[Paper, ...]
+    looked: float
+
+
+def period(every: str, now: float, zone: ZoneInfo | None) -> str:
+    """The day or ISO week of a moment by the clock on the wall; a day has one mail however long it is.
+
+    Args:
+        zone: None is this machine's.
+    """
+    day = datetime.datetime.fromtimestamp(now, zone).date()
+    if every == "daily":
+        return day.isoformat()
+    year, week, _ = day.isocalendar()
+    return f"{year}-W{week:02d}"
+
+
+def news(database: Database, shelf: Shelf, since: float, now: float) -> list[New]:
+    """What came after ``since``, the most important first: by upvotes, then what was measured, then date."""
+    seen = first_seen(database, shelf.papers, now)
+    when = {one.id: (one, seen[one.key].latest) for one in shelf.papers if one.key in seen}
+    found = {name: pair for name, pair in when.items() if pair[1] > since - SLACK}
+    for one in _imported(Library(database), since - SLACK):
+        if one.id not in when:
+            found[one.id] = (one, one.added)
+    votes = counts(database, [one.key for one, _ in found.values()])
+    new = [New(paper, moment, votes[paper.key][0]) for paper, moment in found.values()]
+    return sorted(
+        new,
+        key=lambda one: (one.upvotes, one.paper.measured is not None, one.paper.date, one.when, one.paper.id),
+        reverse=True,
+    )
+
+
+def digest(subscriber: Subscriber, new: Sequence[New], ledger: Ledger, period: str, now: float) -> Digest:
+    """The digest of one subscriber; it may be empty."""
+    since = subscriber.since - SLACK
+    fresh = [one.paper for one in new if one.when > since]
+    if fresh:
+        had = ledger.had(subscriber.id)
+        fresh = [one for one in fresh if one.id not in had]
+    wanted = {one.id for one in fresh if subscriber.wants.tagged(one)}
+    for question in subscriber.wants.questions:
+        rest = [one for one in fresh if one.id not in wanted]
+        wanted |= {one.id for one, good in zip(rest, fits(question, rest), strict=True) if good}
+    return Digest(subscriber, period, tuple(one for one in fresh if one.id in wanted), now)
+
+
+def _imported(library: Library, since: float) -> list[Paper]:
+    rows = library.database.rows(
+        # Numbers grow with time, so that only what is new is read.
+        "SELECT paper FROM imported WHERE paper > coalesce((SELECT paper FROM imported WHERE added <= ? "
+        "ORDER BY paper DESC LIMIT 1), 0) ORDER BY published DESC, paper DESC LIMIT ?",
+        (since, MOST_IMPORTED),
+    )
+    return library.by_rowid([row["paper"] for row in rows])
