@@ -1,7 +1,7 @@
 """The desk as readers have it: the real command, a real Chromium, and no other host within reach.
 
-Every page that a test opens is watched: an error in the console, a request to another host or a page that shifts
-while it loads fails the test that saw it.
+Every page that a test opens is watched: an error in the console, a request to another host or a page that
+shifts while it loads fails the test that saw it.
 """
 
 import contextlib
@@ -95,21 +95,32 @@ def served(folder, *options, store=None, environment=None):
             running.wait()
 
 
+@contextlib.contextmanager
+def training(store, steps, bad=0, pause=0.0):
+    """A process that trains and writes to a run store; ended at the end of the block."""
+    program = Path(__file__).with_name("training.py")
+    words = [sys.executable, program, store, steps, bad, pause]
+    running = subprocess.Popen([str(word) for word in words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        yield running
+    finally:
+        running.terminate()
+        running.wait()
+
+
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory):
     """A desk that nobody writes to, over a store with one finished run that has findings."""
     folder = tmp_path_factory.mktemp("desk")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import training; training.toy(sys.argv[2], 300, bad=120)"
-    subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(folder / "runs.sqlite")], check=True
-    )
+    with training(folder / "runs.sqlite", steps=300, bad=120) as process:
+        assert process.wait() == 0
     with served(folder) as running:
         yield running
 
 
 @pytest.fixture
 def reader(chromium, request):
-    """``reader(desk, scheme="light", width=1280)`` opens a page of a new reader, watched until the test ends."""
+    """``reader(desk, scheme="dark", width=390)`` opens a page for a new reader, watched until the end."""
     opened, wrong = [], []
 
     def open_for(desk, scheme="light", width=1280, height=860, **more):

@@ -1,4 +1,4 @@
-"""Every page, light and dark, wide and on a phone: accessible, still, light in weight, sufficient to itself."""
+"""Every page, light and dark, wide and on a phone: accessible, still, light in weight, self-sufficient."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A small training run for the run pages: as a function, and as a process (``python training.py STORE STEPS``)."""
+"""A small training run for the run pages: ``python training.py STORE STEPS BAD PAUSE``."""
 
 import sys
 import time
@@ -9,8 +9,8 @@ from torch import nn
 import thalweg
 
 
-def toy(store, steps, bad=None, pause=0.0):
-    """Fit a line; at step ``bad`` the loss is not a number, which is a finding."""
+def toy(store, steps, bad, pause):
+    """Fit a line, ``pause`` seconds a step; at step ``bad`` the loss is not a number, which is a finding."""
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -26,4 +26,4 @@ def toy(store, steps, bad=None, pause=0.0):
 
 
 if __name__ == "__main__":
-    toy(sys.argv[1], int(sys.argv[2]), bad=int(sys.argv[3]), pause=float(sys.argv[4]))
+    toy(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
+from thalweg.desk.troubles import troubles
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS, UnknownPaper
 from thalweg.papers.status import STATES
@@ -78,4 +79,4 @@ def methods(request: Request) -> Response:
 
 @router.get("/findings")
 def findings(request: Request) -> Response:
-    return page(request, "findings.html", findings=shelf_of(request).findings)
+    return page(request, "findings.html", findings=shelf_of(request).findings, about=troubles())
