@@ -147,7 +147,7 @@ class Subscriptions:
                 return None
             asked = _request(row)
             had = on.execute("SELECT * FROM subscribers WHERE folded = ?", (row["folded"],)).fetchone()
-            wants = asked.wants | Wants.from_json(had["wants"]) if had else asked.wants
+            wants = Wants.from_json(had["wants"]) | asked.wants if had else asked.wants
             on.execute(
                 "INSERT INTO subscribers (folded, address, secret, every, wants, confirmed, since) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (folded) DO UPDATE SET "
