@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from thalweg._core.terminal import user_errors
+from thalweg.desk.mail_cli import app as mail_app
+from thalweg.desk.mail_cli import digest
+from thalweg.desk.people_cli import add_commands
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 app = typer.Typer(help="The paper pages, the run pages and the API.", invoke_without_command=True)
+add_commands(app)
+app.command()(digest)
+app.add_typer(mail_app, name="mail")
 
 
 @app.callback()
@@ -30,6 +38,13 @@ def desk(
         Path | None,
         typer.Option(help="The desk's own data; the user's data folder by default.", show_default=False),
     ] = None,
+    public: Annotated[
+        str,
+        typer.Option(envvar="THALWEG_PUBLIC_URL", help="The address under which people reach it, for links."),
+    ] = "",
+    proxy: Annotated[
+        str, typer.Option(help="Addresses of proxies whose X-Forwarded-For and -Proto are believed.")
+    ] = "",
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the paper pages, the run pages and the API, offline, until interrupted."""
@@ -43,6 +58,7 @@ def desk(
 
             from thalweg.desk.app import create_app
             from thalweg.desk.database import data_folder
+            from thalweg.desk.settings import public_address
         except ImportError as error:
             raise ValueError(
                 f"the desk needs further packages: pip install 'thalweg[desk]' ({error})"
@@ -55,13 +71,38 @@ def desk(
             listening.bind((host, port))
         except OSError as error:
             raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        site = create_app(store, folder=data or data_folder())
+        public = public_address(public) if public else ""
+        site = create_app(
+            store, folder=data or data_folder(), public=public or None, hosts=_names(host, public)
+        )
     for one in site.state.problems.all():
         typer.echo(f"warning: {one.source}: {one.what}", err=True)
     if host not in LOCAL:
-        typer.echo(f"warning: the desk listens on {host}: whoever reaches this machine can read it", err=True)
+        typer.echo(_warning(host, public), err=True)
     address = f"http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}/papers"
     typer.echo(f"thalweg desk: {address} (Ctrl+C ends it)")
     if open:
         webbrowser.open(address)
-    uvicorn.Server(uvicorn.Config(site, log_level="warning")).run(sockets=[listening])
+    # The access log would hold invitations and the addresses of readers. A proxy is believed only if named.
+    trusted: dict[str, Any] = {"proxy_headers": bool(proxy), "forwarded_allow_ips": proxy or None}
+    config = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, **trusted)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _names(host: str, public: str) -> list[str] | None:
+    """By which names it may be asked: another site whose name is made to lead here may not read it."""
+    if host in EVERYWHERE and not public:
+        return None
+    own = [] if host in EVERYWHERE else [host]
+    return [*LOCAL, *own, *([urlsplit(public).hostname or ""] if public else [])]
+
+
+def _warning(host: str, public: str) -> str:
+    lines = [
+        f"warning: the desk listens on {host}: whoever reaches this machine can read papers, runs, comments.",
+        "         Without https, passwords and sessions cross the network as they are: put a proxy with",
+        "         https before it and name both, --public https://NAME --proxy ADDRESS.",
+    ]
+    if host in EVERYWHERE and not public:
+        lines.append("         Without --public any name that leads here is answered.")
+    return "\n".join(lines)
