@@ -120,10 +120,17 @@ def desk(tmp_path_factory):
 
 @pytest.fixture
 def reader(chromium, request):
-    """``reader(desk, scheme="dark", width=390)`` opens a page for a new reader, watched until the end."""
+    """``reader(desk, scheme="dark", width=390)`` opens a page for a new reader, watched until the end.
+
+    ``expected`` is part of an error in the console that the test causes.
+    """
     opened, wrong = [], []
 
-    def open_for(desk, scheme="light", width=1280, height=860, **more):
+    def heard(said, expected):
+        if said.type == "error" and not (expected and expected in said.text):
+            wrong.append(f"console: {said.text}")
+
+    def open_for(desk, scheme="light", width=1280, height=860, expected="", **more):
         context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, base_url=desk.address, **more
         )
@@ -139,7 +146,7 @@ def reader(chromium, request):
 
         context.route("**/*", only_here)
         page = context.new_page()
-        page.on("console", lambda said: said.type == "error" and wrong.append(f"console: {said.text}"))
+        page.on("console", lambda said: heard(said, expected))
         page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
         opened.append((page, context))
         return page

@@ -102,6 +102,12 @@ document.addEventListener("keydown", (event) => {
 });
 document.getElementById("show-keys").addEventListener("click", () => keys.showModal());
 
+// Addresses that are pushed hold what was chosen, not every field that was left empty.
+document.addEventListener("htmx:configRequest", (event) => {
+  if (event.detail.verb !== "get") return;
+  for (const [name, value] of [...event.detail.formData.entries()]) if (value === "") event.detail.formData.delete(name);
+});
+
 // A request that failed says so instead of leaving the page as it was.
 for (const name of ["htmx:responseError", "htmx:sendError"])
   document.addEventListener(name, (event) => {
