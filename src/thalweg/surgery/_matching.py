@@ -7,12 +7,12 @@ Coordinate ascent over groups of units. Units of one order are one assignment pr
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from thalweg.surgery._assignment import best
 from thalweg.surgery._orders import Permutations, Piece, Symmetry
 
 RELATIVE = 1e-6  # what counts as progress, of the value reached: below are rounding errors of float32
@@ -26,15 +26,6 @@ class Match:
     perms: Permutations
     sweeps: int
     settled: bool
-
-
-def best(value: Tensor) -> Tensor:
-    """For each row its column, so that the entries have the largest sum."""
-    # The same problem with a zero in each row and column is solved in two thirds of the time.
-    cost = -value.numpy()
-    cost -= cost.min(1, keepdims=True)
-    cost -= cost.min(0, keepdims=True)
-    return torch.from_numpy(linear_sum_assignment(cost)[1])
 
 
 def total(value: Tensor, order: Tensor) -> float:
@@ -54,7 +45,8 @@ class Matching:
         self.symmetry, self.pieces = symmetry, list(pieces)
         self.ours = [_block(piece, reference[piece.name]) for piece in pieces]
         self.theirs = [_block(piece, model[piece.name]) for piece in pieces]
-        self.flat: dict[tuple[int, int], Tensor] = {}
+        self.led: dict[tuple[int, int], tuple[Tensor, Piece, Tensor]] = {}
+        self.still: dict[int, Tensor] = {}
         self.heads = [label for label, one in enumerate(symmetry.units) if one.parent is None]
         self.near = {
             label: [i for i, piece in enumerate(self.pieces) if self.family(label) & {*piece.labels}]
@@ -132,16 +124,42 @@ class Matching:
     def _value(self, label: int, perms: Permutations) -> Tensor:
         """Entry (i, j): inner product with all that unit i of the reference, and j of the model, carries."""
         size = self.symmetry.units[label].size
-        value = None
+        value = self._still(label).clone()
         for i in self.near[label]:
+            if _alone(self.pieces[i], label):
+                continue
+            for d in (d for d, one in enumerate(self.pieces[i].labels) if one == label):
+                ours, piece, theirs = self._led_by(i, d)
+                other = self.symmetry.permuted(piece, theirs, perms, leave=(0,))
+                value.addmm_(ours, other.reshape(size, -1).T)
+        return value.double()
+
+    def _led_by(self, i: int, d: int) -> tuple[Tensor, Piece, Tensor]:
+        """Block ``i`` with its axis ``d`` first: the reference's as a matrix, and the model's."""
+        if (i, d) not in self.led:
             piece = self.pieces[i]
-            for d in (d for d, one in enumerate(piece.labels) if one == label):
-                if (i, d) not in self.flat:
-                    self.flat[i, d] = self.ours[i].movedim(d, 0).reshape(size, -1)
-                other = self.symmetry.permuted(piece, self.theirs[i], perms, leave=(d,))
-                part = self.flat[i, d], other.movedim(d, 0).reshape(size, -1).T
-                value = part[0] @ part[1] if value is None else value.addmm_(*part)
-        return torch.zeros(size, size, dtype=torch.float64) if value is None else value.double()
+            axes = [d, *(other for other in range(len(piece.labels)) if other != d)]
+            moved = replace(
+                piece, shape=tuple(piece.shape[a] for a in axes), labels=tuple(piece.labels[a] for a in axes)
+            )
+            ours = self.ours[i].movedim(d, 0).reshape(piece.shape[d], -1)
+            # In this order once and for all: to permute it is then to copy runs.
+            self.led[i, d] = ours, moved, self.theirs[i].movedim(d, 0).contiguous()
+        return self.led[i, d]
+
+    def _still(self, label: int) -> Tensor:
+        """The part of the value that no other group has a say in."""
+        if label not in self.still:
+            size = self.symmetry.units[label].size
+            near = [i for i in self.near[label] if _alone(self.pieces[i], label)]
+            ours, theirs = (
+                [side[i].movedim(self.pieces[i].labels.index(label), 0).reshape(size, -1) for i in near]
+                for side in (self.ours, self.theirs)
+            )
+            dtype = self.ours[self.near[label][0]].dtype if self.near[label] else None
+            nothing = torch.zeros(size, size, dtype=dtype)
+            self.still[label] = torch.cat(ours, 1) @ torch.cat(theirs, 1).T if near else nothing
+        return self.still[label]
 
     def _improve_family(self, label: int, perms: Permutations) -> bool:
         inside = self.symmetry.children(label)
@@ -193,6 +211,10 @@ class Matching:
         for one in inside:
             perms[one] = found[one][torch.arange(size), order]
         return True
+
+
+def _alone(piece: Piece, label: int) -> bool:
+    return [one for one in piece.labels if one is not None] == [label]
 
 
 def _zeros(size: int, inside: int) -> Tensor:

@@ -33,35 +33,40 @@ class Piece:
 
     Attributes:
         name: of the weight or activation.
-        index: which entries along each axis of the weight, in order; None for all.
+        index: which entries along each axis of the weight, in order: None for all, a slice of
+            neighbours, or their places.
         shape: the block's.
         labels: for each of its axes the index of the units, or None for an axis that keeps its order.
         axes: for each of its axes the axis of the weight that it is part of.
     """
 
     name: str
-    index: tuple[Tensor | None, ...]
+    index: tuple[Tensor | slice | None, ...]
     shape: tuple[int, ...]
     labels: tuple[int | None, ...]
     axes: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The block of ``tensor``, reshaped; a copy unless it is all of it."""
+        """The block of ``tensor``, reshaped; a view where that can be."""
         for axis, index in enumerate(self.index):
-            if index is not None:
+            if isinstance(index, slice):
+                tensor = tensor.narrow(axis, index.start, index.stop - index.start)
+            elif index is not None:
                 tensor = tensor.index_select(axis, index)
         return tensor.reshape(self.shape)
 
     def put(self, tensor: Tensor, block: Tensor) -> None:
         """Write the block back."""
+        runs = [slice(None) if index is None else index for index in self.index]
+        if all(isinstance(run, slice) for run in runs):
+            place = tensor[tuple(runs)]
+            place.copy_(block.reshape(place.shape))
+            return
         places = [
-            torch.arange(n) if index is None else index
-            for n, index in zip(tensor.shape, self.index, strict=True)
+            torch.arange(n)[run] if isinstance(run, slice) else run
+            for n, run in zip(tensor.shape, runs, strict=True)
         ]
-        if all(index is None for index in self.index):
-            tensor.copy_(block.reshape(tensor.shape))
-        else:
-            tensor[torch.meshgrid(*places, indexing="ij")] = block.reshape([len(one) for one in places])
+        tensor[torch.meshgrid(*places, indexing="ij")] = block.reshape([len(one) for one in places])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from thalweg.surgery._orders import Piece, Symmetry, Units
 Axis = tuple[np.ndarray, list[Atom]]
 
 
-def symmetry(trace: Trace) -> Symmetry:
-    """The permutations that a traced model allows."""
+def symmetry(trace: Trace, sights: bool = True) -> Symmetry:
+    """The permutations that a traced model allows; ``sights`` also cuts the activations that weights read."""
     _settle(trace)
     named = [(name, layout, axes) for name, layout in trace.params.items() for axes in _blocks(layout)]
     passing = [axes for layout in _different(trace.seen.values()) for axes in _blocks(layout)]
@@ -35,17 +36,16 @@ def symmetry(trace: Trace) -> Symmetry:
             reasons = [atom.why for atom in leaves(axis)]
             if reasons and all(reasons):
                 fixed[f"{name}[{d}]"] = str(reasons[0])
-    sights = []
-    for found in (trace.reads, trace.writes):
-        sights.append(
-            tuple(
-                (sight.call, sight.operand, _piece("", axes, _shape(sight.layout), labels))
-                for sight in found
-                for axes in _blocks(sight.layout)
-            )
+    seen = [
+        tuple(
+            (sight.call, sight.operand, _piece("", axes, _shape(sight.layout), labels))
+            for sight in found
+            for axes in _blocks(sight.layout)
         )
+        for found in ((trace.reads, trace.writes) if sights else ((), ()))
+    ]
     kept = tuple(piece for piece in pieces if any(label is not None for label in piece.labels))
-    return Symmetry(units, kept, fixed, *sights)
+    return Symmetry(units, kept, fixed, *seen)
 
 
 def _shape(layout: Layout) -> list[int]:
@@ -86,7 +86,7 @@ def _blocks(layout: Layout) -> Iterator[list[Axis]]:
     for axis in layout:
         terms = leaves(axis)
         shape = [atom.size for atom in terms]
-        axes.append((np.arange(int(np.prod(shape))).reshape(shape), terms))
+        axes.append((np.arange(prod(shape)).reshape(shape), terms))
     yield from _cut(axes)
 
 
@@ -126,12 +126,15 @@ def _under(grid: np.ndarray, terms: list[Atom], index: Atom, place: int) -> Axis
 
 
 def _piece(name: str, axes: list[Axis], shape: list[int], labels: Mapping[Atom, int]) -> Piece:
-    index: list[Tensor | None] = []
+    index: list[Tensor | slice | None] = []
     rows: list[tuple[int, int | None, int]] = []
     for axis, (grid, terms) in enumerate(axes):
         flat = np.ascontiguousarray(grid).reshape(-1)
-        whole = len(flat) == shape[axis] and bool((flat == np.arange(len(flat))).all())
-        index.append(None if whole else torch.from_numpy(flat))
+        first = int(flat[0]) if len(flat) else 0
+        if not (flat == np.arange(first, first + len(flat))).all():
+            index.append(torch.from_numpy(flat))
+        else:
+            index.append(None if len(flat) == shape[axis] else slice(first, first + len(flat)))
         rows += [(atom.size, labels.get(atom), axis) for atom in terms] or [(1, None, axis)]
     sizes, found, places = zip(*rows, strict=True) if rows else ((), (), ())
     return Piece(name, tuple(index), sizes, found, places)

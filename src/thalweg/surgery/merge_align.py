@@ -112,7 +112,7 @@ def align(
     check_count("seed", seed, low=0)
     new, other = pair(model, reference)
     seen, answer = trace(new, inputs)
-    group = symmetry(seen)
+    group = symmetry(seen, sights=method != "weights")
     if not group.units:
         where, why = next(iter(group.fixed.items()), ("its weights", "it has none"))
         raise ValueError(
@@ -165,10 +165,14 @@ def align(
 @torch.no_grad()
 def _distances(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
     return {
-        name: torch.linalg.vector_norm(p - ours[name].to(p.device), dtype=torch.float64).item()
-        for name, p in theirs.items()
-        if isinstance(p, nn.Parameter)
+        name: _size(p - ours[name].to(p.device)) for name, p in theirs.items() if isinstance(p, nn.Parameter)
     }
+
+
+def _size(difference: Tensor) -> float:
+    # Row by row first: sums stay short, and the whole need not be made float64.
+    rows = torch.linalg.vector_norm(difference.flatten(1), dim=1) if difference.dim() > 1 else difference
+    return torch.linalg.vector_norm(rows, dtype=torch.float64).item()
 
 
 def _length(parts: Mapping[str, float]) -> float:
