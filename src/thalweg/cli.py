@@ -14,6 +14,7 @@ from rich.table import Table
 import thalweg
 from thalweg._core.terminal import console, progress_bar, user_errors
 from thalweg.desk.cli import app as desk_app
+from thalweg.desk.ingest_cli import fetch, import_papers
 from thalweg.forecast import forecast
 from thalweg.papers.cli import app as papers_app
 from thalweg.plan import plan
@@ -140,6 +141,8 @@ def report(
         typer.echo(f"report: {write_report(store, out, runs=run or None)}")
 
 
+papers_app.command()(fetch)
+papers_app.command("import")(import_papers)
 app.command()(plan)
 app.command()(forecast)
 

@@ -95,11 +95,13 @@ def clean(value: Any, field: str, longest: int) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{field} must be text, got {_short(value)}")
-    text = " ".join(value.split()).translate(UNPRINTABLE).strip()
+    text = " ".join(value.split())
+    if not text.isprintable():  # which half a character is not either
+        text = text.translate(UNPRINTABLE).strip()
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{field} must be text, got half of a character in {_short(text)}")
     if len(text) > longest:
         raise ValueError(f"{field} must have at most {longest} characters, got {len(text)}")
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"{field} must be text, got half of a character in {_short(text)}")
     return text
 
 
@@ -152,8 +154,8 @@ def _moment(row: Mapping[str, Any], field: str) -> str:
         raise ValueError(
             f"{field} must be a day such as 2024-05-17, or with a time, got {_short(text)}"
         ) from None
-    day = found.strftime("%Y-%m-%d")
-    return day if len(text) <= 10 else f"{day}T{found:%H:%M:%S}Z"
+    written = found.isoformat()
+    return written[:10] if len(text) <= 10 else f"{written[:19]}Z"
 
 
 def _short(value: Any) -> str:

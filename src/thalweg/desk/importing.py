@@ -1,0 +1,206 @@
+"""Papers from files: JSON lines, and the archive that Papers with Code left; read as a stream, however large.
+
+A row that cannot be read or is not a paper is counted, named by its line and left out; the others are kept, a
+batch at a time, each on the disk before the next is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from thalweg._core.checks import check_choice
+from thalweg.desk.imported import Imported, arxiv_id, checked
+from thalweg.desk.json_array import Broken, items
+from thalweg.desk.library import Added, Library
+from thalweg.desk.problems import Problems
+
+__all__ = ["FORMATS", "Report", "import_file"]
+
+FORMATS = ("jsonl", "pwc")
+BATCH = 1000  # papers that are kept or lost together
+LONGEST = 16 << 20  # bytes of a line
+NAMED = 20  # bad rows that are named one by one; the others are counted
+SOURCE = "import"
+UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)
+Row = Imported | tuple[str, str]  # a paper, or the id of one and where its code is
+
+
+@dataclass
+class Report:
+    """What came of an import; ``bad`` rows were left out, the first of them are in ``named``."""
+
+    rows: int = 0
+    new: int = 0
+    newer: int = 0
+    known: int = 0
+    linked: int = 0
+    bad: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def refuse(self, where: str, why: str) -> None:
+        """Count a row that was left out."""
+        self.bad += 1
+        if self.bad <= NAMED:
+            self.named.append(f"{where}: {why}")
+
+    def add(self, added: Added) -> None:
+        """Count a batch that is kept."""
+        self.new += added.new
+        self.newer += added.newer
+        self.known += added.known
+
+
+def import_file(
+    library: Library,
+    path: str | Path,
+    form: str = "jsonl",
+    *,
+    problems: Problems | None = None,
+    progress: Callable[[int, int], None] = lambda bytes_read, rows: None,
+) -> Report:
+    """Import a file, which may be compressed (``.gz``); running it again changes nothing.
+
+    Args:
+        form: ``jsonl``, one paper a line, or ``pwc``, an array of papers or of links from the archive.
+        problems: told of rows that were left out.
+        progress: called after each batch with bytes read of the file and rows read.
+
+    Raises:
+        ValueError: the file cannot be read to its end, or is no such file; what came before is kept.
+        sqlite3.Error: the database cannot be written, say because the disk is full; what came before is kept.
+    """
+    check_choice("form", form, FORMATS)
+    path, report = Path(path), Report()
+    try:
+        with path.open("rb") as raw:
+            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+            rows = _lines(file, report) if form == "jsonl" else _pwc(file, report)
+            for batch in _batches(rows):
+                papers = [one for one in batch if isinstance(one, Imported)]
+                links = dict(one for one in batch if isinstance(one, tuple))
+                if papers:
+                    report.add(library.add(papers))
+                if links:
+                    report.linked += library.set_repositories(links)
+                progress(raw.tell(), report.rows)
+    except UNREADABLE as error:
+        report.refuse(f"after row {report.rows}", str(error))
+        kept = report.new + report.newer + report.known
+        raise ValueError(
+            f"{path.name} cannot be read beyond row {report.rows}: {error}; {kept} papers of it are kept"
+        ) from None
+    finally:
+        _tell(problems, path.name, report)
+    progress(path.stat().st_size, report.rows)
+    return report
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows in batches; those before a place where the file cannot be read come before the error."""
+    batch: list[Row] = []
+    failure: Exception | None = None
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    except UNREADABLE as error:
+        failure = error
+    if batch:
+        yield batch
+    if failure is not None:
+        raise failure
+
+
+def _tell(problems: Problems | None, name: str, report: Report) -> None:
+    if problems is None or not report.bad:
+        return
+    for one in report.named:
+        problems.report(SOURCE, f"{name}, {one}")
+    if report.bad > len(report.named):
+        problems.report(SOURCE, f"{name}: {report.bad} of {report.rows} rows were left out")
+
+
+def _lines(file: IO[bytes], report: Report) -> Iterator[Imported]:
+    for number in itertools.count(1):
+        line = file.readline(LONGEST)
+        if not line:
+            return
+        if len(line) == LONGEST:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST)
+            report.rows += 1
+            report.refuse(f"line {number}", f"longer than {LONGEST >> 20} MiB")
+            continue
+        if not line.strip():
+            continue
+        report.rows += 1
+        try:
+            yield checked(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            report.refuse(f"line {number}", _why(error))
+
+
+def _pwc(file: IO[bytes], report: Report) -> Iterator[Row]:
+    text = io.TextIOWrapper(file, encoding="utf8")
+    try:
+        for number, one in enumerate(items(text), 1):
+            report.rows += 1
+            try:
+                yield from _archived(one)
+            except ValueError as error:
+                report.refuse(f"item {number}", _why(error))
+    finally:
+        text.detach()  # or it would close the file
+
+
+def _archived(one: Any) -> Iterator[Row]:
+    """What an item of the archive says: a paper, where its code is, or nothing that is kept here."""
+    if isinstance(one, Broken):
+        raise ValueError(one.why)
+    if not isinstance(one, dict):
+        raise ValueError(f"an item must be an object, got {ascii(one)[:80]}")
+    if "repo_url" not in one:
+        yield _paper(one)
+    elif one.get("is_official") and (name := _archive_id(one, "paper_arxiv_id")):
+        yield name, checked({"id": name, "title": "-", "repository": one["repo_url"]}).repository
+
+
+def _paper(one: dict[str, Any]) -> Imported:
+    """A paper of ``papers-with-abstracts``; without an arXiv id it is known by its name in the archive."""
+    name = _archive_id(one, "arxiv_id")
+    return checked(
+        {
+            "id": name,
+            "title": one.get("title"),
+            "abstract": one.get("abstract") or one.get("short_abstract"),
+            "authors": one.get("authors"),
+            "published": one.get("date"),
+            "link": "" if arxiv_id(name) else one.get("url_abs"),
+        },
+        source="pwc",
+    )
+
+
+def _archive_id(one: dict[str, Any], field: str) -> str:
+    if isinstance(given := one.get(field), str) and (found := arxiv_id(given)):
+        return found
+    address = one.get("paper_url")
+    name = re.fullmatch(r"https?://[^/]*paperswithcode\.com/paper/([\w.-]+)", address or "")
+    return f"pwc:{name[1]}" if name else ""
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON: {error.msg} at character {error.pos + 1}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,122 @@
+"""``thalweg papers fetch`` and ``thalweg papers import``: papers from arXiv and from files, when asked to."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thalweg._core.terminal import console, progress_bar, user_errors
+
+if TYPE_CHECKING:
+    from thalweg.desk.library import Library
+    from thalweg.desk.problems import Problems
+
+COMMAND = "thalweg papers"
+Data = Annotated[
+    Path | None,
+    typer.Option(help="The desk's own data; the user's data folder by default.", show_default=False),
+]
+
+
+def fetch(
+    topic: Annotated[str, typer.Option(help="Words that must all occur; phrases in quotation marks.")] = "",
+    category: Annotated[str, typer.Option(help="An arXiv category such as cs.LG.")] = "",
+    since: Annotated[str, typer.Option(help="Submitted on this day, such as 2026-11-01, or later.")] = "",
+    most: Annotated[int, typer.Option("--max", help="How many papers at most, the latest ones.")] = 200,
+    daily: Annotated[
+        bool, typer.Option("--daily", help="What is new of all that was fetched before.")
+    ] = False,
+    data: Data = None,
+    api: Annotated[str, typer.Option(hidden=True)] = "",
+    feed: Annotated[str, typer.Option(hidden=True)] = "",
+    delay: Annotated[float | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Fetch papers from arXiv, politely: one request in three seconds. Run again after an interruption."""
+    screen = console()
+    with user_errors(COMMAND), _desk(data) as (library, problems):
+        if daily and (topic or category or since):
+            raise ValueError("daily fetches what was fetched before; give no topic, category or day with it")
+        from thalweg.desk.announcements import FEED
+        from thalweg.desk.arxiv_source import ArxivSource
+        from thalweg.desk.fetching import Fetcher
+        from thalweg.desk.manners import API, DELAY, polite_client
+
+        client = polite_client(api=api or API, delay=DELAY if delay is None else delay)
+        with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
+            rows: dict[str, Any] = {}
+
+            def progress(name: str, done: int, total: int) -> None:
+                row = rows[name] if name in rows else rows.setdefault(name, bar.add_task(name))
+                bar.update(row, completed=done, total=total)
+
+            fetcher = Fetcher(
+                library, ArxivSource(client), problems=problems, feed=feed or FEED, progress=progress
+            )
+            before = len(problems.all())
+            outcomes = fetcher.daily() if daily else iter([fetcher.fetch(topic, category, since, most)])
+            for one in outcomes:
+                where = f", went on at {one.resumed}" if one.resumed else ""
+                where += ", from the daily feed: the API refused" if one.feed else ""
+                bar.console.print(
+                    f"{one.name}: {one.added.new} new, {one.added.newer} newer versions, "
+                    f"{one.added.known} known{where}",
+                    markup=False,
+                )
+        if len(problems.all()) > before:
+            raise ValueError("not everything came; what went wrong is on the desk's health page (/health)")
+
+
+def import_papers(
+    file: Annotated[Path, typer.Argument(help="JSON lines, or a JSON array of the archive; .gz too.")],
+    form: Annotated[
+        str, typer.Option("--format", help="jsonl, or pwc for files of the Papers with Code archive.")
+    ] = "jsonl",
+    data: Data = None,
+) -> None:
+    """Import papers from a file; running it again changes nothing."""
+    screen = console()
+    with user_errors(COMMAND), _desk(data) as (library, problems):
+        from thalweg.desk.importing import import_file
+
+        with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
+            size = file.stat().st_size
+            row = bar.add_task("bytes", total=size)
+            report = import_file(
+                library,
+                file,
+                form,
+                problems=problems,
+                progress=lambda done, rows: bar.update(row, completed=done, description=f"{rows} rows"),
+            )
+    screen.print(f"{report.rows} rows: {report.new} new, {report.newer} newer versions, {report.known} known")
+    if report.linked:
+        screen.print(f"{report.linked} papers have a link to their code now")
+    for one in report.named:
+        screen.print(f"left out: {one}", markup=False, soft_wrap=True)
+    if report.bad:
+        screen.print(f"{report.bad} rows were left out")
+
+
+@contextmanager
+def _desk(data: Path | None) -> Iterator[tuple[Library, Problems]]:
+    """The library in the desk's database; a full disk, or a file that is no database, is said in one line."""
+    try:
+        from thalweg.desk.database import Database, data_folder
+        from thalweg.desk.library import Library
+        from thalweg.desk.problems import Problems
+    except ImportError as error:
+        raise ValueError(f"the desk needs further packages: pip install 'thalweg[desk]' ({error})") from None
+    folder = data or data_folder()
+    try:
+        database = Database(folder)
+        yield Library(database), Problems(database)
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error}); what was confirmed before is kept, "
+            "and the same command goes on once there is room"
+        ) from None
