@@ -68,7 +68,8 @@ def test_no_question_raises_whatever_characters_it_holds(question):
 
 
 def test_syntax_characters_change_nothing():
-    assert keys('"loss" AND (spikes*') == keys("loss spikes")
+    assert keys('"loss" (spikes*') == keys("loss spikes")
+    assert keys("loss AND NOT spikes") == keys("loss and not spikes")
 
 
 def test_a_question_of_unknown_words_finds_nothing():

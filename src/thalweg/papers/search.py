@@ -1,25 +1,33 @@
 """A question in, papers out: ranks by word and by meaning, fused by reciprocal rank.
 
-The fusion is that of Cormack, Clarke and Buettcher (2009).
+The fusion is that of Cormack, Clarke and Buettcher (2009). Meaning is judged twice where a sentence
+encoder is installed: latent semantic analysis knows the words of the catalog, MiniLM everyday English.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from thalweg._core.checks import check_count
 from thalweg.papers.entry import Entry, load
 from thalweg.papers.words import WordIndex, content_words, tokens
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from thalweg.papers.meaning import MeaningIndex
 
 _DAMPING = 20  # how slowly the worth of a rank falls; 60 is usual for web-sized lists
 _DEPTH = 60
-_LEAST_SIMILAR = 0.15
+_LEAST_SIMILAR = 0.15  # below which a paper has nothing to do with a question: latent semantic analysis
+_LEAST_LIKE = 0.24  # the same by MiniLM, which finds gibberish as near as 0.21 to something
+_LEAST_ALIKE = 0.35  # the same of two papers
+_LATENT, _SENTENCES = "latent semantic analysis", "MiniLM"
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,13 @@ class Hit:
     why: str
 
 
-def search(question: str, limit: int = 10) -> list[Hit]:
+def search(question: str, limit: int = 10, among: Collection[str] | None = None) -> list[Hit]:
     """Papers that fit the question, best first; an empty list when nothing does.
 
     Any text is safe: characters of the index's query syntax are plain text here.
+
+    Args:
+        among: keys of the only papers that may be found; None for all.
 
     Raises:
         ValueError: the question is empty, or ``limit`` is not an integer of at least 1.
@@ -43,27 +54,68 @@ def search(question: str, limit: int = 10) -> list[Hit]:
         raise ValueError(f"question must be a text with at least one word, got {question!r}")
     check_count("limit", limit)
     entries = load()
-    by_word, by_meaning, names = _indexes(entries)
-    similarity = by_meaning.similarity(question)
-    # Beside a close match a distant one is noise.
-    least = max(_LEAST_SIMILAR, 0.5 * float(similarity.max()))
-    near = [int(row) for row in (-similarity).argsort(kind="stable")[:_DEPTH] if similarity[row] >= least]
-
-    scores: dict[int, float] = defaultdict(float)
-    for ranking in (by_word.rank(question, _DEPTH), near):
-        for place, row in enumerate(ranking):
-            scores[row] += 1 / (_DAMPING + place + 1)
-    named = names.get(tuple(tokens(question)))
-    if named is not None:
-        scores[named] += 1  # asked for by name: nothing may stand before it
+    indexes = _indexes(entries)
+    allowed = [among is None or entry.key in among for entry in entries]
+    depth = max(_DEPTH, limit)
+    similarity = indexes.by_meaning.similarity(question)
+    rankings = [
+        [row for row in indexes.by_word.rank(question, len(entries)) if allowed[row]][:depth],
+        _near(similarity, _LEAST_SIMILAR, allowed, depth),
+    ]
+    plain = " ".join(tokens(question)[:_DEPTH])
+    if plain and (encode := _encoder()):
+        rankings.append(_near(_sentences(entries) @ encode(plain), _LEAST_LIKE, allowed, depth))
+    scores = fuse(rankings)
+    named = indexes.names.get(tuple(tokens(question)))
+    if named is not None and allowed[named]:
+        scores[named] = scores.get(named, 0) + 1  # asked for by name: nothing may stand before it
     best = sorted(scores, key=lambda row: (-scores[row], entries[row].tier, row))[:limit]
     return [
         Hit(entries[row], scores[row], _why(entries[row], question, float(similarity[row]))) for row in best
     ]
 
 
+def similar(key: str, limit: int = 5) -> list[tuple[Entry, float]]:
+    """The papers of the catalog nearest in meaning to one of them, with the cosine of MiniLM's vectors.
+
+    Raises:
+        ValueError: no paper has this key, or ``limit`` is not an integer of at least 1.
+    """
+    check_count("limit", limit)
+    entries = load()
+    own = next((row for row, entry in enumerate(entries) if entry.key == key), None)
+    if own is None:
+        raise ValueError(f"key must be that of a paper in the catalog, got {key!r}")
+    vectors = _sentences(entries)
+    likeness = vectors @ vectors[own]
+    likeness[own] = 0
+    best = (-likeness).argsort(kind="stable")[:limit]
+    return [(entries[row], float(likeness[row])) for row in best if likeness[row] >= _LEAST_ALIKE]
+
+
+def meant_by() -> str:
+    """What judges meaning here, as a reader may be told."""
+    return f"{_SENTENCES} and {_LATENT}" if _encoder() else _LATENT
+
+
+def fuse(rankings: Iterable[Sequence[Name]]) -> dict[Name, float]:
+    """The mean worth of everything that is ranked; first in all rankings is worth 1 / 21."""
+    rankings = list(rankings)
+    scores: dict[Name, float] = {}
+    for ranking in rankings:
+        for place, name in enumerate(ranking):
+            scores[name] = scores.get(name, 0.0) + 1 / (_DAMPING + place + 1) / len(rankings)
+    return scores
+
+
+class _Indexes(NamedTuple):
+    by_word: WordIndex
+    by_meaning: MeaningIndex
+    names: Mapping[tuple[str, ...], int]
+
+
 @lru_cache(maxsize=1)
-def _indexes(entries: tuple[Entry, ...]) -> tuple[WordIndex, MeaningIndex, dict[tuple[str, ...], int]]:
+def _indexes(entries: tuple[Entry, ...]) -> _Indexes:
     from thalweg.papers.meaning import (
         MeaningIndex,  # numpy is loaded by the first question, not by the import
     )
@@ -71,7 +123,27 @@ def _indexes(entries: tuple[Entry, ...]) -> tuple[WordIndex, MeaningIndex, dict[
     names = {
         tuple(tokens(name)): row for row, entry in enumerate(entries) for name in (entry.title, entry.key)
     }
-    return WordIndex(entries), MeaningIndex(entries), names
+    return _Indexes(WordIndex(entries), MeaningIndex(entries), names)
+
+
+@lru_cache(maxsize=1)
+def _sentences(entries: tuple[Entry, ...]) -> np.ndarray:
+    from thalweg.papers.sentence_vectors import read
+
+    return read(entries)
+
+
+def _encoder() -> Callable[[str], np.ndarray] | None:
+    from thalweg.papers.sentence_vectors import question_encoder
+
+    return question_encoder()
+
+
+def _near(similarity: np.ndarray, least: float, allowed: Sequence[bool], depth: int) -> list[int]:
+    # Beside a close match a distant one is noise.
+    least = max(least, 0.5 * float(similarity.max()))
+    ranked = (int(row) for row in (-similarity).argsort(kind="stable"))
+    return [row for row in ranked if allowed[row] and similarity[row] >= least][:depth]
 
 
 def _why(entry: Entry, question: str, similarity: float) -> str:
