@@ -46,7 +46,7 @@ def signed_in(app, name: str, role: str = "member") -> TestClient:
     with app.state.database.write() as on:
         on.execute(
             "INSERT INTO sessions (hash, person, since, expires, agent) VALUES (?, ?, ?, ?, 'test')",
-            (hashed(token), someone.id, now, now + 3600),
+            (hashed(token), someone.id, now, now + 30 * 86400),
         )
     client = browser(app)
     carry(client, token)

@@ -69,6 +69,8 @@ def desk(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
+            # From here on who asks waits, and is not refused, until the pages are ready.
+            listening.listen()
         except OSError as error:
             raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
         public = public_address(public) if public else ""

@@ -28,7 +28,8 @@ def rendered(text: str) -> str:
     return nh3.clean(
         _PARSER.render(text),
         tags=TAGS,
-        attributes={"a": {"href"}},
+        # By default every tag may have a title and a language.
+        attributes={"*": set(), "a": {"href"}},
         url_schemes={"http", "https", "mailto"},
         link_rel="nofollow noreferrer ugc",
     )
