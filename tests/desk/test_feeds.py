@@ -1,58 +1,222 @@
-"""Feeds that readers take: well-formed, newest first, the same entry always under the same id."""
+"""Feeds as readers take them: valid, each entry always under one id, asked again and not sent again."""
 
-from xml.etree import ElementTree
+from __future__ import annotations
 
+import dataclasses
+import re
+import time
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+import feedparser
 import pytest
 from fastapi.testclient import TestClient
+from lxml import etree
 
 from thalweg.desk.app import create_app
-from thalweg.papers import load
+from thalweg.desk.imported import checked
+from thalweg.desk.library import Library
+from thalweg.papers import find, load
 
 ATOM = "{http://www.w3.org/2005/Atom}"
+FEEDS = [
+    "",
+    "topic=optimizer",
+    "room=probe",
+    "finding=loss+spike",
+    "q=loss+spikes+in+training",
+    "topic=%3Cb%3E%26no",
+]
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+IRI = re.compile(r"(https?://|urn:uuid:)\S+")
 
 
 @pytest.fixture(scope="module")
 def client():
-    return TestClient(create_app())
+    return TestClient(create_app(public="https://desk.example.org"))
 
 
-def entries(client, address):
+def read(client, address="/feeds/papers.atom"):
+    """The feed as a feed reader understands it."""
     answer = client.get(address)
+    assert answer.status_code == 200
+    found = feedparser.parse(answer.content)
+    assert not found.bozo, found.bozo_exception
+    return found
+
+
+@pytest.mark.parametrize("query", FEEDS)
+def test_atom_holds_to_rfc_4287(client, query):
+    answer = client.get(f"/feeds/papers.atom?{query}")
     assert answer.headers["content-type"].startswith("application/atom+xml")
-    return ElementTree.fromstring(answer.content).findall(f"{ATOM}entry")
+    feed = etree.fromstring(answer.content)
+    assert feed.tag == f"{ATOM}feed"
+    for one in (feed, *feed.findall(f"{ATOM}entry")):
+        for name in ("id", "title", "updated"):
+            assert len(one.findall(f"{ATOM}{name}")) == 1, name
+        assert IRI.fullmatch(one.findtext(f"{ATOM}id")) and one.findtext(f"{ATOM}title").strip()
+        moments = [one.findtext(f"{ATOM}updated"), one.findtext(f"{ATOM}published") or "1970-01-01T00:00:00Z"]
+        assert all(RFC3339.fullmatch(moment) for moment in moments) and moments[0] >= moments[1][:19]
+        for link in one.findall(f"{ATOM}link"):
+            assert link.get("href").startswith("https://desk.example.org/")
+    # The author of the feed is that of entries without one.
+    assert feed.findtext(f"{ATOM}author/{ATOM}name")
+    (own,) = [link for link in feed.findall(f"{ATOM}link") if link.get("rel") == "self"]
+    assert client.get(own.get("href")).content == answer.content
+    ids = [one.text for one in feed.iter(f"{ATOM}id")]
+    assert len(ids) == len(set(ids))
+    for entry in feed.findall(f"{ATOM}entry"):
+        kinds = [link.get("rel", "alternate") for link in entry.findall(f"{ATOM}link")]
+        assert kinds.count("alternate") == 1 and entry.find(f"{ATOM}content").get("type") == "html"
 
 
-def test_a_topics_feed_holds_its_papers_newest_first(client):
-    topic = "optimizer"
-    expected = {entry.title for entry in load() if topic in entry.topics}
-    found = entries(client, f"/feeds/papers.atom?topic={topic}")
-    assert {one.findtext(f"{ATOM}title") for one in found} <= expected
-    assert len(found) == min(50, len(expected))
-    days = [one.findtext(f"{ATOM}updated") for one in found]
+@pytest.mark.parametrize("query", FEEDS)
+def test_rss_holds_to_its_rules_and_has_the_same_papers(client, query):
+    answer = client.get(f"/feeds/papers.rss?{query}")
+    assert answer.headers["content-type"].startswith("application/rss+xml")
+    rss = etree.fromstring(answer.content)
+    assert rss.tag == "rss" and rss.get("version") == "2.0"
+    (channel,) = rss.findall("channel")
+    for name in ("title", "link", "description"):
+        assert len(channel.findall(name)) == 1 and channel.findtext(name).strip()
+    for item in channel.findall("item"):
+        assert item.findtext("title") and item.findtext("description")
+        assert item.findtext("link").startswith("https://desk.example.org/papers/")
+        assert parsedate_to_datetime(item.findtext("pubDate")).tzinfo
+        assert item.find("guid").get("isPermaLink") == "false"
+    atom = read(client, f"/feeds/papers.atom?{query}")
+    assert [item.findtext("guid") for item in channel.findall("item")] == [one.id for one in atom.entries]
+
+
+def test_a_topics_feed_holds_its_papers_latest_news_first(client):
+    expected = {entry.title for entry in load() if "optimizer" in entry.topics}
+    found = read(client, "/feeds/papers.atom?topic=optimizer")
+    assert {one.title for one in found.entries} == expected and len(found.entries) <= 50
+    days = [one.updated for one in found.entries]
     assert days == sorted(days, reverse=True)
 
 
-def test_ids_are_the_papers_own_and_differ(client):
-    everything = entries(client, "/feeds/papers.atom")
-    ids = [one.findtext(f"{ATOM}id") for one in everything]
-    assert len(ids) == len(set(ids)) == 50
-    of_room = {one.findtext(f"{ATOM}id") for one in entries(client, "/feeds/papers.atom?room=optim&q=galore")}
-    assert "https://arxiv.org/abs/2403.03507" in of_room
+def test_an_entry_says_what_is_claimed_and_what_was_measured(client):
+    (entry,) = [one for one in read(client, "/feeds/papers.atom?q=galore").entries if "2403.03507" in one.id]
+    assert entry.id == "https://arxiv.org/abs/2403.03507"
+    assert entry.link == "https://desk.example.org/papers/galore"
+    content = entry.content[0].value
+    assert find("galore").claim[:60] in content and "Measured here: reproduced; " in content
 
 
-def test_rss_has_the_same_papers(client):
-    answer = client.get("/feeds/papers.rss?room=probe")
-    assert answer.headers["content-type"].startswith("application/rss+xml")
-    titles = [one.findtext("title") for one in ElementTree.fromstring(answer.content).iter("item")]
-    assert titles == [
-        one.findtext(f"{ATOM}title") for one in entries(client, "/feeds/papers.atom?room=probe")
+def test_who_has_a_feed_is_not_sent_it_again(client):
+    first = client.get("/feeds/papers.atom")
+    tag, when = first.headers["etag"], first.headers["last-modified"]
+    assert parsedate_to_datetime(when) == datetime.fromisoformat(read(client).feed.updated)
+
+    def asked(**headers):
+        return client.get("/feeds/papers.atom", headers={n.replace("_", "-"): v for n, v in headers.items()})
+
+    for headers in (
+        {"If_None_Match": tag},
+        {"If_None_Match": f'"other", W/{tag}'},
+        {"If_None_Match": "*"},
+        {"If_Modified_Since": when},
+    ):
+        answer = asked(**headers)
+        assert answer.status_code == 304 and answer.content == b"" and answer.headers["etag"] == tag
+    for headers in (
+        {"If_None_Match": '"other"', "If_Modified_Since": when},  # the tag decides
+        {"If_Modified_Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+        {"If_Modified_Since": "yesterday"},
+    ):
+        assert asked(**headers).content == first.content
+
+
+def test_a_verdict_that_is_published_is_news_once(database, monkeypatch):
+    site = create_app(folder=database.folder)
+    client = TestClient(site)
+    before = client.get("/feeds/papers.atom")
+    (paper,) = [one for one in site.state.shelf.papers if one.key == "galore"]
+    verdict = dataclasses.replace(paper.measured, verdict="not reproduced")
+    monkeypatch.setitem(paper.__dict__, "measured", verdict)
+    found = read(client)
+    assert (
+        client.get("/feeds/papers.atom", headers={"If-None-Match": before.headers["etag"]}).status_code == 200
+    )
+    assert found.entries[0].id == "https://arxiv.org/abs/2403.03507"
+    assert "not reproduced" in found.entries[0].content[0].value
+    assert abs(datetime.fromisoformat(found.entries[0].updated).timestamp() - time.time()) < 600
+    assert read(client).entries[0].updated == found.entries[0].updated
+
+
+def test_a_paper_that_an_upgrade_brings_is_new_on_that_day(database):
+    client = TestClient(create_app(folder=database.folder))
+    assert len(read(client).entries) == 50
+    with database.write() as on:
+        on.execute("DELETE FROM first_seen WHERE paper = 'sgdr'")
+    assert read(client).entries[0].link.endswith("/papers/sgdr")
+
+
+def test_imported_papers_have_their_day_and_are_news_when_they_come(database):
+    client = TestClient(create_app(folder=database.folder))
+    row = {"id": "2401.12345v3", "title": "Sudden <b>spikes</b> & falls", "published": "2024-01-23",
+           "authors": ["Ada Lovelace"], "abstract": "Loss spikes in training."}  # fmt: skip
+    Library(database).add([checked(row), checked({**row, "id": "doi:10.1/1", "title": "Without arXiv"})])
+    found = read(client)
+    first = {one.title: one for one in found.entries[:2]}
+    entry = first["Sudden <b>spikes</b> & falls"]
+    assert entry.published == "2024-01-23T00:00:00+00:00" and entry.id == "https://arxiv.org/abs/2401.12345"
+    assert entry.author == "Ada Lovelace" and entry.updated > entry.published
+    assert first["Without arXiv"].id.startswith("urn:uuid:")
+    assert "Sudden <b>spikes</b> & falls" in [
+        one.title for one in read(client, "/feeds/papers.atom?q=loss+spikes").entries
     ]
 
 
-def test_what_a_query_holds_is_escaped_and_nothing_found_is_an_empty_feed(client):
-    assert entries(client, "/feeds/papers.atom?topic=%3Cb%3E%26%22no") == []
+def test_a_broken_row_is_left_out_and_reported_and_the_others_stay(database, bring):
+    bring(1, 2, 3)
+    with database.write() as on:
+        on.execute("UPDATE imported SET title = x'ff00', authors = '{torn' WHERE id = '2601.00002'")
+        on.execute("UPDATE imported SET published = 'someday', topics = '[3' WHERE id = '2601.00003'")
+    site = create_app(folder=database.folder)
+    for kind in ("atom", "rss"):
+        titles = [one.title for one in read(TestClient(site), f"/feeds/papers.{kind}").entries]
+        assert sum("Paper 1 on" in title for title in titles) == 1
+        assert sum("Paper 3 on" in title for title in titles) == 1
+        assert len(titles) == 49 and "" not in titles
+    (problem,) = [one for one in site.state.problems.all() if one.source == "feeds"]
+    assert problem.what.startswith("2601.00002 is left out") and problem.times == 2
 
 
-def test_a_room_or_kind_that_is_not_there_is_refused(client):
+@pytest.mark.parametrize(
+    ("page", "feed"),
+    [
+        ("/papers", "/feeds/papers.atom"),
+        ("/search?topic=loss+spikes", "/feeds/papers.atom?topic=loss+spikes"),
+        ("/search?q=spikes+%26+Adam&room=optim", "/feeds/papers.atom?q=spikes+%26+Adam&room=optim"),
+        ("/findings", "/feeds/papers.atom?finding=loss+spike"),
+        ("/methods", "/feeds/papers.atom?room=optim"),
+    ],
+)
+def test_a_page_names_its_feed(client, page, feed):
+    links = etree.HTML(client.get(page).text).xpath(
+        "//link[@rel='alternate'][@type='application/atom+xml']/@href"
+    )
+    shown = etree.HTML(client.get(page).text).xpath("//a/@href")
+    found = {address.replace("%20", "+") for address in (*links, *shown)}
+    assert feed in found
+    assert feed.replace("/feeds/papers.atom", "/subscribe") in found
+    assert client.get(feed).status_code == 200
+
+
+def test_links_come_from_the_public_address_or_the_listening_one_never_from_the_host_header():
+    for public, base in (
+        ("https://desk.example.org", "https://desk.example.org"),
+        (None, "http://testserver"),
+    ):
+        client = TestClient(create_app(public=public))
+        text = client.get("/feeds/papers.rss", headers={"Host": "evil.example"}).text
+        assert "evil.example" not in text and f"<link>{base}/papers</link>" in text
+
+
+def test_what_is_not_there_is_refused(client):
     assert client.get("/feeds/papers.atom?room=kitchen").status_code == 400
+    assert client.get("/feeds/papers.atom?finding=hunger").status_code == 400
     assert client.get("/feeds/papers.json").status_code == 422
+    assert read(client, "/feeds/papers.atom?topic=%3Cb%3E%26%22no").entries == []

@@ -17,20 +17,20 @@ FIELDS = (
 
 
 def paper_of_row(row: sqlite3.Row) -> Paper:
-    """A row of the table as the desk shows it; what was guessed is marked."""
+    """A row of the table as the desk shows it; what was guessed is marked, what is damaged is left empty."""
     return Paper(
         key=row["id"].replace("/", "~"),
-        title=row["title"],
-        summary=row["abstract"],
+        title=_text(row["title"]),
+        summary=_text(row["abstract"]),
         arxiv=arxiv_id(row["id"]),
-        date=row["published"],
-        authors=tuple(json.loads(row["authors"])),
-        organisation=row["organisation"],
-        room=row["room"],
-        topics=tuple(json.loads(row["topics"])),
-        addresses=tuple(json.loads(row["addresses"])),
-        link=row["link"],
-        repository=row["repository"],
+        date=_text(row["published"]),
+        authors=_texts(row["authors"]),
+        organisation=_text(row["organisation"]),
+        room=_text(row["room"]),
+        topics=_texts(row["topics"]),
+        addresses=_texts(row["addresses"]),
+        link=_text(row["link"]),
+        repository=_text(row["repository"]),
         automatic=True,
         added=row["added"],
     )
@@ -60,7 +60,7 @@ def columns(one: Imported) -> tuple[str, ...]:
 
 
 def tags_of_row(row: sqlite3.Row) -> Tags:
-    return Tags(tuple(json.loads(row["topics"])), row["room"], tuple(json.loads(row["addresses"])))
+    return Tags(_texts(row["topics"]), _text(row["room"]), _texts(row["addresses"]))
 
 
 def tag_columns(tags: Tags) -> tuple[str, str, str]:
@@ -69,3 +69,15 @@ def tag_columns(tags: Tags) -> tuple[str, str, str]:
 
 def _json(values: Sequence[str]) -> str:
     return json.dumps(values, ensure_ascii=False)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _texts(column: object) -> tuple[str, ...]:
+    try:
+        found = json.loads(_text(column))
+    except ValueError:
+        return ()
+    return tuple(map(_text, found)) if isinstance(found, list) else ()

@@ -1,21 +1,30 @@
-"""Atom and RSS feeds: of everything, of a topic, of a room, of a question."""
+"""Atom and RSS feeds: of everything, of a topic, a room, a finding, a question; a new verdict is news."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import hashlib
+import sqlite3
+import time
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
-from feedgen.feed import FeedGenerator
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
+from thalweg._core.checks import check_choice
+from thalweg.desk.digests import added_since
+from thalweg.desk.feed_writing import Feed, Item
+from thalweg.desk.fitting import fits
+from thalweg.desk.novelty import FirstSeen, first_seen
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.periods import start_of
 
 router = APIRouter()
 MOST = 50
+RECENT = 30 * 86400.0  # seconds in which a paper is looked at for questions though search prefers others
+LATELY = 300  # such papers
 KINDS = {"atom": "application/atom+xml", "rss": "application/rss+xml"}
 
 
@@ -25,44 +34,89 @@ def feed(
     kind: Literal["atom", "rss"],
     topic: Annotated[str, Query(max_length=100)] = "",
     room: Annotated[str, Query(max_length=40)] = "",
+    finding: Annotated[str, Query(max_length=100)] = "",
     q: Annotated[str, Query(max_length=400)] = "",
+    if_none_match: Annotated[str, Header()] = "",
+    if_modified_since: Annotated[str, Header()] = "",
 ) -> Response:
-    """The newest papers of a topic, a room or a question; of all without one of them."""
+    """The newest papers and verdicts of a topic, a room, a finding or a question; of all without one."""
+    if finding:
+        check_choice("finding", finding, shelf_of(request).findings)
+    given = {"topic": topic, "room": room, "finding": finding, "q": " ".join(q.split())}
+    chosen = {name: value for name, value in given.items() if value}
+    problems = request.app.state.problems
+
+    def broken(item: Item, error: Exception) -> None:
+        problems.report("feeds", f"{item.paper.key} is left out: {type(error).__name__} {error}")
+
+    seen = _seen(request)
+    items = sorted((_item(one, seen) for one in _papers(request, **chosen)), key=lambda one: -one.updated)
+    written, latest = Feed(kind, chosen, base_of(request)).written(items[:MOST], broken)
+    headers = {
+        "ETag": f'"{hashlib.sha256(written).hexdigest()[:32]}"',
+        "Last-Modified": format_datetime(
+            datetime.datetime.fromtimestamp(int(latest), datetime.UTC), usegmt=True
+        ),
+        "Cache-Control": "public, max-age=600",
+    }
+    if _known(headers["ETag"], latest, if_none_match, if_modified_since):
+        return Response(status_code=304, headers=headers)
+    return Response(written, media_type=KINDS[kind], headers=headers)
+
+
+def base_of(request: Request) -> str:
+    """The public address, or the one on which the desk listens; never what the Host header says."""
+    if public := request.app.state.public:
+        return public
+    host, port = request.scope.get("server") or ("127.0.0.1", 8600)
+    usual = port in (None, {"http": 80, "https": 443}.get(request.url.scheme))
+    return f"{request.url.scheme}://{f'[{host}]' if ':' in host else host}{'' if usual else f':{port}'}"
+
+
+def _papers(request: Request, topic: str = "", room: str = "", finding: str = "", q: str = "") -> list[Paper]:
+    """Enough papers that the latest news is among them: what came out, was imported, or got a verdict."""
     shelf = shelf_of(request)
-    if q.strip():
-        found = [one for one, _ in shelf.search(q, MOST, topic=topic, room=room)]
-        found.sort(key=lambda one: one.date, reverse=True)
+    lately = added_since(shelf.library, time.time() - RECENT, LATELY) if shelf.library else []
+    lately = [one for one in lately if one.id not in shelf.by_id]
+    if q:
+        # The best of a million stay the best; what is new and fits has to be looked for.
+        new = [one for one, good in zip(lately, fits(q, lately), strict=True) if good]
+        found = [*(one for one, _ in shelf.search(q, MOST, topic=topic, room=room)), *new]
     else:
-        found = list(shelf.chosen(topic=topic, room=room))
-    about = " · ".join(part for part in (topic, room, q.strip()) if part) or "all papers"
-    written = _written(kind, about, str(request.url), str(request.base_url), found[:MOST])
-    return Response(written, media_type=KINDS[kind])
+        found = [*shelf.chosen(topic=topic, room=room, finding=finding, count=MOST), *lately, *shelf.papers]
+    kept = {
+        one.id: one
+        for one in found
+        if topic in ("", *one.topics) and room in ("", one.room) and finding in ("", *one.addresses)
+    }
+    return list(kept.values())
 
 
-def _written(kind: str, about: str, own: str, base: str, papers: Sequence[Paper]) -> bytes:
-    made = FeedGenerator()
-    made.id(own)
-    made.title(f"thalweg: {about}")
-    made.description("Papers on how training works, with what was measured.")
-    made.link(href=own, rel="self")
-    made.link(href=f"{base}papers", rel="alternate")
-    made.updated(max((_day(one) for one in papers), default=_EPOCH))
-    for one in papers:
-        entry = made.add_entry(order="append")
-        entry.id(one.link or f"urn:thalweg:{one.key}")
-        entry.title(one.title)
-        entry.link(href=f"{base}papers/{one.key}")
-        entry.updated(_day(one))
-        entry.published(_day(one))
-        entry.summary(f"{one.summary} [{one.verdict}]")
-        for topic in one.topics:
-            entry.category(term=topic)
-    return made.atom_str() if kind == "atom" else made.rss_str()
+def _seen(request: Request) -> dict[str, FirstSeen]:
+    papers, now = shelf_of(request).papers, time.time()
+    try:
+        return first_seen(request.app.state.database, papers, now)
+    except sqlite3.Error as error:
+        request.app.state.problems.report("database", f"cannot be used for feeds: {error}")
+        return first_seen(None, papers, now)
 
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+def _item(one: Paper, seen: dict[str, FirstSeen]) -> Item:
+    try:
+        published = start_of(one.date)
+    except (TypeError, ValueError):
+        published = 0.0
+    latest = seen[one.key].latest if one.key in seen else one.added
+    return Item(one, published, max(published, latest))
 
 
-def _day(one: Paper) -> datetime.datetime:
-    """The first of its month where no more is known."""
-    return datetime.datetime.fromtimestamp(start_of(one.date), datetime.UTC)
+def _known(tag: str, latest: float, if_none_match: str, if_modified_since: str) -> bool:
+    """Whether the asker has this already (RFC 9110, 13.2.2): by tag, or by date where there is no tag."""
+    if if_none_match:
+        tags = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+        return "*" in tags or tag in tags
+    try:
+        since = parsedate_to_datetime(if_modified_since)
+    except (TypeError, ValueError):
+        return False
+    return since.tzinfo is not None and int(latest) <= since.timestamp()

@@ -45,8 +45,8 @@ def _measured(paper: Paper) -> str:
     if found is None:
         return "Not measured here yet."
     said = f"Measured here: {found.verdict}"
-    if found.effect:
-        said += f"; {found.effect}"
+    if row := found.headline:
+        said += f"; {row.subject}: {row.size} ({row.spread}; {row.formula})"
     return f"{said}. {found.seeds} seeds, {found.minutes:.3g} minutes, {found.date}."
 
 
