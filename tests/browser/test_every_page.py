@@ -23,8 +23,12 @@ PAGES = {
     "findings": "/findings",
     "runs": "/runs",
     "run": "/runs/1",
+    "subscribe": "/subscribe",
+    "sign-in": "/people/sign-in",
     "health": "/health",
+    "missing": "/papers/no-such-paper",
 }
+MISSING = "404 (Not Found)"  # what the console says where the page itself is one
 MOST = 200_000  # bytes of a page, uncompressed, with all that it loads but plots
 PLOTS = re.compile(r"uPlot|plot\.svg|/api/runs/")
 
@@ -51,7 +55,7 @@ def test_axe_finds_nothing_serious(desk, reader, name, scheme):
         pytest.skip(
             f"no {AXE}: npm pack axe-core and unpack it there, as make test-browser does where npm is"
         )
-    page = reader(desk, scheme=scheme)
+    page = reader(desk, scheme=scheme, expected=MISSING)
     arrive(page, PAGES[name])
     page.evaluate(AXE.read_text(encoding="utf8"))
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
@@ -66,10 +70,12 @@ def test_axe_finds_nothing_serious(desk, reader, name, scheme):
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_light_and_fits_its_width(desk, reader, name, width):
-    page = reader(desk, width=width)
+    page = reader(desk, width=width, expected=MISSING)
     came = []
     page.on("response", lambda answer: came.append(answer))
     arrive(page, PAGES[name])
-    sizes = {one.url: len(one.body()) for one in came if one.status == 200 and not PLOTS.search(one.url)}
+    sizes = {
+        one.url: len(one.body()) for one in came if one.status in (200, 404) and not PLOTS.search(one.url)
+    }
     assert 10_000 < sum(sizes.values()) <= MOST, sizes
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,68 @@
+"""From a topic to a mailbox and back: subscribe, confirm by the link in the mail, leave by one click."""
+
+import email
+import email.policy
+import re
+import socket
+
+import pytest
+from aiosmtpd.controller import Controller
+from playwright.sync_api import expect
+
+
+class Mailbox:
+    def __init__(self):
+        self.messages = []
+
+    async def handle_DATA(self, server, session, envelope):
+        self.messages.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
+        return "250 taken"
+
+
+@pytest.fixture
+def mailbox():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    held = Mailbox()
+    running = Controller(held, hostname="127.0.0.1", port=port)
+    running.start()
+    held.port = port
+    yield held
+    running.stop()
+
+
+def test_subscribe_confirm_and_leave(mailbox, new_desk, reader):
+    settings = new_desk.data / "mail.toml"
+    settings.write_text(
+        f'host = "127.0.0.1"\nport = {mailbox.port}\nsecurity = "none"\n'
+        f'from = "Desk <desk@example.org>"\npublic_url = "{new_desk.address}"\n'
+    )
+    settings.chmod(0o600)
+    page = reader(new_desk)
+    page.goto("/subscribe?topic=gradient+spikes")
+    expect(page.get_by_label("gradient spikes", exact=True)).to_be_checked()
+    page.get_by_label("Your e-mail address").fill("ada@example.org")
+    page.get_by_role("button", name="Subscribe").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Look into your mailbox")
+    for _ in range(200):  # the mail goes out after the answer
+        if mailbox.messages:
+            break
+        page.wait_for_timeout(50)
+    (message,) = mailbox.messages
+    assert message["To"] == "ada@example.org"
+    text = message.get_body(("plain",)).get_content()
+    page.goto(re.search(rf"{re.escape(new_desk.address)}\S+/confirm/\S+", text)[0])
+    expect(page.get_by_role("main")).to_contain_text("gradient spikes")
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.get_by_role("main").get_by_role("status")).to_contain_text("ada@example.org")
+    page.get_by_role("link", name="Unsubscribe").click()
+    page.get_by_role("button", name="Unsubscribe").click()
+    expect(page.get_by_role("main")).to_contain_text(re.compile("no more mail|unsubscribed|Unsubscribed"))
+
+
+def test_a_desk_without_mail_says_what_to_do_and_offers_the_feeds(desk, reader):
+    page = reader(desk)
+    page.goto("/subscribe")
+    expect(page.get_by_role("main")).to_contain_text("mail.toml")
+    expect(page.get_by_role("main").get_by_role("link", name="Atom")).to_be_visible()
