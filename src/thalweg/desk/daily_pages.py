@@ -19,6 +19,7 @@ AT_ONCE = 30  # papers on a page
 DAYS = (10,)  # how long the name of a day is: older and newer days are looked for among days
 KINDS = {"date": "Day", "week": "Week", "month": "Month"}
 PageNumber = Annotated[int, Query(ge=0, le=1_000_000)]
+NearPage = Annotated[int, Query(ge=0, le=3000)]  # the papers before the page are counted through
 
 
 class Link(NamedTuple):
@@ -69,9 +70,28 @@ def trending(request: Request, p: PageNumber = 0) -> Response:
         request,
         "Trending papers",
         found[start : start + AT_ONCE],
-        newer=Link(f"/papers/trending?p={p - 1}", "Back") if p else None,
-        older=Link(f"/papers/trending?p={p + 1}", "More") if start + AT_ONCE < len(found) else None,
+        newer=Link(_address("/papers/trending", p=p - 1), "Back") if p else None,
+        older=Link(_address("/papers/trending", p=p + 1), "More") if start + AT_ONCE < len(found) else None,
         kind="trending",
+    )
+
+
+@router.get("/papers/about")
+def about(
+    request: Request, topic: Text = "", room: Text = "", finding: Text = "", p: NearPage = 0
+) -> Response:
+    """All papers with a topic, a room and a finding."""
+    wanted = {"topic": topic, "room": room, "finding": finding}
+    start = p * AT_ONCE
+    found = shelf_of(request).chosen(**wanted, start=start, count=AT_ONCE + 1)
+    here = "/papers/about"
+    return _list(
+        request,
+        ", ".join(name for name in wanted.values() if name) or "All papers",
+        found[:AT_ONCE],
+        newer=Link(_address(here, **wanted, p=p - 1), "Newer papers") if p else None,
+        older=Link(_address(here, **wanted, p=p + 1), "Older papers") if len(found) > AT_ONCE else None,
+        kind="about",
     )
 
 
@@ -111,5 +131,6 @@ def _periods(order: ReadingOrder, last: str) -> list[tuple[str, Link]]:
     ]
 
 
-def _address(**about: Any) -> str:
-    return "/papers?" + urlencode({name: value for name, value in about.items() if value})
+def _address(path: str = "/papers", **about: Any) -> str:
+    asked = urlencode({name: value for name, value in about.items() if value})
+    return f"{path}?{asked}" if asked else path

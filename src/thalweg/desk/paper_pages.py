@@ -16,6 +16,7 @@ from thalweg.papers.entry import ROOMS, UnknownPaper
 from thalweg.papers.status import STATES
 
 router = APIRouter(include_in_schema=False)
+IMPORTED = 5  # papers from outside that are named under a finding
 Text = Annotated[str, Query(max_length=400)]
 
 
@@ -79,4 +80,6 @@ def methods(request: Request) -> Response:
 
 @router.get("/findings")
 def findings(request: Request) -> Response:
-    return page(request, "findings.html", findings=shelf_of(request).findings, about=troubles())
+    shelf = shelf_of(request)
+    imported = shelf.addressing(IMPORTED)
+    return page(request, "findings.html", findings=shelf.findings, about=troubles(), imported=imported)

@@ -70,8 +70,9 @@ def name_in(kind: str, day: str) -> str:
 
 
 def start_of(date: str) -> float:
-    """The first moment (UTC, seconds of 1970) of a day or a month; 0 where the date is not known."""
-    if not date:
+    """The first moment (UTC, seconds of 1970) of a day or a month; 0 where there is no such date."""
+    try:
+        day = datetime.date.fromisoformat(date if len(date) > 7 else f"{date}-01")
+    except ValueError:
         return 0.0
-    day = datetime.date.fromisoformat(date if len(date) > 7 else f"{date}-01")
     return datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp()

@@ -221,6 +221,18 @@ class Shelf:
         counts.update(self.library.label_counts("topic") if self.library else {})
         return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
+    def addressing(self, count: int) -> dict[str, tuple[int, tuple[Paper, ...]]]:
+        """Names of findings to how many imported papers address them by their text, and the newest."""
+        if self.library is None:
+            return {}
+        counts = self.library.label_counts("finding")
+        known = self._merged.known
+        newest = {name: self.library.with_labels({"finding": name}, count, known) for name in counts}
+        return {
+            name: (counts[name], tuple(self.library.by_rowid([row for _, row in found])))
+            for name, found in newest.items()
+        }
+
     @property
     def findings(self) -> dict[str, tuple[Paper, ...]]:
         """Names of findings to the papers of the catalog that address them."""
