@@ -18,6 +18,7 @@ from thalweg.desk.guard import Guard
 from thalweg.desk.library import Library
 from thalweg.desk.limits import Limits
 from thalweg.desk.problems import Problems
+from thalweg.desk.run_lookout import Lookout
 from thalweg.desk.run_source import RunSource
 from thalweg.desk.shelf import Shelf
 
@@ -63,6 +64,7 @@ def create_app(
     app.state.shelf = Shelf(None if database is None else Library(database), app.state.problems)
     app.state.store = None if store is None else Path(store)
     app.state.runs = RunSource(app.state.store, app.state.problems)
+    app.state.lookout = Lookout(app.state.runs)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for one in modules("thalweg.desk"):
         if isinstance(router := getattr(one, "router", None), APIRouter):

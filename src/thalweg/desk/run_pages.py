@@ -1,161 +1,166 @@
-"""Run pages: every run of a store, its curves downsampled here, and what is new as server-sent events."""
+"""The list of runs, the page of a run, and its findings: fragments that are the same live and reloaded."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
-from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
+from thalweg.desk.run_rows import rows_of
+from thalweg.desk.run_source import run_of, source_of
+from thalweg.desk.run_summary import (
+    MOST,
+    RUNNING,
+    STATES,
+    chosen,
+    epoch_of,
+    in_order,
+    kind_of,
+    left_out,
+    overhead,
+    plain_finding,
+    settings,
+    state_of,
+    unit_of,
+)
 from thalweg.desk.views import page
 
 if TYPE_CHECKING:
-    from thalweg.watch import Finding, RunStore
+    from thalweg.watch import Finding, RunInfo, RunStore
 
 router = APIRouter()
-EVERY = 0.5  # seconds between two looks at a run that goes on
-QUIET = 60.0  # a run that has said nothing for so long is taken for killed
-FIRST = ("loss", "test accuracy", "test loss", "gradient norm", "sharpness")
-
-
-@contextmanager
-def opened(request: Request) -> Iterator[RunStore]:
-    """The run store, opened to read for one answer."""
-    from thalweg.watch import RunStore
-
-    path = request.app.state.store
-    if path is None or not path.is_file():
-        raise HTTPException(404, "no run has been stored yet: train with thalweg.watch(..., store=PATH)")
-    with RunStore(path) as store:
-        yield store
-
-
-def run_of(store: RunStore, run: int) -> Any:
-    for one in store.runs():
-        if one.id == run:
-            return one
-    raise HTTPException(404, f"no run has the id {run}")
-
-
-def _place(name: str) -> tuple[int, str]:
-    """What people look at first comes first."""
-    return FIRST.index(name) if name in FIRST else len(FIRST), name
-
-
-def state_of(run: Any) -> str:
-    if run.outcome is not None:
-        return run.outcome
-    return "running" if time.time() - run.seen < QUIET else "not heard of any more"
+PAGE = 50  # runs on a page
+ID = 2**63 - 1  # the largest that SQLite counts to
+Names = Annotated[list[str] | None, Query(max_length=64)]
 
 
 @router.get("/runs", include_in_schema=False)
-def runs(request: Request) -> Response:
-    path = request.app.state.store
-    if path is None or not path.is_file():
-        return page(request, "runs.html", runs=[], path=path)
-    with opened(request) as store:
-        rows = [
-            {"run": one, "state": state_of(one), "findings": len(store.findings(one.id))}
-            for one in reversed(store.runs())
-        ]
-    return page(request, "runs.html", runs=rows, path=path)
+def runs(
+    request: Request,
+    q: Annotated[str, Query(max_length=200)] = "",
+    state: Annotated[str, Query(max_length=40)] = "",
+    before: Annotated[int, Query(ge=1, le=ID)] = ID,
+) -> Response:
+    source = source_of(request)
+    if state and state not in STATES:
+        raise HTTPException(400, f"state must be one of {', '.join(STATES)}; got {state!r}")
+    about: dict[str, Any] = {
+        "path": source.path,
+        "rows": [],
+        "states": STATES,
+        "chosen_run": {"q": q, "state": state},
+    }
+    if not source.there:
+        return page(request, "runs.html", **about)
+    from thalweg.watch.store_tail import last_sign
+
+    with source.open() as store:
+        found = list(islice(_fitting(store, q, state, before), PAGE + 1))
+        for one in found:
+            if "unreadable" in one.about:
+                source.damaged(one.about["unreadable"])
+        about["rows"] = rows_of(store, found[:PAGE])
+        about["mark"] = last_sign(store)
+    about["any"] = about["mark"] > 0
+    about["older"] = found[PAGE - 1].id if len(found) > PAGE else None
+    about["first"] = before == ID
+    return page(request, "runs.html", **about)
 
 
-@router.get("/runs/{run}", include_in_schema=False)
-def one_run(request: Request, run: int) -> Response:
-    with opened(request) as store:
-        found = run_of(store, run)
-        names = sorted(store.names(run), key=_place)
-        findings = store.findings(run)
-    papers = {key: request.app.state.shelf.by_id.get(key) for one in findings for key in one.papers}
-    about = {"run": found, "state": state_of(found), "names": names, "findings": findings, "papers": papers}
-    return page(request, "run.html", **about)
+def _fitting(store: RunStore, words: str, state: str, before: int) -> Any:
+    for one in store.newest("id < ?", before):
+        if words.lower() in one.name.lower() and state in ("", kind_of(state_of(one))):
+            yield one
+
+
+@router.get("/runs/{run:int}", include_in_schema=False)
+def one_run(request: Request, run: int, show: Names = None) -> Response:
+    from thalweg.watch.store_tail import last_row, layered_names
+
+    source = source_of(request)
+    with source.open() as store:
+        found = run_of(store, run, source)
+        # Taken first: what is stored while this page is made comes live, once more rather than never.
+        row = last_row(store)
+        names = in_order(store.names(run))
+        findings = store.findings(run, damaged=source.damaged)
+        layered = layered_names(store, run)
+    return page(
+        request,
+        "run.html",
+        run=found,
+        state=state_of(found),
+        live=found.outcome is None,
+        running=state_of(found) == RUNNING,
+        names=names,
+        shown=chosen(names, show or ()),
+        most=MOST,
+        unit=unit_of,
+        layered=[name for name in names if name in layered],
+        findings=findings,
+        papers=_papers(request, findings),
+        overhead=overhead(found),
+        left_out=left_out(found),
+        settings=settings(found),
+        cursor=f"{len(findings)}.{row}.{epoch_of(found)}",
+    )
+
+
+@router.get("/runs/{run:int}/findings/{number:int}", include_in_schema=False)
+def one_finding(request: Request, run: int, number: int) -> Response:
+    """A finding as the page of its run shows it; they are counted from 1."""
+    source = source_of(request)
+    with source.open() as store:
+        run_of(store, run, source)
+        found = store.findings(run, damaged=source.damaged)[:number]
+    if len(found) < number or number < 1:
+        raise HTTPException(404, f"run {run} has no finding {number}")
+    one, said = found[-1], {before.name for before in found[:-1]}
+    return page(request, "_finding.html", one=one, number=number, said=said, papers=_papers(request, [one]))
+
+
+def _papers(request: Request, findings: list[Finding]) -> dict[str, Any]:
+    """Papers that findings and their remedies name, as far as the desk knows them."""
+    keys = {key for one in findings for key in (*one.papers, *(remedy.paper for remedy in one.remedies))}
+    shelf = request.app.state.shelf
+    return {key: shelf.by_id.get(key) for key in keys}
 
 
 @router.get("/api/runs", tags=["runs"])
-def list_runs(request: Request) -> list[dict[str, Any]]:
-    """Every run of the store, the newest first."""
-    if request.app.state.store is None or not request.app.state.store.is_file():
-        return []
-    with opened(request) as store:
-        return [
-            {
-                "id": one.id,
-                "name": one.name,
-                "started": one.started,
-                "steps": one.steps,
-                "state": state_of(one),
-            }
-            for one in reversed(store.runs())
-        ]
-
-
-@router.get("/api/runs/{run}/curve", tags=["runs"])
-def curve(
+def list_runs(
     request: Request,
-    run: int,
-    name: Annotated[str, Query(max_length=200)] = "loss",
-    points: Annotated[int, Query(ge=8, le=5000)] = 600,
-) -> dict[str, list[float]]:
-    """A curve of at most ``points`` points whose spikes are those of the whole."""
-    with opened(request) as store:
-        run_of(store, run)
-        found = store.overview(run, name, points)
-    return {"step": [one.step for one in found], "value": [one.value for one in found]}
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+    before: Annotated[int, Query(ge=1, le=ID)] = ID,
+) -> list[dict[str, Any]]:
+    """Runs of the store, the newest first; ``before`` is an id, for those that came earlier."""
+    source = source_of(request)
+    if not source.there:
+        return []
+    with source.open() as store:
+        return [_record(one) for one in islice(store.newest("id < ?", before), limit)]
+
+
+def _record(one: RunInfo) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "name": one.name,
+        "started": one.started,
+        "ended": one.ended,
+        "steps": one.steps,
+        "state": state_of(one),
+        "overhead": overhead(one),
+        "settings": settings(one),
+    }
 
 
 @router.get("/api/runs/{run}/findings", tags=["findings"])
-def findings(request: Request, run: int) -> list[dict[str, Any]]:
-    """What was found in a run, in order."""
-    with opened(request) as store:
-        run_of(store, run)
-        return [plain(one) for one in store.findings(run)]
-
-
-def plain(one: Finding) -> dict[str, Any]:
-    """A finding as JSON, which knows no NaN."""
-    return json.loads(json.dumps(one.as_dict()), parse_constant=lambda _: None)
-
-
-@router.get("/api/runs/{run}/events", tags=["runs"], response_class=EventSourceResponse)
-async def events(request: Request, run: int, after: Annotated[int, Query(ge=0)] = 0) -> EventSourceResponse:
-    """What is new in a run: ``progress`` with its steps and state, and ``finding`` for each new one.
-
-    ``after``: how many findings are known; a client that comes back says so by ``Last-Event-ID``.
-    """
-    last = request.headers.get("last-event-id", "")
-    known = int(last) if last.isdigit() else after
-    with opened(request) as store:
-        run_of(store, run)
-    return EventSourceResponse(_news(request, run, known))
-
-
-async def _news(request: Request, run: int, known: int) -> AsyncIterator[dict[str, Any]]:
-    said: tuple[Any, ...] = ()
-    while not await request.is_disconnected():
-        info, found = await asyncio.to_thread(_look, request, run)
-        for one in found[known:]:
-            known += 1
-            yield {"event": "finding", "id": str(known), "data": json.dumps(plain(one))}
-        state = state_of(info)
-        if (now := (info.steps, state)) != said:
-            said = now
-            yield {
-                "event": "progress",
-                "id": str(known),
-                "data": json.dumps({"steps": info.steps, "state": state}),
-            }
-        if state != "running":
-            return
-        await asyncio.sleep(EVERY)
-
-
-def _look(request: Request, run: int) -> tuple[Any, list[Finding]]:
-    with opened(request) as store:
-        return run_of(store, run), store.findings(run)
+def findings(
+    request: Request, run: int, after: Annotated[int, Query(ge=0, le=ID)] = 0
+) -> list[dict[str, Any]]:
+    """What was found in a run, in order; ``after``: how many are known already."""
+    source = source_of(request)
+    with source.open() as store:
+        run_of(store, run, source)
+        return [plain_finding(one) for one in store.findings(run, after, damaged=source.damaged)]

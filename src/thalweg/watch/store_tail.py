@@ -27,6 +27,25 @@ def last_row(store: RunStore) -> int:
     return found or 0
 
 
+def last_sign(store: RunStore) -> float:
+    """When any run last wrote or ended, in epoch seconds; 0 where there is none."""
+    real = "max(case when typeof({0}) in ('real', 'integer') then {0} else 0.0 end)"
+    query = f"select {real.format('seen')}, {real.format('ended')} from runs"
+    return max(one or 0.0 for one in store.db.execute(query).fetchone())
+
+
+def layered_names(store: RunStore, run: int) -> set[str]:
+    """Readings of a run that have layers."""
+    query = "select distinct name from series where run = ? and layers != '[]'"
+    return {name for (name,) in store.db.execute(query, (run,))}
+
+
+def finding_counts(store: RunStore, runs: Sequence[int]) -> dict[int, int]:
+    """How many findings each of some runs has."""
+    query = f"select run, count(*) from findings where run in ({_marks(runs)}) group by run"
+    return dict.fromkeys(runs, 0) | dict(store.db.execute(query, tuple(runs)))
+
+
 def readings_behind(
     store: RunStore, run: int, row: int, names: Iterable[str]
 ) -> dict[str, list[tuple[int, float]]]:

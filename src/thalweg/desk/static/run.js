@@ -1,72 +1,211 @@
-// The live curve of a run: what is new comes as server-sent events, curves are downsampled by the server.
-"use strict";
-const place = document.getElementById("curve");
-const run = place.dataset.run;
-const choice = document.getElementById("name");
-let plot = null;
-let marks = [...document.querySelectorAll("#findings li")].map((one) => Number(one.dataset.step));
+// The page of a run: chosen readings over one axis of steps, live behind a cursor, the choice in the address.
+import { Findings } from "./findings.js";
+import { Layers } from "./layers.js";
+import { Panels, remember, remembered } from "./panels.js";
+import { Plot } from "./plot.js";
+import { Series, whole } from "./series.js";
+import { follow } from "./stream.js";
 
-function short(value) {
-  const size = Math.abs(value);
-  return size && (size >= 1e5 || size < 1e-3) ? value.toExponential(1) : String(+value.toPrecision(4));
+const box = document.getElementById("run");
+const { run } = box.dataset;
+const most = Number(box.dataset.most);
+const place = document.getElementById("panels");
+const readings = document.getElementById("readings");
+const summary = document.getElementById("summary");
+const unread = document.getElementById("unread");
+const wholeRun = document.getElementById("whole");
+const SPOKEN = 20000; // ms between two summaries for those who listen
+const GOES_ON = ["running", "not heard of any more"];
+
+const shown = new Map(); // name to {series, plot, figure}
+let waiting = 0;
+const panels = new Panels(() => {
+  remember({ from: panels.zoomed?.[0] && String(panels.zoomed[0]), to: panels.zoomed && String(panels.zoomed[1]) });
+  wholeRun.hidden = !panels.zoomed;
+  clearTimeout(waiting);
+  waiting = setTimeout(load, 120);
+});
+const findings = new Findings(run, panels, say);
+const layers = place && new Layers(run, panels, (number) => findings.light(number));
+
+function say(words) {
+  summary.textContent = words;
+}
+function trouble(why) {
+  unread.hidden = !why;
+  unread.textContent = why && `${why} Trying again.`;
 }
 
-function drawMarks(u) {
-  u.ctx.save();
-  u.ctx.strokeStyle = "#c2410c";
-  u.ctx.setLineDash([4, 4]);
-  for (const step of marks) {
-    const x = Math.round(u.valToPos(step, "x", true));
-    if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) continue;
-    u.ctx.beginPath();
-    u.ctx.moveTo(x, u.bbox.top);
-    u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
-    u.ctx.stroke();
+async function load() {
+  const all = [...shown.values()].map(({ series }) => series.load(panels.zoomed));
+  if (layers?.plot) all.push(layers.load());
+  const [failed] = (await Promise.allSettled(all)).filter((one) => one.status === "rejected");
+  trouble(failed ? String(failed.reason.message ?? failed.reason) : "");
+  draw();
+}
+
+let drawing = false;
+function draw() {
+  drawing = false;
+  panels.draw();
+  for (const { plot, figure } of shown.values()) {
+    const { words } = plot;
+    plot.place.setAttribute("aria-label", `${figure.dataset.name}, in ${figure.dataset.unit}, over optimizer steps: ${words || "no value yet"}`);
+    if (plot.u?.cursor.idx == null) figure.querySelector(".now").textContent = words || "no value yet";
   }
-  u.ctx.restore();
+  speak();
+}
+let spoken = -Infinity;
+function speak() {
+  const [first] = shown.values();
+  if (!first || performance.now() - spoken < SPOKEN) return;
+  spoken = performance.now();
+  if (first.plot.words) say(`${first.figure.dataset.name}: ${first.plot.words}`);
 }
 
-async function refresh(anew) {
-  if (!choice.value) return;
-  const points = Math.max(100, Math.min(2000, place.clientWidth));
-  const answer = await fetch(`/api/runs/${run}/curve?name=${encodeURIComponent(choice.value)}&points=${points}`);
-  if (!answer.ok) return;
-  const data = await answer.json();
-  if (plot && !anew) return plot.setData([data.step, data.value]);
-  if (plot) plot.destroy();
-  const colour = getComputedStyle(document.body).color;
-  const axis = { stroke: colour, grid: { stroke: "#8884", width: 1 } };
-  plot = new uPlot({
-    width: place.clientWidth, height: 320, scales: { x: { time: false } }, axes: [axis, { ...axis, size: 76, values: (u, ticks) => ticks.map(short) }],
-    series: [{ label: "step" }, { label: choice.value, stroke: "#2563eb", width: 1.5 }],
-    hooks: { draw: [drawMarks] },
-  }, [data.step, data.value], place);
-}
-
-function listen() {
-  const source = new EventSource(`/api/runs/${run}/events?after=${place.dataset.findings}`);
-  source.addEventListener("progress", (event) => {
-    const news = JSON.parse(event.data);
-    document.getElementById("steps").textContent = news.steps;
-    document.getElementById("state").textContent = news.state;
-    if (news.state !== "running") source.close();
-    refresh(false);
+function open(figure) {
+  const { name, unit } = figure.dataset;
+  const now = figure.querySelector(".now");
+  const target = figure.querySelector(".plotted");
+  const series = new Series(run, name, Math.max(200, Math.min(1500, place.clientWidth)));
+  const plot = new Plot(target, {
+    unit,
+    dashes: false,
+    view: () => panels.view(),
+    zoom: (from, to) => panels.zoom(from, to),
+    said: (words) => {
+      now.textContent = words ?? plot.words;
+      if (words && document.activeElement === target) say(`${name}, ${words}`);
+    },
+    pick: (number) => findings.light(number),
   });
-  source.addEventListener("finding", (event) => {
-    const found = JSON.parse(event.data);
-    const item = document.createElement("li");
-    item.className = `finding ${found.severity}`;
-    const head = document.createElement("h3");
-    head.textContent = `${found.name} (from step ${found.step}, ${found.severity})`;
-    const text = document.createElement("p");
-    text.textContent = found.message;
-    item.append(head, text);
-    document.getElementById("findings").append(item);
-    document.getElementById("none")?.remove();
-    marks.push(found.step);
-  });
+  shown.set(name, { series, plot, figure });
+  panels.add(plot, [series]);
+}
+function shut(name) {
+  const { plot, figure } = shown.get(name);
+  panels.remove(plot);
+  figure.remove();
+  shown.delete(name);
 }
 
-choice.addEventListener("change", () => refresh(true));
-addEventListener("resize", () => plot?.setSize({ width: place.clientWidth, height: 320 }));
-refresh(true).then(listen);
+// Only the last one says what the axis counts.
+function lay() {
+  const order = [...place.querySelectorAll(".panel")].map((figure) => shown.get(figure.dataset.name));
+  order.forEach(({ plot }, n) => {
+    const axis = n === order.length - 1;
+    if (plot.axis === axis) return;
+    plot.axis = axis;
+    plot.fit();
+    plot.make();
+  });
+  findings.show();
+  bands();
+}
+
+function address() {
+  const query = new URLSearchParams([...shown.keys()].map((name) => ["show", name]));
+  return `/api/runs/${run}/events?${query}`;
+}
+const stream = follow(address(), box.dataset.cursor, {
+  readings(news) {
+    for (const [name, points] of Object.entries(news)) {
+      const one = shown.get(name);
+      if (!one || panels.zoomed) continue;
+      if (!one.series.add(points)) one.series.load(null).then(draw, () => {});
+    }
+    if (!drawing) requestAnimationFrame(draw);
+    drawing = true;
+  },
+  finding: (news) => findings.arrive(news),
+  progress({ steps, state, overhead }) {
+    if (!place && steps) return location.reload();
+    document.getElementById("steps").textContent = whole(steps);
+    if (document.getElementById("state").textContent !== state) document.getElementById("state").textContent = state;
+    document.getElementById("overhead").textContent = overhead;
+    layers?.tick();
+    if (!GOES_ON.includes(state)) stream.close();
+  },
+  trouble: ({ why }) => trouble(why),
+  // Resumed or replaced: what is shown may be void.
+  anew: () => location.reload(),
+});
+
+if (place) {
+  const asked = remembered();
+  const [from, to] = [Number(asked.get("from")), Number(asked.get("to"))];
+  if (to > from) panels.zoomed = [from, to];
+  wholeRun.hidden = !panels.zoomed;
+  const [log, smooth] = ["log", "smooth"].map((name) => document.getElementById(name));
+  for (const one of [log, smooth]) {
+    one.checked = asked.get(one.id) === "1";
+    one.addEventListener("change", () => {
+      panels.set(log.checked, smooth.checked);
+      remember({ log: log.checked, smooth: smooth.checked });
+    });
+  }
+  [panels.log, panels.smooth] = [log.checked, smooth.checked];
+  place.querySelectorAll(".panel").forEach(open);
+  stream.to(address());
+  lay();
+  load();
+  wholeRun.addEventListener("click", () => panels.zoom(null));
+
+  const limit = () => {
+    const boxes = [...readings.querySelectorAll("input")];
+    const full = boxes.filter((one) => one.checked).length >= most;
+    for (const one of boxes) one.disabled = full && !one.checked;
+  };
+  limit();
+  readings.addEventListener("change", (event) => {
+    const { value: name, checked } = event.target;
+    if (checked) {
+      const figure = document.getElementById("panel").content.cloneNode(true).querySelector("figure");
+      Object.assign(figure.dataset, { name, unit: event.target.dataset.unit });
+      figure.querySelector("strong").textContent = name;
+      place.append(figure);
+      open(figure);
+      shown.get(name).series.load(panels.zoomed).then(draw, (error) => trouble(error.message));
+    } else if (shown.size > 1) shut(name);
+    else event.target.checked = true;
+    limit();
+    lay();
+    stream.to(address());
+    remember({ show: [...shown.keys()] });
+  });
+  // A menu closes like one.
+  const menu = readings.closest("details");
+  document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+  menu.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
+
+  const button = document.getElementById("phases");
+  button.addEventListener("click", () => phases(button.getAttribute("aria-pressed") !== "true"));
+  if (asked.get("phases") === "1") phases(true);
+}
+
+async function phases(wanted) {
+  const button = document.getElementById("phases");
+  const found = document.getElementById("phases-found");
+  button.setAttribute("aria-pressed", String(wanted));
+  found.hidden = !wanted;
+  remember({ phases: wanted });
+  found.replaceChildren();
+  if (wanted) {
+    found.textContent = "Fitting phases to the readings…";
+    found.setAttribute("aria-busy", "true");
+    const answer = await fetch(`/runs/${run}/phases`).catch(() => null);
+    found.removeAttribute("aria-busy");
+    if (answer?.ok) found.innerHTML = await answer.text();
+    else found.textContent = "The phases could not be fitted: the desk does not answer, or the store cannot be read.";
+  }
+  bands();
+}
+function bands() {
+  const text = document.querySelector("#phases-found [data-bands]")?.dataset.bands ?? "";
+  const found = text.split(";").filter(Boolean).map((one) => one.split(",").map(Number));
+  for (const plot of panels.plots) plot.setBands(found.map(([state, first, last]) => ({ state, first, last })));
+}

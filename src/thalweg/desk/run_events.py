@@ -1,0 +1,86 @@
+"""What is new in runs, as server-sent events: of one run, and of the list of runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from thalweg.desk.run_lookout import Lookout
+from thalweg.desk.run_source import run_of, source_of
+from thalweg.desk.run_summary import MOST, chosen
+from thalweg.desk.run_viewer import Cursor, ListViewer, RunViewer, Viewer
+
+router = APIRouter(prefix="/api/runs", tags=["runs"])
+HEARTBEAT = 15  # seconds
+PATIENCE = 20.0  # seconds that a viewer may take to read what was sent
+
+
+class Stream(EventSourceResponse):
+    """Events with a heartbeat; a viewer who does not read is left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            return
+
+
+@router.get("/events", response_class=EventSourceResponse)
+async def list_events(request: Request, after: Annotated[str, Query(max_length=40)] = "") -> Stream:
+    """Rows of the list that are new or have changed, as ``run``; ``after`` is the id of the last event."""
+    mark = request.headers.get("last-event-id") or after
+    seen = float(mark) if mark.replace(".", "", 1).isdecimal() else time.time()
+    await run_in_threadpool(_opened, request)
+    return _stream(request, ListViewer(seen))
+
+
+@router.get("/{run}/events", response_class=EventSourceResponse)
+async def events(
+    request: Request,
+    run: int,
+    after: Annotated[str, Query(max_length=80)] = "",
+    show: Annotated[list[str] | None, Query(max_length=MOST)] = None,
+) -> Stream:
+    """What is new in a run behind a cursor.
+
+    ``readings`` holds new points of the chosen curves, ``finding`` a finding with its number, ``progress``
+    steps, state and overhead; ``trouble`` says that the store cannot be read just now, and ``anew`` that the
+    run was resumed or replaced, so that everything has to be asked for again. ``after``: the id of the last
+    event, or how many findings are known; a client that comes back says so by ``Last-Event-ID``. ``show``:
+    the readings that are wanted, at most six; none unless they are named.
+    """
+    cursor = Cursor.parse(request.headers.get("last-event-id") or after)
+    names = await run_in_threadpool(_opened, request, run)
+    return _stream(request, RunViewer(run, chosen(names, show) if show else (), cursor))
+
+
+def _opened(request: Request, run: int | None = None) -> list[str]:
+    """The names of a run's readings, or the error page at once where there is no such run."""
+    source = source_of(request)
+    with source.open() as store:
+        if run is None:
+            return []
+        run_of(store, run, source)
+        return store.names(run)
+
+
+def _stream(request: Request, viewer: Viewer) -> Stream:
+    lookout: Lookout = request.app.state.lookout
+    lookout.check_room()
+    return Stream(_told(lookout, viewer), ping=HEARTBEAT, send_timeout=PATIENCE)
+
+
+async def _told(lookout: Lookout, viewer: Viewer) -> AsyncIterator[dict[str, Any]]:
+    # Here, not before: an answer that never begins would leave its viewer behind.
+    lookout.join(viewer)
+    try:
+        async for one in viewer.news():
+            yield one
+    finally:
+        lookout.leave(viewer)

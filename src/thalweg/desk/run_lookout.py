@@ -1,0 +1,129 @@
+"""One look at the run store for all who watch: a thread that lives as long as somebody does.
+
+However many people look at a run, the store is asked once for what is new; a viewer who does not take what
+it is told is dropped, and comes back with the cursor of what it had.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fastapi import HTTPException
+
+from thalweg.desk.run_source import RunSource
+from thalweg.desk.run_viewer import Viewer
+
+if TYPE_CHECKING:
+    from thalweg.watch import RunStore
+
+__all__ = ["Lookout"]
+
+EVERY = 0.1  # seconds between two looks; one that finds nothing new costs microseconds
+TROUBLED = 1.0  # seconds until a store that could not be read is tried again
+VIEWERS = 1000
+
+
+class Lookout:
+    """Looks at the store while there are viewers, and tells them.
+
+    Attributes:
+        looks: how often the store was asked for what is new, for one or for many.
+    """
+
+    def __init__(self, source: RunSource) -> None:
+        self.source = source
+        self.looks = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._viewers: set[Viewer] = set()
+        self._thread: threading.Thread | None = None
+
+    def check_room(self) -> None:
+        """Whether one more can watch.
+
+        Raises:
+            HTTPException: 503, there are too many.
+        """
+        if len(self.viewers()) >= VIEWERS:
+            raise HTTPException(503, f"{VIEWERS} people are watching already", {"Retry-After": "30"})
+
+    def join(self, viewer: Viewer) -> None:
+        """Tell a viewer from now on."""
+        with self._lock:
+            self._viewers.add(viewer)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="thalweg lookout", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def leave(self, viewer: Viewer) -> None:
+        """Tell it no more; leaving again does nothing."""
+        with self._lock:
+            self._viewers.discard(viewer)
+        self._wake.set()
+
+    def viewers(self) -> list[Viewer]:
+        """Who is watching now; those that were too slow or have gone are not."""
+        with self._lock:
+            self._viewers = {one for one in self._viewers if one.there}
+            return list(self._viewers)
+
+    def _wanted(self) -> bool:
+        with self._lock:
+            if not any(one.there for one in self._viewers):
+                self._thread = None
+                return False
+            return True
+
+    def _run(self) -> None:
+        while self._wanted():
+            try:
+                with self.source.open() as store:
+                    self._watch(store)
+            except HTTPException as error:
+                for viewer in self.viewers():
+                    viewer.trouble(str(error.detail))
+                self._pause(TROUBLED)
+            except Exception as error:
+                # A mistake of ours must not leave everybody waiting without a word.
+                self.source.damaged(f"the lookout failed: {error!r}")
+                self._pause(TROUBLED)
+
+    def _watch(self, store: RunStore) -> None:
+        """Until nobody watches, or the file is another one."""
+        from thalweg.watch.store_tail import changes
+
+        file, state = self.source.file, None
+        while (viewers := self.viewers()) and self.source.file == file:
+            now = changes(store)
+            groups: dict[Hashable, list[Viewer]] = {}
+            for viewer in viewers:
+                viewer.trouble("")
+                if viewer.due(now != state):
+                    groups.setdefault(viewer.position, []).append(viewer)
+            state = now
+            for those in groups.values():
+                self.looks += 1
+                self._tell(store, those)
+            self._pause(EVERY)
+
+    def _tell(self, store: RunStore, viewers: Iterable[Viewer]) -> None:
+        """The same look for all who are at the same place."""
+        one, *others = viewers
+        store.db.execute("begin")
+        try:
+            found: Any = one.look(store, self.source, [one, *others])
+        finally:
+            store.db.execute("commit")
+        for viewer in (one, *others):
+            viewer.told(found)
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self._wake.wait(seconds)
+        self._wake.clear()
+        # A viewer that has just come is told at once, but those who come and go do not make it spin.
+        time.sleep(min(0.01, max(0.0, until - time.monotonic())))

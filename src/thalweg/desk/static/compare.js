@@ -1,0 +1,82 @@
+// One reading of several runs in one plot; runs that go on are asked for what lies behind their last step.
+import { Panels, remember, remembered } from "./panels.js";
+import { Plot } from "./plot.js";
+import { Series, short, summary, whole } from "./series.js";
+import { follow } from "./stream.js";
+
+const figure = document.querySelector("figure.panel");
+const choice = document.getElementById("choice");
+choice?.querySelector("select").addEventListener("change", () => choice.submit());
+
+if (figure) {
+  const { name, unit, mark } = figure.dataset;
+  const place = figure.querySelector(".plotted");
+  const now = figure.querySelector(".now");
+  const rows = [...document.querySelectorAll("tr[data-run]")];
+  const unread = document.getElementById("unread");
+  const wholeRuns = document.getElementById("whole");
+  const runs = rows.map((row) => new Series(row.dataset.run, name, Math.max(200, Math.min(1000, place.clientWidth))));
+  let waiting = 0;
+  const panels = new Panels(() => {
+    wholeRuns.hidden = !panels.zoomed;
+    clearTimeout(waiting);
+    waiting = setTimeout(load, 120);
+  });
+  const asked = remembered();
+  const [log, smooth] = ["log", "smooth"].map((one) => document.getElementById(one));
+  for (const one of [log, smooth]) {
+    one.checked = asked.get(one.id) === "1";
+    one.addEventListener("change", () => {
+      panels.set(log.checked, smooth.checked);
+      remember({ log: log.checked, smooth: smooth.checked });
+    });
+  }
+  [panels.log, panels.smooth] = [log.checked, smooth.checked];
+  const plot = new Plot(place, {
+    lines: rows.length,
+    unit,
+    axis: true,
+    view: () => panels.view(),
+    zoom: (from, to) => panels.zoom(from, to),
+    said: (words, step, values) => {
+      now.textContent = words ? `step ${whole(step)}: ${rows.map((row, n) => `${row.dataset.run} ${short(values[n])}`).join(" · ")}` : "";
+      if (words && document.activeElement === place) document.getElementById("summary").textContent = now.textContent;
+    },
+    pick: () => {},
+  });
+  panels.add(plot, runs);
+  wholeRuns.addEventListener("click", () => panels.zoom(null));
+
+  function draw() {
+    panels.draw();
+    const words = runs.map((one, n) => `run ${rows[n].dataset.run}: ${summary(one.table) || "no value"}`);
+    place.setAttribute("aria-label", `${name}, in ${unit}, over optimizer steps; ${words.join("; ")}`);
+  }
+  async function load() {
+    const [failed] = (await Promise.allSettled(runs.map((one) => one.load(panels.zoomed)))).filter((one) => one.reason);
+    unread.hidden = !failed;
+    if (failed) unread.textContent = String(failed.reason.message);
+    draw();
+  }
+  load();
+
+  // One stream for all of them: a browser opens few to one desk.
+  if (rows.some((row) => ["running", "not heard of any more"].includes(row.dataset.state)))
+    follow("/api/runs/events", mark, {
+      async run({ id, state }) {
+        const at = runs.findIndex((one) => one.run === String(id));
+        if (at < 0) return;
+        const said = rows[at].querySelector(".state");
+        if (said.textContent !== state) said.textContent = state;
+        if (panels.zoomed) return;
+        await runs[at].more();
+        if (runs[at].step.length > 3 * runs[at].points) await runs[at].load(null);
+        draw();
+      },
+      trouble({ why }) {
+        unread.hidden = !why;
+        unread.textContent = why;
+      },
+      anew: () => location.reload(),
+    });
+}

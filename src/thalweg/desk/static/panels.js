@@ -1,0 +1,72 @@
+// Several plots that share one axis of steps, its window, its cursor and its switches.
+export class Panels {
+  constructor(changed) {
+    this.plots = new Set();
+    this.series = new Map(); // plot to the series that it draws
+    this.zoomed = null;
+    this.log = this.smooth = false;
+    this.changed = changed; // the window is another one
+  }
+
+  // The first and last step that are shown.
+  view() {
+    if (this.zoomed) return this.zoomed;
+    let [low, high] = [Infinity, -Infinity];
+    for (const those of this.series.values())
+      for (const { step } of those)
+        if (step.length) [low, high] = [Math.min(low, step[0]), Math.max(high, step.at(-1))];
+    return low < high ? [low, high] : Number.isFinite(low) ? [low - 1, low + 1] : [0, 1];
+  }
+
+  zoom(from, to) {
+    if (from === null) this.zoomed = null;
+    else {
+      const low = Math.max(0, Math.min(from, to));
+      this.zoomed = [low, Math.max(to, low + 2)];
+    }
+    // At once with the points at hand, then with those of the window.
+    for (const plot of this.plots) plot.again();
+    this.changed();
+  }
+
+  add(plot, series) {
+    this.plots.add(plot);
+    this.series.set(plot, series);
+    plot.log = this.log;
+    plot.smooth = this.smooth;
+  }
+
+  remove(plot) {
+    this.plots.delete(plot);
+    this.series.delete(plot);
+    plot.destroy();
+  }
+
+  // After new points: every plot's axis may have grown.
+  draw() {
+    for (const plot of this.plots) plot.draw(this.series.get(plot).map((one) => one.table));
+  }
+
+  set(log, smooth) {
+    [this.log, this.smooth] = [log, smooth];
+    for (const plot of this.plots) {
+      [plot.log, plot.smooth] = [log, smooth];
+      plot.make();
+    }
+  }
+}
+
+// What a page keeps in its address, so that a link shows the same.
+export function remember(values) {
+  const url = new URL(location.href);
+  for (const [name, value] of Object.entries(values)) {
+    url.searchParams.delete(name);
+    const several = Array.isArray(value) ? value : [value === true ? "1" : value || ""];
+    // A name that holds a comma stands alone.
+    const texts = several.some((one) => one.includes(",")) ? several : [several.join(",")];
+    for (const text of texts) if (text) url.searchParams.append(name, text);
+  }
+  history.replaceState(history.state, "", url.href.replaceAll("%2C", ","));
+}
+
+export const remembered = () => new URL(location.href).searchParams;

@@ -1,0 +1,98 @@
+// One curve: few points of a long course from the server, new ones as they come, gaps where it was not finite.
+const FULL = 3; // times the points asked for that may gather before the server is asked to thin them
+
+export class Series {
+  constructor(run, name, points) {
+    this.run = run;
+    this.name = name;
+    this.points = points;
+    this.step = [];
+    this.value = [];
+    this.asked = 0;
+    this.late = null; // what comes while an answer is under way
+  }
+
+  // The whole run, or a window of it in full detail; what was asked for last wins.
+  async load(view) {
+    const mine = ++this.asked;
+    this.late = [];
+    const query = new URLSearchParams({ name: this.name, points: this.points });
+    if (view) {
+      query.set("from", view[0]);
+      query.set("to", view[1]);
+    }
+    const answer = await fetch(`/api/runs/${this.run}/curve?${query}`);
+    const data = await answer.json();
+    if (!answer.ok) throw new Error(data.error ?? answer.statusText);
+    if (mine !== this.asked) return;
+    [this.step, this.value] = [data.step, data.value];
+    const { late } = this;
+    this.late = null;
+    for (const one of view ? [] : late) this.add(one);
+  }
+
+  // Only what lies behind the last step.
+  async more() {
+    const query = new URLSearchParams({ name: this.name, points: this.points, after: this.step.at(-1) ?? 0 });
+    const mine = this.asked;
+    const answer = await fetch(`/api/runs/${this.run}/curve?${query}`);
+    if (answer.ok && mine === this.asked) this.add(await answer.json());
+  }
+
+  // New points, which may have been known already; false once there are so many that a load is due.
+  add({ step, value }) {
+    this.late?.push({ step, value });
+    for (let n = 0; n < step.length; n++) {
+      let place = this.step.length;
+      while (place && this.step[place - 1] >= step[n]) place--;
+      this.step.splice(place, this.step[place] === step[n] ? 1 : 0, step[n]);
+      this.value.splice(place, this.value.length < this.step.length ? 0 : 1, value[n]);
+    }
+    return this.step.length <= FULL * this.points;
+  }
+
+  get table() {
+    return { step: this.step, value: this.value };
+  }
+}
+
+// A mean that forgets over a fiftieth of the course; over gaps it starts anew.
+export function smoothed({ step, value }) {
+  const reach = Math.max(1, (step.at(-1) - step[0]) / 50);
+  let mean = null;
+  let before = 0;
+  return {
+    step,
+    value: value.map((one, n) => {
+      if (one === null) return (mean = null);
+      const weight = mean === null ? 1 : 1 - Math.exp(-(step[n] - before) / reach);
+      before = step[n];
+      return (mean = mean === null ? one : mean + weight * (one - mean));
+    }),
+  };
+}
+
+export function short(value) {
+  if (value === null || value === undefined) return "none";
+  const size = Math.abs(value);
+  if (size && (size >= 1e6 || size < 1e-3)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
+  return String(+value.toPrecision(4));
+}
+
+export const whole = (step) => Math.round(step).toLocaleString("en");
+
+// Last, least and greatest in words; empty where there is nothing.
+export function summary({ step, value }) {
+  let last = -1;
+  let low = Infinity;
+  let high = -Infinity;
+  value.forEach((one, n) => {
+    if (one === null) return;
+    last = n;
+    low = Math.min(low, one);
+    high = Math.max(high, one);
+  });
+  if (last < 0) return "";
+  const words = `${short(value[last])} at step ${whole(step[last])} · least ${short(low)} · greatest ${short(high)}`;
+  return value.at(-1) === null ? `${words} · not finite now` : words;
+}
