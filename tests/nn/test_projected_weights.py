@@ -191,7 +191,7 @@ def test_refusals():
         def forward(self, x):
             return self.b(self.a(x)) if x.sum() > 0 else x
 
-    with pytest.raises(ValueError, match=r"model must be one that torch\.fx can trace, or layers be named: "):
+    with pytest.raises(ValueError, match=r"torch\.fx can trace, or inputs or layers be given: "):
         normalize_and_project(Branches())
     assert list(layers(normalize_and_project(Branches(), layers=["a"]))) == ["a"]
     with pytest.raises(ValueError, match=r"layers must name a Linear, .*; got 'c'"):

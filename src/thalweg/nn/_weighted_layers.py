@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from thalweg._core.traced import reads_shape
 
@@ -26,6 +27,21 @@ class Place:
     readout: bool
 
 
+def check_understood(model: nn.Module) -> None:
+    """Refuse weights in other modules than linear and convolution layers, normalisations and embeddings.
+
+    Raises:
+        ValueError: there are some; the module is named.
+    """
+    known = (*WEIGHTED, *NORMS, nn.Embedding, nn.EmbeddingBag, nn.PReLU, ParametrizationList)
+    for name, module in model.named_modules():
+        if not isinstance(module, known) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}) is not understood: it has weights of its own and "
+                "is no Linear or convolution; name in layers those to normalise"
+            )
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not list(m.children()) or super().is_leaf_module(m, module_qualified_name)
@@ -35,13 +51,16 @@ def places(model: nn.Module) -> dict[str, Place]:
     """Every linear and convolution layer that the model runs, by name, in order.
 
     Raises:
-        ValueError: the model cannot be traced symbolically.
+        ValueError: the model cannot be traced symbolically, or has weights that are not understood.
     """
+    check_understood(model)
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # whatever a forward does with a proxy
         why = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"model must be one that torch.fx can trace, or layers be named: {why}") from error
+        raise ValueError(
+            f"model must be one that torch.fx can trace, or inputs or layers be given: {why}"
+        ) from error
     modules = dict(model.named_modules())
 
     def module(node: fx.Node) -> nn.Module | None:

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from thalweg._core.checks import check_choice, check_count, check_positive, nearest
+from thalweg.nn._watched_layers import watched_places
 from thalweg.nn._weighted_layers import WEIGHTED, Place, places
 from thalweg.nn.conversion import convert
 
@@ -84,6 +85,7 @@ def _normalisation(layer: nn.Module, norm: str, eps: float) -> nn.Module:
 def normalize_and_project(
     model: nn.Module,
     *,
+    inputs: Any = None,
     norm: str = "layer",
     gains: str = "free",
     layers: Collection[str] | None = None,
@@ -103,25 +105,31 @@ def normalize_and_project(
     names, as :class:`NormalizedLayer`. Tensors that are projected are saved with their norms.
 
     Args:
-        model: traced symbolically with ``torch.fx`` unless ``layers`` are named.
+        model: traced symbolically with ``torch.fx`` unless ``inputs`` or ``layers`` are given. Embeddings
+            stay as they are.
+        inputs: one small example batch, a tensor, a tuple of positional or a mapping of keyword arguments: a
+            copy of the model runs on it once, which needs no symbols, so that any forward will do.
         norm: ``"layer"``, for convolutions over channels and space together, or ``"rms"``.
         gains: what becomes of the normalisations' gains and offsets, on which the function does depend:
             ``"free"``, ``"frozen"`` (they no longer require a gradient) or ``"projected"`` (their norm, taken
             together, is kept).
         layers: names of the layers to normalise, each by a new normalisation; None for all that the trace
-            finds, except readouts: those without another such layer after them.
+            or the run finds, except readouts: those without another such layer after them.
         readout: whether the readouts are projected, too, without a normalisation and with their bias. Their
             scale is then fixed, and the temperature of the logits with it.
         eps: of new normalisations; scale invariance is exact up to it.
 
     Raises:
-        ValueError: an argument is out of range, the model cannot be traced, there is nothing to normalise, or
-            a layer is not understood, is zero or parametrized (it is named).
+        ValueError: an argument is out of range, the model cannot be traced or does not run on ``inputs``,
+            there is nothing to normalise, or a module is not understood, zero or parametrized (it is named).
     """
     check_choice("norm", norm, ("layer", "rms"))
     check_choice("gains", gains, GAINS)
     check_positive("eps", eps)
-    found = places(model) if layers is None else _named(model, layers)
+    if layers is not None:
+        found = _named(model, layers)
+    else:
+        found = places(model) if inputs is None else watched_places(model, inputs)
     chosen = {name: place for name, place in found.items() if readout or not place.readout}
     if not any(not place.readout for place in chosen.values()):
         raise ValueError(f"model must have a linear or convolution layer before the last, got {list(found)}")
