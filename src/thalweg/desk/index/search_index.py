@@ -1,0 +1,138 @@
+"""The index as a reader has it: rankings of papers by word and by meaning, and papers near another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from thalweg.desk.index.build import CURRENT, FORMAT, MANIFEST
+from thalweg.desk.index.counts import count, numbers
+from thalweg.desk.index.filters import Filters, Labels
+from thalweg.desk.index.meaning import Meaning
+from thalweg.desk.index.words import Words
+from thalweg.papers.words import content_words
+
+__all__ = ["Rankings", "SearchIndex", "UnusableIndex", "stamp"]
+
+_LEAST_SCORE = 1e-6
+_LEAST_SIMILAR = 0.2  # below which a paper has nothing to do with a question
+_LEAST_ALIKE = 0.4  # the same of two papers, whose longer texts are nearer to each other
+_READING = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what damaged files raise
+
+
+class UnusableIndex(Exception):
+    """There is no index, or it is damaged; the message says which and what to do."""
+
+
+class Rankings(NamedTuple):
+    """Numbers of papers, best first, and the cosine of each of those found by meaning."""
+
+    by_word: list[int]
+    by_meaning: dict[int, float]
+
+
+class SearchIndex:
+    """The index that ``folder`` points to now; what is built later is another one.
+
+    Raises:
+        UnusableIndex: there is none, or its files are damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        while True:
+            self.stamp = stamp(folder)
+            if not self.stamp:
+                raise UnusableIndex("there is no search index yet: thalweg papers index builds it")
+            try:
+                with _undamaged():
+                    self._open(Path(folder) / self.stamp)
+                return
+            except UnusableIndex:
+                # A build that ended meanwhile has removed what this one was about to open.
+                if stamp(folder) == self.stamp:
+                    raise
+
+    def _open(self, here: Path) -> None:
+        about = json.loads((here / MANIFEST).read_text(encoding="utf8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"it has format {about['format']}, this thalweg reads {FORMAT}")
+        for name, size in about["files"].items():
+            if (have := (here / name).stat().st_size) != size:
+                raise ValueError(f"{name} has {have} of {size} bytes")
+        self.count, self.last, self.change = about["papers"], about["last"], about["change"]
+        self._labels = Labels(here)
+        self._words = Words(here, self.count)
+        self._meaning = Meaning.open(here)
+
+    def rankings(self, question: str, filters: Filters | None = None, depth: int = 60) -> Rankings:
+        """The best papers that pass the filters, ``depth`` by word and as many by meaning.
+
+        Raises:
+            UnusableIndex: the files are damaged.
+        """
+        asked = " ".join(content_words(question))
+        with _undamaged():
+            allowed = self._labels.allowed(filters or Filters())
+            by_word = _best(self._words.scores(numbers(asked)), allowed, depth, _LEAST_SCORE)
+            similarity = self._similarity("", asked)
+            # Beside a close match a distant one is noise.
+            least = max(_LEAST_SIMILAR, float(similarity.max(initial=0)) / 2)
+            by_meaning = _best(similarity, allowed, depth, least)
+            return Rankings(self._rows(by_word), self._with_cosines(by_meaning, similarity))
+
+    def near(self, title: str, abstract: str, depth: int = 10, *, without: int = -1) -> dict[int, float]:
+        """Papers nearest in meaning to a text, with the cosine; ``without`` is a number to leave out.
+
+        Raises:
+            UnusableIndex: the files are damaged.
+        """
+        with _undamaged():
+            similarity = self._similarity(title, abstract)
+            close = self._with_cosines(_best(similarity, None, depth + 1, _LEAST_ALIKE), similarity)
+        close.pop(without, None)
+        return dict(list(close.items())[:depth])
+
+    def _similarity(self, title: str, text: str) -> np.ndarray:
+        return self._meaning.similarity(self._meaning.project(count([(title, text)]))[0])
+
+    def _rows(self, places: np.ndarray) -> list[int]:
+        return self._labels.rows[places].tolist()
+
+    def _with_cosines(self, places: np.ndarray, similarity: np.ndarray) -> dict[int, float]:
+        return dict(zip(self._rows(places), similarity[places].tolist(), strict=True))
+
+
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    try:
+        yield
+    except _READING as error:
+        why = f"the search index is damaged ({error}): thalweg papers index builds it again"
+        raise UnusableIndex(why) from None
+
+
+def stamp(folder: str | Path) -> str:
+    """The name of the index in use, which a rebuild changes; empty where there is none."""
+    try:
+        name = (Path(folder) / CURRENT).read_text(encoding="utf8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return name if name.isalnum() else ""
+
+
+def _best(scores: np.ndarray, allowed: np.ndarray | None, count: int, least: float) -> np.ndarray:
+    """Places of the ``count`` greatest scores of at least ``least``, greatest first, of equals the newest."""
+    passing = scores >= least
+    if allowed is not None:
+        passing &= allowed
+    found = np.flatnonzero(passing)
+    values = scores[found]
+    if len(found) > count:
+        part = np.argpartition(values, len(values) - count)[-count:]
+        found, values = found[part], values[part]
+    return found[np.lexsort((-found, -values))]
