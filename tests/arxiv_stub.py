@@ -76,7 +76,7 @@ def made_up(count: int, topic: str = "gradient spikes", until: str = "2026-11-20
     moments = [last - datetime.timedelta(hours=6 * number) for number in range(count)]
     return [
         MadeUp(
-            id=f"{moment:%y%m}.{10000 + count - number}",
+            id=f"{moment:%y%m.1%d%H}",
             title=f"On {topic} of the {count - number}th kind & their <cause>",
             abstract=f"We look at {topic} in networks that nobody trained, and find {number} of them.",
             published=f"{moment:%Y-%m-%dT%H:%M:%SZ}",

@@ -200,6 +200,21 @@ def test_the_daily_job_asks_only_for_what_may_be_new(tmp_path):
     assert desk.library.by_id(old.id).title == "On spikes again"
 
 
+def test_a_short_fetch_in_between_hides_nothing_from_the_daily_job(tmp_path):
+    with arxiv_stub(made_up(8)) as stub:
+        desk = Desk(tmp_path, stub)
+        desk.fetcher.fetch("spikes")
+        with desk.library.database.write() as on:
+            on.execute("UPDATE fetches SET upto = '2026-11-21T00:00'")
+        stub.papers = made_up(30, until="2026-11-28") + stub.papers
+        desk.fetcher.fetch("spikes", most=3)
+        (outcome,) = desk.fetcher.daily()
+        assert outcome.added[:2] == (27, 0)
+        stub.asked.clear()
+        list(desk.fetcher.daily())
+        assert "[202611210000" not in stub.asked[0]["search_query"], "which then goes on from there"
+
+
 def test_a_failing_topic_does_not_stop_the_daily_job(tmp_path):
     with arxiv_stub(made_up(3)) as stub:
         desk = Desk(tmp_path, stub, tries=1)
@@ -207,6 +222,12 @@ def test_a_failing_topic_does_not_stop_the_daily_job(tmp_path):
         desk.fetcher.fetch("spikes")
         stub.faults = [500]
         assert [one.name for one in desk.fetcher.daily()] == ["spikes"]
+        assert desk.fetcher.failed == ["gradient"]
+        assert [one.source for one in desk.problems.all()] == ["fetch gradient"], (
+            "success elsewhere hides none"
+        )
+        assert len(list(desk.fetcher.daily())) == 3, "the failed one is ended and then asked for what is new"
+        assert desk.problems.all() == []
 
 
 def test_the_daily_feed_stands_in_when_the_api_keeps_refusing(tmp_path):

@@ -33,7 +33,6 @@ SCHEMA = (
 # A paper appears days after it was submitted, which is what the API sorts by.
 OVERLAP = datetime.timedelta(days=7)
 EVERYTHING = 30_000  # papers of one query that the API gives
-SOURCE = "fetch"
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ class Fetch:
     def name(self) -> str:
         """What to call it."""
         return " in ".join(part for part in (self.topic, self.category) if part)
+
+    @property
+    def source(self) -> str:
+        """Under which name its problems are reported."""
+        return f"fetch {self.name}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Fetcher:
         problems: told of entries that are no papers, and of answers that did not come.
         feed: where the daily announcements are, for when the API refuses.
         progress: called after each page with the name of the fetch, papers read and papers there are.
+
+    ``failed`` names the fetches that the API did not answer to the end.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Fetcher:
         self._library, self._source, self._feed = library, source, feed
         self._problems = problems or Problems(None)
         self._progress = progress
+        self.failed: list[str] = []
         prepare(library.database)
 
     def fetch(self, topic: str = "", category: str = "", since: str = "", most: int = 200) -> Outcome:
@@ -127,10 +134,11 @@ class Fetcher:
                         continue
                     last = replace(last, upto=last.until)
                 since = datetime.datetime.fromisoformat(last.upto) - OVERLAP
-                again = replace(last, since=since.isoformat(), until=_now(), most=EVERYTHING, start=0)
-                yield self._run(again)
-            except ConnectionError as error:
-                self._problems.report(SOURCE, str(error))
+                yield self._run(
+                    replace(last, since=since.isoformat(), until=_now(), most=EVERYTHING, start=0, done=False)
+                )
+            except ConnectionError:
+                continue  # reported already
 
     def _run(self, one: Fetch) -> Outcome:
         with self._alone():
@@ -138,7 +146,8 @@ class Fetcher:
             try:
                 return self._read(one)
             except ConnectionError as error:
-                self._problems.report(SOURCE, f"{one.name}: {error}")
+                self._problems.report(one.source, str(error))
+                self.failed.append(one.name)
                 if not one.category:
                     raise
                 papers = announced(self._source.client, one.category, one.topic, feed=self._feed)
@@ -156,13 +165,16 @@ class Fetcher:
                     (page.stop, one.topic, one.category),
                 )
             for why in page.refused:
-                self._problems.report(SOURCE, why)
+                self._problems.report(one.source, why)
             total = Added(*map(sum, zip(total, added, strict=True)))
             refused += len(page.refused)
             self._progress(one.name, page.stop, min(one.most, max(self._source.total, page.stop)))
-        self._remember(replace(one, start=0, done=True, upto=one.until))
+        # Nothing is missing up to now if this one began where the last one ended, and was not cut off.
+        whole = one.since <= one.upto and self._source.total <= one.most
+        upto = one.until if whole or not one.upto else one.upto
+        self._remember(replace(one, start=0, done=True, upto=upto))
         if not refused:
-            self._problems.solved(SOURCE)
+            self._problems.solved(one.source)
         return Outcome(one.name, total, refused, one.start)
 
     def _last(self, topic: str, category: str) -> Fetch | None:

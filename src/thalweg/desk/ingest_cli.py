@@ -57,7 +57,6 @@ def fetch(
             fetcher = Fetcher(
                 library, ArxivSource(client), problems=problems, feed=feed or FEED, progress=progress
             )
-            before = len(problems.all())
             outcomes = fetcher.daily() if daily else iter([fetcher.fetch(topic, category, since, most)])
             for one in outcomes:
                 where = f", went on at {one.resumed}" if one.resumed else ""
@@ -67,8 +66,11 @@ def fetch(
                     f"{one.added.known} known{where}",
                     markup=False,
                 )
-        if len(problems.all()) > before:
-            raise ValueError("not everything came; what went wrong is on the desk's health page (/health)")
+        if fetcher.failed:
+            raise ValueError(
+                f"arXiv did not answer to the end for {', '.join(fetcher.failed)}; the desk's health page "
+                "says more, and the same command goes on"
+            )
 
 
 def import_papers(
