@@ -62,6 +62,6 @@ def form_token(client: TestClient) -> str:
     raise AssertionError("no page has a form")
 
 
-def send(client: TestClient, address: str, headers: dict | None = None, **fields):
+def send(client: TestClient, address: str, headers: dict | None = None, /, **fields):
     """Send a form as a browser does that got it from the desk."""
     return client.post(address, data={"csrf": form_token(client), **fields}, headers=headers)

@@ -45,18 +45,22 @@ async def _malformed(request: Request, error: Exception) -> Response:
 
 async def _unstored(request: Request, error: Exception) -> Response:
     """A full disk, a file that is locked or broken: readers read on."""
-    request.app.state.problems.report("database", f"{request.method} {request.scope['path']}: {error}")
+    request.app.state.problems.report("database", f"{_asked(request)}: {error}")
     return _answer(request, 503, "the desk's data cannot be read or written just now: nothing was changed")
 
 
 async def _broken(request: Request, error: Exception) -> Response:
     """A mistake of ours; the server writes its trace to the terminal."""
-    path = getattr(request.scope.get("route"), "path", "a page")
-    request.app.state.problems.report("pages", f"{request.method} {path}: {type(error).__name__}")
+    request.app.state.problems.report("pages", f"{_asked(request)}: {type(error).__name__}")
     # This answer goes round everything that adds headers.
     return _answer(
         request, 500, "the desk made a mistake; the page /health says more", {**HEADERS, **PRIVATE}
     )
+
+
+def _asked(request: Request) -> str:
+    """Method and route; the address itself may hold a secret, and problems are shown to readers."""
+    return f"{request.method} {getattr(request.scope.get('route'), 'path', 'a page')}"
 
 
 def _answer(request: Request, code: int, why: str, headers: Mapping[str, str] | None = None) -> Response:
