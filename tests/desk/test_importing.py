@@ -72,9 +72,11 @@ def test_a_bad_line_is_named_by_its_number_and_the_others_are_kept(tmp_path, lib
     assert (report.rows, report.new, report.bad) == (12, 5, 7)
     assert [int(one.split(":")[0].removeprefix("line ")) for one in report.named] == list(bad)
     assert "authors must be a list" in report.named[3] and "longer than 16 MiB" in report.named[6]
-    assert sorted(one.what.split(":")[0] for one in problems.all()) == sorted(
-        f"papers.jsonl, line {number}" for number in bad
+    assert sorted((one.source, one.what.split(":")[0]) for one in problems.all()) == sorted(
+        ("import papers.jsonl", f"line {number}") for number in bad
     )
+    import_file(library, written(tmp_path, "papers.jsonl", lines(5)), problems=problems)
+    assert problems.all() == [], "once the file is put right"
     assert library.count() == 5
 
 
@@ -84,7 +86,7 @@ def test_thousands_of_bad_lines_are_counted_and_not_listed(tmp_path, library):
     report = import_file(library, path, problems=problems)
     assert (report.new, report.bad, len(report.named)) == (2, 3000, 20)
     assert len(problems.all()) == 21
-    assert "papers.jsonl: 3000 of 3002 rows were left out" in [one.what for one in problems.all()]
+    assert "3000 of 3002 rows were left out" in [one.what for one in problems.all()]
 
 
 def test_a_file_that_breaks_off_keeps_what_came_before(tmp_path, library):

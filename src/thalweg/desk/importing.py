@@ -29,7 +29,6 @@ FORMATS = ("jsonl", "pwc")
 BATCH = 1000  # papers that are kept or lost together
 LONGEST = 16 << 20  # bytes of a line
 NAMED = 20  # bad rows that are named one by one; the others are counted
-SOURCE = "import"
 UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)
 Row = Imported | tuple[str, str]  # a paper, or the id of one and where its code is
 
@@ -123,12 +122,14 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _tell(problems: Problems | None, name: str, report: Report) -> None:
-    if problems is None or not report.bad:
+    if problems is None:
         return
+    source = f"import {name}"
+    problems.solved(source)  # what an earlier try left out
     for one in report.named:
-        problems.report(SOURCE, f"{name}, {one}")
+        problems.report(source, one)
     if report.bad > len(report.named):
-        problems.report(SOURCE, f"{name}: {report.bad} of {report.rows} rows were left out")
+        problems.report(source, f"{report.bad} of {report.rows} rows were left out")
 
 
 def _lines(file: IO[bytes], report: Report) -> Iterator[Imported]:

@@ -1,0 +1,93 @@
+"""Importing a large file of made-up papers, and how long pages take then.
+
+``python -m benchmarks importing [--papers N] [--folder PATH]``; a million papers need 4 GB of disk. Each
+tenth paper borrows the text of one of the catalog, so that there is something to tag and to list by topic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks._abstracts import Generator
+from thalweg.desk.database import Database
+from thalweg.desk.importing import import_file
+from thalweg.desk.library import Library
+from thalweg.desk.shelf import Shelf
+from thalweg.papers.entry import load
+
+TIMES = 30
+
+
+def write(path: Path, count: int) -> None:
+    """A file of ``count`` papers, a JSON object a line."""
+    entries = load()
+    with path.open("w") as file:
+        for made in Generator().papers(count):
+            borrowed = entries[made.row // 10 % len(entries)] if made.row % 10 == 0 else None
+            abstract = f"{borrowed.summary} {borrowed.claim}" if borrowed else made.abstract
+            row = {
+                "id": f"made:{made.row}",
+                "title": borrowed.title if borrowed else made.title,
+                "abstract": abstract,
+                "authors": ["Ada Arden", "Ben Brook", "Cleo Cole"],
+                "published": made.date,
+                "categories": ["cs.LG"],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def pages(shelf: Shelf) -> dict[str, float]:
+    """Milliseconds of what each kind of page asks for, the median of some."""
+    count = shelf.order.count()
+    asked = {
+        "newest page": lambda: shelf.order.page(0, 30),
+        "page in the middle": lambda: shelf.order.page(count // 2, 30),
+        "last page": lambda: shelf.order.page(count - 30, 30),
+        "a month": lambda: shelf.order.page(0, 30, "2014-05", "2014-05-31"),
+        "a topic": lambda: shelf.chosen(topic="adam", count=30),
+        "a topic in a room": lambda: shelf.chosen(topic="adam", room="optim", count=30),
+        "a finding, page 100": lambda: shelf.chosen(finding="loss spike", start=3000, count=30),
+        "topics": lambda: shelf.topics,
+        "a paper": lambda: shelf.paper("made:77"),
+        "first after an import": lambda: shelf._merge(-1, shelf.library).order.page(0, 30),
+    }
+    found = {}
+    for name, ask in asked.items():
+        seconds = []
+        for _ in range(TIMES):
+            start = time.perf_counter()
+            ask()
+            seconds.append(time.perf_counter() - start)
+        found[name] = 1000 * median(seconds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--papers", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path)
+    arguments, _ = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "papers.jsonl", arguments.papers)
+        library = Library(Database(folder / "desk"))
+        for which in ("first", "second"):
+            start, busy = time.perf_counter(), time.process_time()
+            report = import_file(library, folder / "papers.jsonl")
+            seconds, busy = time.perf_counter() - start, time.process_time() - busy
+            print(
+                f"{which} import: {report.rows} rows in {seconds:.1f} s ({report.rows / seconds:.0f} rows/s; "
+                f"{busy:.1f} s of one core), {report.new} new, {report.known} known"
+            )
+        size = sum(file.stat().st_size for file in (folder / "desk").iterdir())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"database {size / 1e6:.0f} MB, at most {peak:.0f} MB of memory")
+        for name, milliseconds in pages(Shelf(library)).items():
+            print(f"{name:22} {milliseconds:8.2f} ms")
