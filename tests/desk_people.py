@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -65,3 +66,27 @@ def form_token(client: TestClient) -> str:
 def send(client: TestClient, address: str, headers: dict | None = None, /, **fields):
     """Send a form as a browser does that got it from the desk."""
     return client.post(address, data={"csrf": form_token(client), **fields}, headers=headers)
+
+
+def asked(app, path: str) -> tuple[int, str]:
+    """The answer to exactly this path, which a client would tidy up: its code and text."""
+    said = []
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+    }
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""}
+    scope |= {"headers": [(b"host", b"testserver")], "client": ("1.2.3.4", 5), "server": ("testserver", 80)}
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        said.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    body = b"".join(one.get("body", b"") for one in said)
+    return said[0]["status"], body.decode(errors="replace")

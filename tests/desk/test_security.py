@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import stat
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from desk_people import PASSWORD, browser, person, send, signed_in
+from desk_people import PASSWORD, asked, browser, person, send, signed_in
 from thalweg.desk.app import create_app
 from thalweg.desk.guard import LARGEST
 from thalweg.desk.limits import Limits
@@ -165,30 +164,6 @@ TRAVERSALS = [
 
 
 INSIDE = re.compile(r"not for readers|root:|create_app|^def |{% block", re.M)
-
-
-def asked(app, path):
-    """The answer to exactly this path."""
-    said = []
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-    }
-    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""}
-    scope |= {"headers": [(b"host", b"testserver")], "client": ("1.2.3.4", 5), "server": ("testserver", 80)}
-
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message):
-        said.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    body = b"".join(one.get("body", b"") for one in said)
-    return said[0]["status"], body.decode(errors="replace")
 
 
 @pytest.mark.parametrize("path", TRAVERSALS)
