@@ -92,7 +92,7 @@ def test_a_server_that_is_down_is_one_line_and_exit_code_two(
 ):
     bring(1)
     answer = thalweg("digest", **{**server, "THALWEG_MAIL_PORT": "1"})
-    assert answer.exit_code == 2 and "no mail server at 127.0.0.1:1" in answer.output
+    assert answer.exit_code == 2 and "cannot be reached" in answer.output and "127.0.0.1:1)" in answer.output
     assert "Traceback" not in answer.output
     assert [one.source for one in Problems(database).all()] == ["mail server"]
     assert thalweg("digest", **server).output == "sent: 1\n"

@@ -199,7 +199,7 @@ def test_without_a_server_nothing_counts_as_sent_and_the_health_page_hears_of_it
     subscribe(ADA)
     bring(1)
     postman.settings = dataclasses.replace(settings, port=1)
-    with pytest.raises(NoServer, match=r"no mail server at 127\.0\.0\.1:1"):
+    with pytest.raises(NoServer, match="the mail server cannot be reached"):
         postman.digests()
     assert [one.source for one in Problems(database).all()] == ["mail server"]
     postman.settings = settings

@@ -214,7 +214,9 @@ def test_without_settings_the_form_says_what_to_configure_and_offers_feeds(datab
     (database.folder / "mail.toml").chmod(0o644)
     text = client.get("/subscribe").text
     assert "health page" in text and "hunter2" not in text + client.get("/health").text
-    assert "chmod 600" in client.get("/health").text
+    health = client.get("/api/health").json()
+    (mail,) = [one for one in health["checks"] if one["name"] == "mail"]
+    assert mail["state"] == "bad" and "chmod 600" in mail["what"]
     assert "no database" in TestClient(create_app()).get("/subscribe").text
 
 

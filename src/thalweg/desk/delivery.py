@@ -133,7 +133,7 @@ class Delivery:
         except smtplib.SMTPAuthenticationError as error:
             raise NoServer(f"the mail server refuses the user or the password ({error.smtp_code})") from None
         except OSError as error:
-            raise NoServer(f"no mail server at {of.host}:{of.port}: {_plain(error)}") from None
+            raise NoServer(f"the mail server cannot be reached: {_plain(error)}") from None
         return server
 
     def _reset(self) -> None:

@@ -12,6 +12,7 @@ from thalweg.desk.database import Database
 from thalweg.desk.fitting import fits
 from thalweg.desk.ledger import Ledger
 from thalweg.desk.library import Library
+from thalweg.desk.new_arrivals import arrivals
 from thalweg.desk.novelty import first_seen
 from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
@@ -65,7 +66,7 @@ def news(database: Database, shelf: Shelf, since: float, now: float) -> list[New
     seen = first_seen(database, shelf.papers, now)
     when = {one.id: (one, seen[one.key].latest) for one in shelf.papers if one.key in seen}
     found = {name: pair for name, pair in when.items() if pair[1] > since - SLACK}
-    for one in added_since(Library(database), since - SLACK, MOST_IMPORTED):
+    for one in arrivals(Library(database), since - SLACK, MOST_IMPORTED):
         if one.id not in when:
             found[one.id] = (one, one.added)
     votes = counts(database, [one.key for one, _ in found.values()])
@@ -89,14 +90,3 @@ def digest(subscriber: Subscriber, new: Sequence[New], ledger: Ledger, period: s
         rest = [one for one in fresh if one.id not in wanted]
         wanted |= {one.id for one, good in zip(rest, fits(question, rest), strict=True) if good}
     return Digest(subscriber, period, tuple(one for one in fresh if one.id in wanted), now)
-
-
-def added_since(library: Library, since: float, most: int) -> list[Paper]:
-    """Papers imported after a moment (seconds of 1970), at most ``most``: those that came out last."""
-    rows = library.database.rows(
-        # Numbers grow with time, so that only what is new is read.
-        "SELECT paper FROM imported WHERE paper > coalesce((SELECT paper FROM imported WHERE added <= ? "
-        "ORDER BY paper DESC LIMIT 1), 0) ORDER BY published DESC, paper DESC LIMIT ?",
-        (since, most),
-    )
-    return library.by_rowid([row["paper"] for row in rows])

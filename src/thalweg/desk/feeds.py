@@ -13,9 +13,9 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from thalweg._core.checks import check_choice
-from thalweg.desk.digests import added_since
 from thalweg.desk.feed_writing import Feed, Item
 from thalweg.desk.fitting import fits
+from thalweg.desk.new_arrivals import arrivals
 from thalweg.desk.novelty import FirstSeen, first_seen
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
@@ -76,7 +76,7 @@ def base_of(request: Request) -> str:
 def _papers(request: Request, topic: str = "", room: str = "", finding: str = "", q: str = "") -> list[Paper]:
     """Enough papers that the latest news is among them: what came out, was imported, or got a verdict."""
     shelf = shelf_of(request)
-    lately = added_since(shelf.library, time.time() - RECENT, LATELY) if shelf.library else []
+    lately = arrivals(shelf.library, time.time() - RECENT, LATELY) if shelf.library else []
     lately = [one for one in lately if one.id not in shelf.by_id]
     if q:
         # The best of a million stay the best; what is new and fits has to be looked for.

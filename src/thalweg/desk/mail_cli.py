@@ -68,7 +68,9 @@ def digest(
             typer.echo("another process is sending digests; nothing to do")
             return
         except NoServer as error:
-            raise ValueError(f"{error}; what was not sent is sent next time") from None
+            raise ValueError(
+                f"{error} ({settings.host}:{settings.port}); what was not sent is sent next time"
+            ) from None
         except sqlite3.Error as error:
             raise OSError(f"{database.path} cannot be used: {error}; nothing more was sent") from None
         finally:
@@ -101,7 +103,7 @@ def test(
             with Delivery(settings) as delivery:
                 outcome = delivery.send(message, to)
         except NoServer as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(f"{error} ({settings.host}:{settings.port})") from None
         if outcome.state != "sent":
             raise ValueError(
                 f"the mail server did not take the message ({outcome.code or 'the connection broke'})"

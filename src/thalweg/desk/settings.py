@@ -118,15 +118,15 @@ def _given(folder: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     path = folder / FILE
     if path.exists():
         if os.name == "posix" and path.stat().st_mode & 0o077:
-            raise ValueError(f"{path} must be readable by its owner alone: chmod 600 {path}")
+            raise ValueError(f"{FILE} must be readable by its owner alone: chmod 600 {FILE}")
         try:
             found = tomllib.loads(path.read_text(encoding="utf8"))
         except ValueError:
             # The parser's message may quote the line, and the line may be the password's.
-            raise ValueError(f"{path} must be TOML of the form key = value, which it is not") from None
+            raise ValueError(f"{FILE} must be TOML of the form key = value, which it is not") from None
         for key in found:
             if key not in KEYS:
-                raise ValueError(f"{path}: {key!r} must be one of {', '.join(KEYS)}{nearest(key, KEYS)}")
+                raise ValueError(f"{FILE}: {key!r} must be one of {', '.join(KEYS)}{nearest(key, KEYS)}")
     for key in KEYS:
         name = "THALWEG_PUBLIC_URL" if key == "public_url" else f"THALWEG_MAIL_{key.upper()}"
         if environ.get(name):

@@ -40,8 +40,7 @@ def mail_of(request: Request) -> tuple[MailSettings | None, str]:
         return None, "the desk has no database"
     try:
         found = mail_settings(state.database.folder, public_url=state.public or "")
-    except (OSError, ValueError) as error:
-        state.problems.report("mail", str(error))
+    except (OSError, ValueError):
         return None, "its settings are not right; the health page says why"
     return found, "" if found else "no mail server is configured"
 
