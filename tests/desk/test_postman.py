@@ -116,7 +116,7 @@ def test_upvotes_and_measurements_come_first_and_the_rest_is_behind_a_link(
     assert next_day.digests() == {"nothing new": 1}
 
 
-def test_headers_let_a_mailbox_unsubscribe_by_one_click(postman, post_office, subscribe, bring):
+def test_headers_let_a_mailbox_unsubscribe_by_one_click(postman, post_office, subscribe, bring, database):
     who = subscribe(ADA)
     bring(1)
     postman.digests()
@@ -127,6 +127,7 @@ def test_headers_let_a_mailbox_unsubscribe_by_one_click(postman, post_office, su
     assert message["From"] == "Desk <desk@example.org>" and message["To"] == ADA
     assert message["Auto-Submitted"] == "auto-generated"
     assert re.fullmatch(r"<[^<>@\s]+@desk\.example\.org>", message["Message-ID"])
+    assert database.rows("SELECT message FROM mails")[0]["message"] == message["Message-ID"]
     assert abs(message["Date"].datetime.timestamp() - time.time()) < 600
 
 
@@ -224,6 +225,17 @@ def test_a_paper_that_breaks_a_mail_costs_others_nothing(postman, post_office, s
     monkeypatch.setattr(module, "paper_text", breaking)
     assert postman.digests() == {"later": 1, "sent": 1}
     assert post_office.recipients == [BOB]
+
+
+def test_a_damaged_subscriber_costs_others_nothing(postman, post_office, subscribe, bring, database):
+    who = subscribe(ADA)
+    subscribe(BOB)
+    bring(1)
+    with database.write() as on:
+        on.execute("UPDATE subscribers SET wants = '{torn' WHERE id = ?", (who.id,))
+    assert postman.digests() == {"sent": 1}
+    assert post_office.recipients == [BOB]
+    assert Problems(database).all()[0].what == f"subscriber {who.id} is left out: the row is damaged"
 
 
 def test_who_leaves_while_mail_is_sent_gets_none(postman, post_office, subscribe, bring, database):

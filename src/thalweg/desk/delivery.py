@@ -18,6 +18,9 @@ from thalweg.desk.settings import MailSettings
 __all__ = ["Delivery", "NoServer", "Outcome"]
 
 WAIT = 30.0  # seconds for each answer of the server
+PATIENCE = (
+    300.0  # seconds for the one after the message: who gives up too early does not know what became of it
+)
 # Long addresses in headers are not folded, which would encode them; bodies are made of 7-bit lines.
 POLICY = WIRE.clone(cte_type="7bit", max_line_length=900)
 
@@ -77,6 +80,8 @@ class Delivery:
             self._reset()
             return Outcome("withdrawn")
         try:
+            if server.sock is not None:
+                server.sock.settimeout(PATIENCE)
             code, answer = server.data(wire)
         except smtplib.SMTPDataError as error:
             self._reset()
@@ -84,6 +89,8 @@ class Delivery:
         except OSError:
             self._leave()
             return Outcome("unknown")
+        if server.sock is not None:
+            server.sock.settimeout(WAIT)
         if 200 <= code < 300:
             return Outcome("sent", code)
         self._reset()

@@ -117,6 +117,6 @@ def _known(tag: str, latest: float, if_none_match: str, if_modified_since: str) 
         return "*" in tags or tag in tags
     try:
         since = parsedate_to_datetime(if_modified_since)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return False
     return since.tzinfo is not None and int(latest) <= since.timestamp()

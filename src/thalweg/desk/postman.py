@@ -6,6 +6,7 @@ One process sends at a time, and each message is in the ledger before the server
 from __future__ import annotations
 
 import datetime
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -130,7 +131,7 @@ class Postman:
         )
         waiting = [
             (one, when)
-            for one in map(subscriber, rows)
+            for one in self._read(rows)
             if (when := period(one.every, now, self.settings.zone)) != one.looked
             and not ledger.done(one.id, when)
         ]
@@ -147,6 +148,13 @@ class Postman:
         if keep and nothing:
             self.counts["nothing new"] += len(nothing)
             ledger.nothing(nothing, now)
+
+    def _read(self, rows: list[sqlite3.Row]) -> Iterator[Subscriber]:
+        for row in rows:
+            try:
+                yield subscriber(row)
+            except (TypeError, ValueError, AttributeError):
+                self.problems.report("digest", f"subscriber {row['id']} is left out: the row is damaged")
 
     def message(self, one: Digest, identifier: str, mail: int = 0) -> EmailMessage:
         """The message of a digest; ``mail`` is its number in the ledger, under which the rest is shown."""
