@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from thalweg.desk.run_lookout import Lookout
 from thalweg.desk.run_source import run_of, source_of
-from thalweg.desk.run_summary import MOST, chosen
+from thalweg.desk.run_summary import MOST
 from thalweg.desk.run_viewer import Cursor, ListViewer, RunViewer, Viewer
 
 router = APIRouter(prefix="/api/runs", tags=["runs"])
@@ -53,21 +53,19 @@ async def events(
     steps, state and overhead; ``trouble`` says that the store cannot be read just now, and ``anew`` that the
     run was resumed or replaced, so that everything has to be asked for again. ``after``: the id of the last
     event, or how many findings are known; a client that comes back says so by ``Last-Event-ID``. ``show``:
-    the readings that are wanted, at most six; none unless they are named.
+    a reading that is wanted, at most six times; one that the run does not have yet may still come.
     """
     cursor = Cursor.parse(request.headers.get("last-event-id") or after)
-    names = await run_in_threadpool(_opened, request, run)
-    return _stream(request, RunViewer(run, chosen(names, show) if show else (), cursor))
+    await run_in_threadpool(_opened, request, run)
+    return _stream(request, RunViewer(run, tuple(dict.fromkeys(show or ())), cursor))
 
 
-def _opened(request: Request, run: int | None = None) -> list[str]:
-    """The names of a run's readings, or the error page at once where there is no such run."""
+def _opened(request: Request, run: int | None = None) -> None:
+    """The error page at once, where there is no store or no such run."""
     source = source_of(request)
     with source.open() as store:
-        if run is None:
-            return []
-        run_of(store, run, source)
-        return store.names(run)
+        if run is not None:
+            run_of(store, run, source)
 
 
 def _stream(request: Request, viewer: Viewer) -> Stream:

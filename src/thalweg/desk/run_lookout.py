@@ -9,19 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 
 from thalweg.desk.run_source import RunSource
 from thalweg.desk.run_viewer import Viewer
 
-if TYPE_CHECKING:
-    from thalweg.watch import RunStore
-
 __all__ = ["Lookout"]
 
-EVERY = 0.1  # seconds between two looks; one that finds nothing new costs microseconds
+EVERY = 0.1  # seconds between two questions whether the file has changed, which cost microseconds
+SURE = 2.0  # seconds after which it is looked at in any case: a clock that ticks slowly may hide a change
 TROUBLED = 1.0  # seconds until a store that could not be read is tried again
 VIEWERS = 1000
 
@@ -79,47 +76,42 @@ class Lookout:
             return True
 
     def _run(self) -> None:
+        stamp: Hashable = None
+        looked = 0.0
         while self._wanted():
-            try:
-                with self.source.open() as store:
-                    self._watch(store)
-            except HTTPException as error:
-                for viewer in self.viewers():
-                    viewer.trouble(str(error.detail))
-                self._pause(TROUBLED)
-            except Exception as error:
-                # A mistake of ours must not leave everybody waiting without a word.
-                self.source.damaged(f"the lookout failed: {error!r}")
-                self._pause(TROUBLED)
-
-    def _watch(self, store: RunStore) -> None:
-        """Until nobody watches, or the file is another one."""
-        from thalweg.watch.store_tail import changes
-
-        file, state = self.source.file, None
-        while (viewers := self.viewers()) and self.source.file == file:
-            now = changes(store)
+            # Taken before looking: what is written meanwhile is found the next time.
+            now, at = self.source.stamp, time.monotonic()
+            sure = at - looked > SURE
             groups: dict[Hashable, list[Viewer]] = {}
-            for viewer in viewers:
-                viewer.trouble("")
-                if viewer.due(now != state):
+            for viewer in self.viewers():
+                if viewer.due(sure or now != stamp):
                     groups.setdefault(viewer.position, []).append(viewer)
-            state = now
-            for those in groups.values():
-                self.looks += 1
-                self._tell(store, those)
-            self._pause(EVERY)
+            stamp, looked = now, at if sure else looked
+            self._pause(EVERY if not groups or self._tell(groups.values()) else TROUBLED)
 
-    def _tell(self, store: RunStore, viewers: Iterable[Viewer]) -> None:
-        """The same look for all who are at the same place."""
-        one, *others = viewers
-        store.db.execute("begin")
+    def _tell(self, groups: Iterable[list[Viewer]]) -> bool:
+        """The same look for all who are at the same place; whether the store could be read.
+
+        It is opened for this only: somebody who always read would keep a run from tidying up at its end.
+        """
         try:
-            found: Any = one.look(store, self.source, [one, *others])
-        finally:
-            store.db.execute("commit")
-        for viewer in (one, *others):
-            viewer.told(found)
+            with self.source.open() as store:
+                for those in groups:
+                    self.looks += 1
+                    found = those[0].look(store, self.source, those)
+                    for viewer in those:
+                        viewer.trouble("")
+                        viewer.told(found)
+            return True
+        except HTTPException as error:
+            why = str(error.detail)
+        except Exception as error:
+            # A mistake of ours must not leave everybody waiting without a word.
+            why = f"the runs cannot be watched: {error!r}"
+            self.source.damaged(why)
+        for viewer in self.viewers():
+            viewer.trouble(why)
+        return False
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

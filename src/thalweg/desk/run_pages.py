@@ -61,7 +61,7 @@ def runs(
         for one in found:
             if "unreadable" in one.about:
                 source.damaged(one.about["unreadable"])
-        about["rows"] = rows_of(store, found[:PAGE])
+        about["rows"] = rows_of(store, found[:PAGE], source)
         about["mark"] = last_sign(store)
     about["any"] = about["mark"] > 0
     about["older"] = found[PAGE - 1].id if len(found) > PAGE else None

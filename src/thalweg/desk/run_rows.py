@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from thalweg.desk.run_source import RunSource
 from thalweg.desk.run_summary import QUIET, RUNNING, kind_of, overhead, state_of
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ WIDE, HIGH = 96, 24  # of the small curve, in its own units
 POINTS = 64
 
 
-def rows_of(store: RunStore, runs: Sequence[RunInfo]) -> list[dict[str, Any]]:
+def rows_of(store: RunStore, runs: Sequence[RunInfo], source: RunSource) -> list[dict[str, Any]]:
     """What the list shows of these runs, with ``html``, the row itself."""
     from thalweg.desk.views import TEMPLATES
     from thalweg.watch.store_tail import finding_counts
@@ -35,14 +37,14 @@ def rows_of(store: RunStore, runs: Sequence[RunInfo]) -> list[dict[str, Any]]:
             "live": state == RUNNING,
             "findings": counts[one.id],
             "overhead": overhead(one),
-            "spark": spark(store, one.id),
+            "spark": _spark(store, one.id, source),
         }
         rows.append({**row, "html": template.render(one=row)})
     return rows
 
 
 def changed_rows(
-    store: RunStore, mark: float, live: Iterable[dict[str, Any]], *, anew: bool
+    store: RunStore, mark: float, live: Iterable[dict[str, Any]], source: RunSource, *, anew: bool
 ) -> list[dict[str, Any]]:
     """Rows of runs that have written or ended since ``mark``, or have fallen silent; oldest first.
 
@@ -58,7 +60,16 @@ def changed_rows(
     if anew:
         where += " or (outcome is null and seen >= ?)"
         values.append(mark - 2 * QUIET)
-    return rows_of(store, list(store.newest(where, *values)))[::-1]
+    return rows_of(store, list(store.newest(where, *values)), source)[::-1]
+
+
+def _spark(store: RunStore, run: int, source: RunSource) -> str:
+    """The small line; a run whose readings are damaged does not take the list down."""
+    try:
+        return spark(store, run)
+    except (sqlite3.Error, TypeError) as error:
+        source.damaged(f"the loss of run {run} cannot be read: {error}")
+        return ""
 
 
 def spark(store: RunStore, run: int) -> str:

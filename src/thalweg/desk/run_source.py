@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -41,7 +42,21 @@ class RunSource:
     @property
     def there(self) -> bool:
         """Whether there is a store, or was one: that it is gone is a trouble, not an empty state."""
-        return self.path is not None and (self._seen or self.path.is_file())
+        return self.path is not None and (self._seen or (self.path.is_file() and not self._blank()))
+
+    def _blank(self) -> bool:
+        """Whether a run is only about to make the store."""
+        from thalweg.watch._store_file import EmptyStore
+        from thalweg.watch.store import RunStore
+
+        assert self.path is not None
+        try:
+            RunStore(self.path, wait=WAIT).close()
+        except EmptyStore:
+            return True
+        except ValueError:
+            pass
+        return False
 
     @property
     def file(self) -> tuple[int, int] | None:
@@ -51,6 +66,18 @@ class RunSource:
         except OSError:
             return None
         return found and (found.st_dev, found.st_ino)
+
+    @property
+    def stamp(self) -> tuple[object, ...]:
+        """Differs once the store has been written, replaced or removed; found without opening it."""
+        found: list[object] = []
+        for name in (self.path, f"{self.path}-wal"):
+            try:
+                one = os.stat(name) if name else None
+            except OSError:
+                one = None
+            found.append(one and (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
+        return tuple(found)
 
     @contextmanager
     def open(self) -> Iterator[RunStore]:

@@ -149,13 +149,20 @@ class RunViewer(Viewer):
         return changed or self._info is None or state_of(self._info) != self._said[1]
 
     def look(self, store: RunStore, source: RunSource, viewers: Sequence[RunViewer]) -> RunLook:
+        # Run, readings and findings of one moment, so that the cursor fits them all.
+        store.db.execute("begin")
+        try:
+            return self._look(store, source, {name for one in viewers for name in one.names})
+        finally:
+            store.db.execute("commit")
+
+    def _look(self, store: RunStore, source: RunSource, names: set[str]) -> RunLook:
         from thalweg.watch.store_tail import last_row, readings_behind
 
         info, row = store.run(self.run), last_row(store)
         behind = row if self.cursor.row is None else self.cursor.row
         if info is None or (far := row - behind > FAR) or self.cursor.epoch not in ("", epoch_of(info)):
             return RunLook(info, row, info is not None and far, {}, [])
-        names = {name for one in viewers for name in one.names}
         readings = readings_behind(store, self.run, behind, names)
         findings = store.findings(self.run, self.cursor.findings, damaged=source.damaged)
         return RunLook(info, row, False, readings, findings)
@@ -211,7 +218,7 @@ class ListViewer(Viewer):
         from thalweg.desk.run_rows import changed_rows
 
         live = {row["id"]: row for one in viewers for row in one._rows.values() if row["live"]}
-        return changed_rows(store, self.mark, live.values(), anew=not self._rows)
+        return changed_rows(store, self.mark, live.values(), source, anew=not self._rows)
 
     def told(self, found: list[dict[str, Any]]) -> None:
         self._pending, self._last = False, time.monotonic()

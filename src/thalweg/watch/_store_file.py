@@ -8,6 +8,10 @@ from pathlib import Path
 from thalweg.watch._store_schema import APPLICATION, SCHEMA, make, upgrade
 
 
+class EmptyStore(ValueError):
+    """A file in which nothing has been stored: a run is about to make a store of it."""
+
+
 def open_file(path: Path, write: bool, wait: float = 5.0) -> sqlite3.Connection:
     """A connection to a store of ours; with ``write`` the file is made, or upgraded, if need be.
 
@@ -65,6 +69,8 @@ def _check(db: sqlite3.Connection, path: Path, write: bool) -> None:
         db.execute("commit")
     (application,) = db.execute("pragma application_id").fetchone()
     if application != APPLICATION:
+        if _blank(db):
+            raise EmptyStore(f"store {str(path)!r} is not a run store of thalweg: it holds nothing")
         raise ValueError(f"store {str(path)!r} is not a run store of thalweg")
     found = version(db)
     if found > SCHEMA:

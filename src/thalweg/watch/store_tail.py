@@ -15,12 +15,6 @@ __all__ = ["layers_at", "readings_behind"]
 AT_ONCE = 500
 
 
-def changes(store: RunStore) -> int:
-    """A number that differs once another connection has written; asking costs a few microseconds."""
-    (found,) = store.db.execute("pragma data_version").fetchone()
-    return found
-
-
 def last_row(store: RunStore) -> int:
     """The cursor behind everything that is stored now."""
     (found,) = store.db.execute("select max(rowid) from readings").fetchone()

@@ -18,7 +18,7 @@ if (figure) {
   const runs = rows.map((row) => new Series(row.dataset.run, name, Math.max(200, Math.min(1000, place.clientWidth))));
   let waiting = 0;
   const panels = new Panels(() => {
-    wholeRuns.hidden = !panels.zoomed;
+    wholeRuns.classList.toggle("off", !panels.zoomed);
     clearTimeout(waiting);
     waiting = setTimeout(load, 120);
   });

@@ -21,7 +21,7 @@ const shown = new Map(); // name to {series, plot, figure}
 let waiting = 0;
 const panels = new Panels(() => {
   remember({ from: panels.zoomed?.[0] && String(panels.zoomed[0]), to: panels.zoomed && String(panels.zoomed[1]) });
-  wholeRun.hidden = !panels.zoomed;
+  wholeRun.classList.toggle("off", !panels.zoomed);
   clearTimeout(waiting);
   waiting = setTimeout(load, 120);
 });
@@ -135,7 +135,7 @@ if (place) {
   const asked = remembered();
   const [from, to] = [Number(asked.get("from")), Number(asked.get("to"))];
   if (to > from) panels.zoomed = [from, to];
-  wholeRun.hidden = !panels.zoomed;
+  wholeRun.classList.toggle("off", !panels.zoomed);
   const [log, smooth] = ["log", "smooth"].map((name) => document.getElementById(name));
   for (const one of [log, smooth]) {
     one.checked = asked.get(one.id) === "1";

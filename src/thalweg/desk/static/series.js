@@ -9,6 +9,7 @@ export class Series {
     this.step = [];
     this.value = [];
     this.asked = 0;
+    this.all = null; // of the whole run, while a window is shown
     this.late = null; // what comes while an answer is under way
   }
 
@@ -25,10 +26,22 @@ export class Series {
     const data = await answer.json();
     if (!answer.ok) throw new Error(data.error ?? answer.statusText);
     if (mine !== this.asked) return;
-    [this.step, this.value] = [data.step, data.value];
     const { late } = this;
     this.late = null;
-    for (const one of view ? [] : late) this.add(one);
+    if (view) return this.show(data, view);
+    [this.step, this.value] = [data.step, data.value];
+    for (const one of late) this.add(one);
+    this.all = this.table;
+  }
+
+  // A window, and what is known beside it, so that a line goes through a window that holds no point.
+  show({ step, value }, [from, to]) {
+    const known = this.all?.step ?? [];
+    const [before, behind] = [known.findLastIndex((one) => one < from), known.findIndex((one) => one > to)];
+    const at = (place) => (place < 0 ? [[], []] : [[known[place]], [this.all.value[place]]]);
+    const [left, right] = [at(before), at(behind)];
+    this.step = [...left[0], ...step, ...right[0]];
+    this.value = [...left[1], ...value, ...right[1]];
   }
 
   // Only what lies behind the last step.
