@@ -165,7 +165,7 @@ class Postman:
         return mail_message(
             self.settings,
             who.address,
-            _short(shown[0].title if count == 1 else f"{count} new papers: {shown[0].title}"),
+            _short(shown[0].title if count == 1 else f"{count} papers: {shown[0].title}"),
             "digest",
             self.clock(),
             identifier=identifier,
