@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from thalweg.desk.digests import SLACK, news
-from thalweg.desk.fitting import fits
+from thalweg.desk.digests import SLACK, News
+from thalweg.desk.fitting import Fitting
 from thalweg.desk.library import Library
 from thalweg.desk.new_arrivals import arrivals
 from thalweg.desk.novelty import first_seen
@@ -46,7 +46,7 @@ def test_news_are_what_came_after_a_moment(database, shelf, bring):
     bring(1, at=NOW - 1e5)
     bring(2, at=NOW + 5)
     measured_since = {one.id for one in shelf.papers if one.measured and start_of(one.measured.date) > NOW}
-    found = [one.paper.id for one in news(database, shelf, NOW + SLACK, NOW + 6)]
+    found = [one.paper.id for one in News(database, shelf, NOW + SLACK, NOW + 6).items]
     assert set(found) == {"2601.00002", shelf.paper("sgdr").id} | measured_since
 
 
@@ -74,10 +74,10 @@ def test_a_text_of_another_field_fits_no_question_however_little_there_is():
     wheat = Paper("wheat", "Wheat yields in the Danube basin", "A survey of yields under changing rainfall.")
     spikes = Paper("spikes", "Sudden jumps of the loss", "We study jumps of the training loss with Adam.")
     words = Paper("words", "Rainfall", "Changing rainfall and yields of wheat.")
-    assert fits("loss spikes in training with Adam", [wheat, spikes]) == [False, True]
-    assert fits("wheat rainfall", [wheat, spikes, words]) == [True, False, True]
-    assert fits("the of and", [wheat, spikes]) == [False, False]
-    assert fits("anything", []) == []
+    assert Fitting([wheat, spikes])("loss spikes in training with Adam") == [False, True]
+    assert Fitting([wheat, spikes, words])("wheat rainfall") == [True, False, True]
+    assert Fitting([wheat, spikes])("the of and") == [False, False]
+    assert Fitting([])("anything") == []
 
 
 def test_wants_let_through_what_has_one_of_them():

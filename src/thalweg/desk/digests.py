@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from zoneinfo import ZoneInfo
 
 from thalweg.desk.counts import counts
 from thalweg.desk.database import Database
-from thalweg.desk.fitting import fits
+from thalweg.desk.fitting import Fitting
 from thalweg.desk.ledger import Ledger
 from thalweg.desk.library import Library
 from thalweg.desk.new_arrivals import arrivals
@@ -18,7 +18,7 @@ from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
 from thalweg.desk.subscriptions import Subscriber
 
-__all__ = ["Digest", "New", "digest", "news", "period"]
+__all__ = ["Digest", "New", "News", "period"]
 
 # An import writes down when it began and shows what it brought when it is done; looking back is harmless,
 # since the ledger knows what was sent.
@@ -61,32 +61,48 @@ def period(every: str, now: float, zone: ZoneInfo | None) -> str:
     return f"{year}-W{week:02d}"
 
 
-def news(database: Database, shelf: Shelf, since: float, now: float) -> list[New]:
-    """What came after ``since``, the most important first: by upvotes, then what was measured, then date."""
-    seen = first_seen(database, shelf.papers, now)
-    when = {one.id: (one, seen[one.key].latest) for one in shelf.papers if one.key in seen}
-    found = {name: pair for name, pair in when.items() if pair[1] > since - SLACK}
-    for one in arrivals(Library(database), since - SLACK, MOST_IMPORTED):
-        if one.id not in when:
-            found[one.id] = (one, one.added)
-    votes = counts(database, [one.key for one, _ in found.values()])
-    new = [New(paper, moment, votes[paper.key][0]) for paper, moment in found.values()]
-    return sorted(
-        new,
-        key=lambda one: (one.upvotes, one.paper.measured is not None, one.paper.date, one.when, one.paper.id),
-        reverse=True,
-    )
+class News:
+    """What came after ``since``, the most important first: by upvotes, then what was measured, then date.
+
+    Args:
+        since, now: seconds of 1970.
+    """
+
+    def __init__(self, database: Database, shelf: Shelf, since: float, now: float) -> None:
+        self.looked = now
+        self._answers: dict[str, frozenset[str]] = {}
+        seen = first_seen(database, shelf.papers, now)
+        when = {one.id: (one, seen[one.key].latest) for one in shelf.papers if one.key in seen}
+        found = {name: pair for name, pair in when.items() if pair[1] > since - SLACK}
+        for one in arrivals(Library(database), since - SLACK, MOST_IMPORTED):
+            if one.id not in when:
+                found[one.id] = (one, one.added)
+        votes = counts(database, [one.key for one, _ in found.values()])
+        new = [New(paper, moment, votes[paper.key][0]) for paper, moment in found.values()]
+        self.items = sorted(new, key=_importance, reverse=True)
+
+    def digest(self, subscriber: Subscriber, ledger: Ledger, period: str) -> Digest:
+        """The digest of one subscriber; it may be empty."""
+        since = subscriber.since - SLACK
+        fresh = [one.paper for one in self.items if one.when > since]
+        if fresh:
+            had = ledger.had(subscriber.id)
+            fresh = [one for one in fresh if one.id not in had]
+        asked = frozenset[str]().union(*map(self._answering, subscriber.wants.questions))
+        wanted = (one for one in fresh if one.id in asked or subscriber.wants.tagged(one))
+        return Digest(subscriber, period, tuple(wanted), self.looked)
+
+    @cached_property
+    def _fitting(self) -> Fitting:
+        return Fitting([one.paper for one in self.items])
+
+    def _answering(self, question: str) -> frozenset[str]:
+        """Ids of what fits a question, found once for all who ask it."""
+        if question not in self._answers:
+            judged = zip(self.items, self._fitting(question), strict=True)
+            self._answers[question] = frozenset(one.paper.id for one, good in judged if good)
+        return self._answers[question]
 
 
-def digest(subscriber: Subscriber, new: Sequence[New], ledger: Ledger, period: str, now: float) -> Digest:
-    """The digest of one subscriber; it may be empty."""
-    since = subscriber.since - SLACK
-    fresh = [one.paper for one in new if one.when > since]
-    if fresh:
-        had = ledger.had(subscriber.id)
-        fresh = [one for one in fresh if one.id not in had]
-    wanted = {one.id for one in fresh if subscriber.wants.tagged(one)}
-    for question in subscriber.wants.questions:
-        rest = [one for one in fresh if one.id not in wanted]
-        wanted |= {one.id for one, good in zip(rest, fits(question, rest), strict=True) if good}
-    return Digest(subscriber, period, tuple(one for one in fresh if one.id in wanted), now)
+def _importance(one: New) -> tuple[int, bool, str, float, str]:
+    return (one.upvotes, one.paper.measured is not None, one.paper.date, one.when, one.paper.id)

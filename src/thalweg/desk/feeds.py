@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from thalweg._core.checks import check_choice
 from thalweg.desk.feed_writing import Feed, Item
-from thalweg.desk.fitting import fits
+from thalweg.desk.fitting import Fitting
 from thalweg.desk.new_arrivals import arrivals
 from thalweg.desk.novelty import FirstSeen, first_seen
 from thalweg.desk.paper import Paper
@@ -80,7 +80,7 @@ def _papers(request: Request, topic: str = "", room: str = "", finding: str = ""
     lately = [one for one in lately if one.id not in shelf.by_id]
     if q:
         # The best of a million stay the best; what is new and fits has to be looked for.
-        new = [one for one, good in zip(lately, fits(q, lately), strict=True) if good]
+        new = [one for one, good in zip(lately, Fitting(lately)(q), strict=True) if good]
         found = [*(one for one, _ in shelf.search(q, MOST, topic=topic, room=room)), *new]
     else:
         found = [*shelf.chosen(topic=topic, room=room, finding=finding, count=MOST), *lately, *shelf.papers]

@@ -13,28 +13,38 @@ from thalweg.desk.paper import Paper
 from thalweg.desk.tagging import tagger
 from thalweg.papers.meaning import terms
 
-__all__ = ["fits"]
+__all__ = ["Fitting"]
 
 # Of the papers that tests/papers/questions.tsv names it lets through 61%, and of 310 papers 11 at the median;
 # of texts from other fields one in 300.
 NEAR = 0.22
 
 
-def fits(question: str, papers: Sequence[Paper]) -> list[bool]:
-    """For each paper, whether it has every word of the question (by stem), or is near to it in meaning."""
-    if not papers:
-        return []
-    texts = [f"{one.title} {' '.join(one.topics)} {one.summary} {one.claim}" for one in papers]
-    words = set(terms(question))
-    near = similarity(question, texts) >= NEAR
-    return [
-        bool(close) or bool(words and words <= set(terms(text)))
-        for close, text in zip(near, texts, strict=True)
-    ]
+class Fitting:
+    """Reads the papers once, for any number of questions."""
+
+    def __init__(self, papers: Sequence[Paper]) -> None:
+        texts = [f"{one.title} {' '.join(one.topics)} {one.summary} {one.claim}" for one in papers]
+        self._words = [set(terms(text)) for text in texts]
+        self._vectors = _vectors(texts)
+
+    def __call__(self, question: str) -> list[bool]:
+        """For each paper, whether it has every word of the question (by stem) or is near to it in meaning."""
+        words = set(terms(question))
+        return [
+            bool(near or (words and words <= held))
+            for near, held in zip(self.similarity(question) >= NEAR, self._words, strict=True)
+        ]
+
+    def similarity(self, question: str) -> np.ndarray:
+        """Cosine in the catalog's latent semantic space, times the share of the text it has words for."""
+        (vector,) = _vectors([question])
+        return self._vectors @ (vector / max(float(np.linalg.norm(vector)), 1e-12))
 
 
-def similarity(question: str, texts: Sequence[str]) -> np.ndarray:
-    """Cosine in the catalog's latent semantic space, times the share of the text that it has words for."""
+def _vectors(texts: Sequence[str]) -> np.ndarray:
+    """Texts in the catalog's latent semantic space, (texts, rank)."""
     guess = tagger()
-    vectors = guess.table([question, *texts])[:, :-1] @ guess.index.directions
-    return vectors[1:] @ (vectors[0] / max(float(np.linalg.norm(vectors[0])), 1e-12))
+    if not texts:
+        return np.zeros((0, guess.index.directions.shape[1]))
+    return guess.table(texts)[:, :-1] @ guess.index.directions

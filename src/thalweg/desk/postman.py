@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from thalweg.desk.database import Database
 from thalweg.desk.delivery import Delivery, NoServer, Outcome
-from thalweg.desk.digests import Digest, digest, news, period
+from thalweg.desk.digests import Digest, News, period
 from thalweg.desk.ledger import Ledger, Mail
 from thalweg.desk.mail import mail_message, message_id, save_message
 from thalweg.desk.problems import Problems
@@ -137,10 +137,10 @@ class Postman:
         ]
         if not waiting:
             return
-        new = news(self.database, self.shelf, min(now, *(one.since for one, _ in waiting)), now)
+        new = News(self.database, self.shelf, min(now, *(one.since for one, _ in waiting)), now)
         nothing: list[tuple[Subscriber, str]] = []
         for one, when in waiting:
-            found = digest(one, new, ledger, when, now)
+            found = new.digest(one, ledger, when)
             if found.papers:
                 yield found
             else:
