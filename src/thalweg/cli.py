@@ -14,6 +14,7 @@ from rich.table import Table
 import thalweg
 from thalweg._core.terminal import console, progress_bar, user_errors
 from thalweg.desk.cli import app as desk_app
+from thalweg.desk.index_cli import index
 from thalweg.desk.ingest_cli import fetch, import_papers
 from thalweg.forecast import forecast
 from thalweg.papers.cli import app as papers_app
@@ -143,6 +144,7 @@ def report(
 
 papers_app.command()(fetch)
 papers_app.command("import")(import_papers)
+papers_app.command()(index)
 app.command()(plan)
 app.command()(forecast)
 

@@ -15,6 +15,8 @@ from thalweg.desk.periods import period_of, start_of
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
+Text = Annotated[str, Query(max_length=400)]
+LAST = 100  # page of a search
 
 
 def record(one: Paper, tally: tuple[int, int] = (0, 0)) -> dict[str, Any]:
@@ -116,12 +118,25 @@ def daily_papers(
 
 @router.get("/papers/search")
 def search(
-    request: Request, q: Annotated[str, Query(max_length=400)] = "", limit: Limit = 30
+    request: Request,
+    q: Text = "",
+    topic: Text = "",
+    room: Text = "",
+    status: Text = "",
+    since: Text = "",
+    until: Text = "",
+    p: Annotated[int, Query(ge=0, lt=LAST)] = 0,
+    limit: Limit = 30,
 ) -> list[dict[str, Any]]:
-    """Papers that fit a question, best first."""
+    """Papers that fit a question, best first; without one, the newest that pass the filters.
+
+    ``since`` and ``until`` are days, months or years, both included; ``p`` is the page, from 0.
+    """
     shelf = shelf_of(request)
-    found = [one for one, _ in shelf.search(q, limit)] if q.strip() else shelf.order.page(0, limit)
-    return listed(request, found)
+    asked = {"topic": topic, "room": room, "state": status, "since": since, "until": until}
+    if not q.strip():
+        return listed(request, shelf.chosen(start=p * limit, count=limit, **asked))
+    return listed(request, [one for one, _ in shelf.search(q, limit, start=p * limit, **asked)])
 
 
 @router.get("/papers/{name}")
@@ -129,6 +144,14 @@ def paper(request: Request, name: str) -> dict[str, Any]:
     """One paper, by arXiv id or key."""
     found = paper_of(request, name)
     return record(found, tally_of(request, [found])[found.key])
+
+
+@router.get("/papers/{name}/similar")
+def similar(
+    request: Request, name: str, limit: Annotated[int, Query(ge=1, le=30)] = 6
+) -> list[dict[str, Any]]:
+    """The papers nearest in meaning to one, of the catalog and imported ones by turns."""
+    return listed(request, shelf_of(request).similar(paper_of(request, name), limit))
 
 
 @router.get("/papers/{name}/evidence")

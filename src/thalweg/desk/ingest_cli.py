@@ -38,12 +38,13 @@ def fetch(
 ) -> None:
     """Fetch papers from arXiv, politely: one request in three seconds. Run again after an interruption."""
     screen = console()
-    with user_errors(COMMAND), _desk(data) as (library, problems):
+    with user_errors(COMMAND), opened_desk(data) as (library, problems):
         if daily and (topic or category or since):
             raise ValueError("daily fetches what was fetched before; give no topic, category or day with it")
         from thalweg.desk.announcements import FEED
         from thalweg.desk.arxiv_source import ArxivSource
         from thalweg.desk.fetching import Fetcher
+        from thalweg.desk.index_cli import keep_up
         from thalweg.desk.manners import API, DELAY, polite_client
 
         client = polite_client(api=api or API, delay=DELAY if delay is None else delay)
@@ -66,6 +67,7 @@ def fetch(
                     f"{one.added.known} known{where}",
                     markup=False,
                 )
+        keep_up(library, screen)
         if fetcher.failed:
             raise ValueError(
                 f"arXiv did not answer to the end for {', '.join(fetcher.failed)}; the desk's health page "
@@ -82,8 +84,9 @@ def import_papers(
 ) -> None:
     """Import papers from a file; running it again changes nothing."""
     screen = console()
-    with user_errors(COMMAND), _desk(data) as (library, problems):
+    with user_errors(COMMAND), opened_desk(data) as (library, problems):
         from thalweg.desk.importing import import_file
+        from thalweg.desk.index_cli import keep_up
 
         with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
             size = file.stat().st_size
@@ -95,6 +98,7 @@ def import_papers(
                 problems=problems,
                 progress=lambda done, rows: bar.update(row, completed=done, description=f"{rows} rows"),
             )
+        keep_up(library, screen)
     screen.print(f"{report.rows} rows: {report.new} new, {report.newer} newer versions, {report.known} known")
     if report.linked:
         screen.print(f"{report.linked} papers have a link to their code now")
@@ -105,7 +109,7 @@ def import_papers(
 
 
 @contextmanager
-def _desk(data: Path | None) -> Iterator[tuple[Library, Problems]]:
+def opened_desk(data: Path | None) -> Iterator[tuple[Library, Problems]]:
     """The library in the desk's database; a full disk, or a file that is no database, is said in one line."""
     try:
         from thalweg.desk.database import Database, data_folder

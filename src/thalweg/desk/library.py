@@ -216,27 +216,43 @@ class Library:
         )
         return [paper_of_row(row) for row in rows]
 
-    def newest(self, count: int, skip: int = 0, without: Collection[int] = ()) -> list[Paper]:
-        """``count`` papers after the first ``skip``, latest day first."""
+    def newest(
+        self,
+        count: int,
+        skip: int = 0,
+        without: Collection[int] = (),
+        first: str = "",
+        last: str = "~",
+    ) -> list[Paper]:
+        """``count`` papers after the first ``skip``, latest day first; days from ``first`` to ``last``."""
         rows = self.database.rows(
             f"SELECT {FIELDS} FROM imported WHERE paper NOT IN (SELECT value FROM json_each(?)) "
-            "ORDER BY published DESC, paper DESC LIMIT ? OFFSET ?",
-            (json.dumps(list(without)), count, skip),
+            "AND published BETWEEN ? AND ? ORDER BY published DESC, paper DESC LIMIT ? OFFSET ?",
+            (json.dumps(list(without)), first, last, count, skip),
         )
         return [paper_of_row(row) for row in rows]
 
     def with_labels(
-        self, labels: Mapping[str, str], count: int, without: Collection[int] = ()
+        self,
+        labels: Mapping[str, str],
+        count: int,
+        without: Collection[int] = (),
+        first: str = "",
+        last: str = "~",
     ) -> list[tuple[str, int]]:
-        """Day and number of the newest ``count`` papers that have every label (``{"topic": "spikes"}``)."""
+        """Day and number of the newest ``count`` papers that have every label (``{"topic": "spikes"}``).
+
+        Their days are from ``first`` to ``last``.
+        """
         numbers = self.label_numbers(labels)
         if None in numbers:
             return []
         also = " AND EXISTS (SELECT 1 FROM labelled l WHERE (l.label, l.day, l.paper) = (?, a.day, a.paper))"
         rows = self.database.rows(
             f"SELECT day, paper FROM labelled a WHERE label = ?{also * (len(numbers) - 1)} "
-            "AND paper NOT IN (SELECT value FROM json_each(?)) ORDER BY day DESC, paper DESC LIMIT ?",
-            (*numbers, json.dumps(list(without)), count),
+            "AND day BETWEEN ? AND ? AND paper NOT IN (SELECT value FROM json_each(?)) "
+            "ORDER BY day DESC, paper DESC LIMIT ?",
+            (*numbers, first, last, json.dumps(list(without)), count),
         )
         return [(row["day"], row["paper"]) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Pages about papers: one paper, search, topics, rooms, findings."""
+"""Pages about papers: one paper, topics, rooms, findings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from thalweg.desk.shelf import Shelf
 from thalweg.desk.troubles import troubles
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS, UnknownPaper
-from thalweg.papers.status import STATES
 
 router = APIRouter(include_in_schema=False)
 IMPORTED = 5  # papers from outside that are named under a finding
@@ -52,18 +51,6 @@ def plot(request: Request, name: str, setting: Text = "") -> Response:
     with tempfile.TemporaryDirectory() as folder:
         drawn = plot_evidence(found.measured.raw, f"{folder}/plot.svg", setting or None).read_bytes()
     return Response(drawn, media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
-
-
-@router.get("/search")
-def search(request: Request, q: Text = "", topic: Text = "", room: Text = "", status: Text = "") -> Response:
-    shelf = shelf_of(request)
-    hits: list[Paper] = []
-    if q.strip():
-        hits = [one for one, _ in shelf.search(q, topic=topic, room=room, state=status)]
-    elif topic or room or status:
-        hits = list(shelf.chosen(topic=topic, room=room, state=status))
-    chosen = {"q": q, "topic": topic, "room": room, "status": status}
-    return page(request, "search.html", hits=hits, chosen=chosen, rooms=ROOMS, states=STATES)
 
 
 @router.get("/topics")

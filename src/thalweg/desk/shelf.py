@@ -16,13 +16,14 @@ from functools import cached_property
 
 from thalweg._core.checks import check_choice
 from thalweg.desk.counts import most_upvoted
+from thalweg.desk.index.filters import Filters, check_range, within
 from thalweg.desk.library import Library, by_ids
 from thalweg.desk.paper import Paper, of_catalog
+from thalweg.desk.paper_search import PaperSearch
 from thalweg.desk.periods import start_of
 from thalweg.desk.problems import Problems
 from thalweg.desk.reading_order import ReadingOrder
 from thalweg.papers.entry import ROOMS, UnknownPaper, load
-from thalweg.papers.search import search
 from thalweg.papers.status import STATES
 
 __all__ = ["IMPORTED", "Shelf"]
@@ -55,6 +56,7 @@ class Shelf:
         self.library = library
         self._problems = problems
         self._last: _Merged | None = None
+        self.finder = PaperSearch(library, problems)
 
     @cached_property
     def _built_in(self) -> dict[str, Paper]:
@@ -151,6 +153,8 @@ class Shelf:
         room: str = "",
         finding: str = "",
         state: str = "",
+        since: str = "",
+        until: str = "",
         start: int = 0,
         count: int = 100,
     ) -> tuple[Paper, ...]:
@@ -158,19 +162,25 @@ class Shelf:
 
         An empty filter lets everything through.
 
+        Args:
+            since: the first day, month or year; ``until`` the last one.
+
         Raises:
-            ValueError: there is no such room or status.
+            ValueError: there is no such room or status, or no such date.
         """
         _check(room, state)
+        check_range(since, until)
+        days = (since or ("0" if until else ""), f"{until}~")
         if not (topic or room or finding or state):
-            return tuple(self.order.page(start, count))
+            return tuple(self.order.page(start, count, *days))
         ours = self._ours(topic=topic, room=room, finding=finding, state=state)
+        ours = [one for one in ours if within(one.date, since, until)]
         if self.library is None or state in STATES:
             return tuple(ours[start : start + count])
         labels = {
             kind: name for kind, name in (("topic", topic), ("room", room), ("finding", finding)) if name
         }
-        return self._mixed(ours, labels, start, count)
+        return self._mixed(ours, labels, start, count, days)
 
     def _ours(self, *, topic: str = "", room: str = "", finding: str = "", state: str = "") -> list[Paper]:
         """What of the catalog passes the filters."""
@@ -184,14 +194,14 @@ class Shelf:
         ]
 
     def _mixed(
-        self, ours: Sequence[Paper], labels: dict[str, str], start: int, count: int
+        self, ours: Sequence[Paper], labels: dict[str, str], start: int, count: int, days: tuple[str, str]
     ) -> tuple[Paper, ...]:
         """Papers of the catalog and imported ones with these labels, by date."""
         assert self.library is not None
         if not labels:  # imported ones alone
-            found = self.library.newest(count, start, without=self._merged.known)
+            found = self.library.newest(count, start, self._merged.known, *days)
             return tuple(found)
-        theirs = self.library.with_labels(labels, start + count, without=self._merged.known)
+        theirs = self.library.with_labels(labels, start + count, self._merged.known, *days)
         both: list[tuple[str, Paper | int]] = [*((one.date, one) for one in ours), *theirs]
         both.sort(key=lambda pair: pair[0], reverse=True)  # stable: ours stay before theirs of the same date
         wanted = [one for _, one in both[start : start + count]]
@@ -199,20 +209,35 @@ class Shelf:
         return tuple(next(read) if isinstance(one, int) else one for one in wanted)
 
     def search(
-        self, question: str, limit: int = 30, *, topic: str = "", room: str = "", state: str = ""
+        self,
+        question: str,
+        limit: int = 30,
+        *,
+        topic: str = "",
+        room: str = "",
+        state: str = "",
+        since: str = "",
+        until: str = "",
+        start: int = 0,
     ) -> tuple[tuple[Paper, str], ...]:
-        """Papers that fit a question, best first, with what matched; filters as for :meth:`chosen`."""
-        _check(room, state)
-        kept = {one.key for one in self._ours(topic=topic, room=room, state=state)}
-        hits = search(question, max(limit * 4, 60)) if question.strip() else []
-        fitting = [(self.by_id[hit.entry.key], hit.why) for hit in hits if hit.entry.key in kept]
-        return tuple(fitting[:limit])
+        """Papers that fit a question, best first, with what matched; filters as for :meth:`chosen`.
 
-    def similar(self, paper: Paper, count: int = 5) -> tuple[Paper, ...]:
+        Args:
+            since: the first day, month or year; ``until`` the last one.
+            start: how many of the best to leave out.
+        """
+        _check(room, state)
+        check_range(since, until)
+        merged = self._merged
+        ours = self._ours(topic=topic, room=room, state=state)
+        filters = Filters(topic, room, since, until) if state in ("", IMPORTED) else None
+        mine = {one.key: one for one in ours if within(one.date, since, until)}
+        found = self.finder.find(question, mine, filters, merged.known, start, limit)
+        return tuple((one.paper, one.why) for one in found)
+
+    def similar(self, paper: Paper, count: int = 6) -> tuple[Paper, ...]:
         """The papers nearest in meaning."""
-        about = f"{paper.title} {' '.join(paper.topics)} {paper.summary}"
-        near = [one for one, _ in self.search(about, count + 1) if one.key != paper.key]
-        return tuple(near[:count])
+        return tuple(self.finder.alike(paper, self.by_id, count))
 
     @property
     def topics(self) -> tuple[tuple[str, int], ...]:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["DIMENSIONS", "MiniLM", "model_folder"]
-
 DIMENSIONS = 384
 _LAYERS, _HEADS, _EPSILON = 6, 12, 1e-12
 _MOST_TOKENS = 256  # what the encoder was trained for

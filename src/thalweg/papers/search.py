@@ -25,6 +25,8 @@ _DEPTH = 60
 _LEAST_SIMILAR = 0.15  # below which a paper has nothing to do with a question: latent semantic analysis
 _LEAST_LIKE = 0.24  # the same by MiniLM, which finds gibberish as near as 0.21 to something
 _LEAST_ALIKE = 0.35  # the same of two papers
+_LONGEST = 100  # words of a question that are read
+_MOST_TOLD = 20  # words of a question that are looked for in a paper to say why it was found
 _LATENT, _SENTENCES = "latent semantic analysis", "MiniLM"
 
 Name = TypeVar("Name", bound=Hashable)
@@ -53,6 +55,8 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"question must be a text with at least one word, got {question!r}")
     check_count("limit", limit)
+    asked = tokens(question)[:_LONGEST]
+    question = " ".join(asked)
     entries = load()
     indexes = _indexes(entries)
     allowed = [among is None or entry.key in among for entry in entries]
@@ -62,14 +66,14 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
         [row for row in indexes.by_word.rank(question, len(entries)) if allowed[row]][:depth],
         _near(similarity, _LEAST_SIMILAR, allowed, depth),
     ]
-    plain = " ".join(tokens(question)[:_DEPTH])
-    if plain and (encode := _encoder()):
-        rankings.append(_near(_sentences(entries) @ encode(plain), _LEAST_LIKE, allowed, depth))
+    if asked and (encode := _encoder()):
+        rankings.append(_near(_sentences(entries) @ encode(question), _LEAST_LIKE, allowed, depth))
     scores = fuse(rankings)
-    named = indexes.names.get(tuple(tokens(question)))
+    named = indexes.names.get(tuple(asked))
     if named is not None and allowed[named]:
         scores[named] = scores.get(named, 0) + 1  # asked for by name: nothing may stand before it
-    best = sorted(scores, key=lambda row: (-scores[row], entries[row].tier, row))[:limit]
+    order = {row: (-round(worth, 9), entries[row].tier, -similarity[row]) for row, worth in scores.items()}
+    best = sorted(scores, key=order.__getitem__)[:limit]
     return [
         Hit(entries[row], scores[row], _why(entries[row], question, float(similarity[row]))) for row in best
     ]
@@ -91,6 +95,15 @@ def similar(key: str, limit: int = 5) -> list[tuple[Entry, float]]:
     likeness[own] = 0
     best = (-likeness).argsort(kind="stable")[:limit]
     return [(entries[row], float(likeness[row])) for row in best if likeness[row] >= _LEAST_ALIKE]
+
+
+def near(text: str, limit: int = 5) -> list[tuple[Entry, float]]:
+    """The papers of the catalog nearest to a text, with the cosine of latent semantic analysis."""
+    check_count("limit", limit)
+    entries = load()
+    similarity = _indexes(entries).by_meaning.similarity(text)
+    best = (-similarity).argsort(kind="stable")[:limit]
+    return [(entries[row], float(similarity[row])) for row in best if similarity[row] >= _LEAST_SIMILAR]
 
 
 def meant_by() -> str:
@@ -148,7 +161,7 @@ def _near(similarity: np.ndarray, least: float, allowed: Sequence[bool], depth: 
 
 def _why(entry: Entry, question: str, similarity: float) -> str:
     reasons = []
-    asked = content_words(question)
+    asked = content_words(question)[:_MOST_TOLD]
     for place, text in (
         ("topics", " ".join(entry.topics)),
         ("title", f"{entry.key} {entry.title}"),

@@ -21,8 +21,6 @@ from thalweg.papers.minilm import DIMENSIONS, MiniLM, model_folder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["VECTORS", "question_encoder", "read", "stale", "write"]
-
 VECTORS = Path(__file__).parent / "minilm.npz"
 _LONGEST_QUESTION = 20  # tokens; more would take longer than a reader should notice
 _SCALE = 127 / 0.3  # the largest number in the vectors of the catalog is 0.22; what is larger would be cut

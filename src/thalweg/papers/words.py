@@ -34,6 +34,13 @@ def content_words(question: str) -> list[str]:
     return ([word for word in words if word not in STOP_WORDS] or words)[:_MOST_WORDS]
 
 
+def match(question: str) -> str:
+    """A question to SQLite's full-text index: any of its words, or words that begin with one."""
+    # Quoted, a word is never read as syntax (AND, NEAR, column names).
+    words = content_words(question)
+    return " OR ".join(f'"{word}"{"*" if len(word) >= _PREFIX_FROM else ""}' for word in words)
+
+
 class WordIndex:
     """Every paper that holds one of the words, best first."""
 
@@ -62,11 +69,9 @@ class WordIndex:
 
     def rank(self, question: str, limit: int) -> list[int]:
         """Positions of the matching entries, best first."""
-        words = content_words(question)
-        if not words:
+        query = match(question)
+        if not query:
             return []
-        # Quoted, a word is never read as syntax (AND, NEAR, column names).
-        query = " OR ".join(f'"{word}"{"*" if len(word) >= _PREFIX_FROM else ""}' for word in words)
         weights = ", ".join(str(weight) for weight in _WEIGHTS.values())
         with self._lock:
             rows = self._connection.execute(

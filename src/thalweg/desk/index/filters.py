@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Filters", "LabelWriter", "Labels", "within"]
+__all__ = ["Filters", "LabelWriter", "Labels", "check_range", "within"]
 
 _NO_DAY = (99_999_999, 0)  # outside of every range
 
@@ -36,6 +38,18 @@ def within(date: str, since: str, until: str) -> bool:
     return last >= (_span(since)[0] if since else 1) and first <= (
         _span(until)[1] if until else _NO_DAY[0] - 1
     )
+
+
+def check_range(since: str, until: str) -> None:
+    """Refuse ends of a range that are neither a day nor a month nor a year."""
+    for name, date in (("since", since), ("until", until)):
+        try:
+            if date and not re.fullmatch(r"\d{4}(-\d\d){0,2}", date):
+                raise ValueError
+            datetime.date.fromisoformat(f"{date}{'0001-01-01'[len(date) :]}")
+        except ValueError:
+            allowed = "a day such as 2024-05-17, a month such as 2024-05 or a year such as 2024"
+            raise ValueError(f"{name} must be {allowed}, got {date!r}") from None
 
 
 class LabelWriter:

@@ -27,6 +27,7 @@ _RAREST, _COMMONEST = (
     5,
     0.3,
 )  # a stem in fewer texts, or in a larger share of them, says nothing of the subject
+_TEXTS = 20  # at least, for every direction: with as many as texts, words would mean only themselves
 _SPARE, _ITERATIONS = 16, 2  # directions beyond those that are kept, and rounds, of the fit
 _CHUNK = 16_384  # texts whose vectors fit into a processor's cache
 
@@ -91,6 +92,7 @@ def fit(
     table.data *= rarity[table.indices].astype(np.float32)
     lengths = np.sqrt(table.multiply(table).sum(axis=1))
     table.data /= np.repeat(np.maximum(lengths, 1e-12), np.diff(table.indptr))
+    rank = min(rank, max(table.shape[0] // _TEXTS, 2))
     return Meaning(known, (rarity[:, None] * _directions(table, rank)).astype(np.float32))
 
 

@@ -1,0 +1,119 @@
+"""Search over imported papers: by the index, and by word among those that came after it was built.
+
+What cannot be used is said on the page and on /health, and the rest answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from thalweg.desk.fresh_papers import MOST, FreshPapers
+from thalweg.desk.index.build import build
+from thalweg.desk.index.filters import Filters
+from thalweg.desk.index.search_index import Rankings, SearchIndex, UnusableIndex, stamp
+from thalweg.desk.library import Library
+from thalweg.desk.problems import Problems
+from thalweg.papers.search import fuse
+
+__all__ = ["ImportedSearch", "index_folder", "rebuild"]
+
+
+def index_folder(library: Library) -> Path:
+    """Where the index of a library is."""
+    return library.database.folder / "search"
+
+
+def rebuild(library: Library, progress: Callable[[str, int], None] = lambda stage, done: None) -> int:
+    """Build the index over everything that is imported now, and give how many papers that is.
+
+    Raises:
+        ValueError: another build is under way.
+        OSError: the disk is full; the old index stays.
+    """
+    change = library.newest_change()
+    return build(index_folder(library), library.stream(), change=change, progress=progress)
+
+
+class ImportedSearch:
+    """Keeps the index open, and opens the next one when there is one.
+
+    Args:
+        problems: told of an index that is damaged or has fallen behind.
+    """
+
+    def __init__(self, library: Library, problems: Problems | None = None) -> None:
+        self.library = library
+        self.fresh = FreshPapers(library)
+        self.note = ""
+        self._problems = problems
+        self._index: SearchIndex | None = None
+        self._broken = ""
+
+    def rank(self, question: str, filters: Filters, depth: int) -> dict[int, tuple[float, str]]:
+        """Papers that fit a question: what each is worth (:func:`thalweg.papers.search.fuse`), and why."""
+        found, after = Rankings([], {}), 0
+        with self._noted():
+            if index := self._opened():
+                found, after = index.rankings(question, filters, depth), index.last
+        new = self.fresh.rank(question, filters, after, depth)
+        if not self.fresh.complete and not self.note:
+            self._note(f"more than {MOST} imported papers are not in the search index: thalweg papers index")
+        # What is new was ranked by word only, and counts as if meaning had not found it.
+        worth = fuse([found.by_word, list(found.by_meaning)]) | fuse([new, []])
+        held = {*found.by_word, *new}
+        return {row: (score, _why(row in held, found.by_meaning.get(row))) for row, score in worth.items()}
+
+    def near(self, title: str, abstract: str, count: int) -> list[int]:
+        """The papers of the index that are nearest in meaning to a text."""
+        with self._noted():
+            if index := self._opened():
+                return list(index.near(title, abstract, count))
+        return []
+
+    def _opened(self) -> SearchIndex | None:
+        """The latest index; None while there is none."""
+        folder = index_folder(self.library)
+        name = stamp(folder)
+        if not name:
+            self._index = None
+        elif name == self._broken:
+            return None  # known and reported
+        elif self._index is None or self._index.stamp != name:
+            try:
+                self._index = SearchIndex(folder)
+                if self._index.change > self.library.newest_change():
+                    raise UnusableIndex(
+                        "the search index is of other papers: thalweg papers index builds it again"
+                    )
+            except UnusableIndex:
+                self._broken, self._index = name, None
+                raise
+            self._solved()
+        return self._index
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except UnusableIndex as error:
+            self._broken, self._index = stamp(index_folder(self.library)), None
+            self._note(str(error))
+
+    def _note(self, what: str) -> None:
+        self.note = what
+        if self._problems:
+            self._problems.report("search", what)
+
+    def _solved(self) -> None:
+        self.note = self._broken = ""
+        if self._problems:
+            self._problems.solved("search")
+
+
+def _why(by_word: bool, cosine: float | None) -> str:
+    reasons = ["words"] if by_word else []
+    if cosine is not None:
+        reasons.append(f"meaning {cosine:.2f}")
+    return "; ".join(reasons)

@@ -1,0 +1,52 @@
+"""``thalweg papers index``: the search index over imported papers, built without asking while small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from thalweg._core.terminal import console, progress_bar, user_errors
+from thalweg.desk.ingest_cli import COMMAND, Data, opened_desk
+
+if TYPE_CHECKING:
+    from thalweg.desk.library import Library
+
+SMALL = 20_000  # papers that are indexed after every import: a few seconds
+STAGES = ("words", "lists", "vectors")
+
+
+def index(data: Data = None) -> None:
+    """Build the search index over all imported papers; searches go on with the old one meanwhile."""
+    screen = console()
+    with user_errors(COMMAND), opened_desk(data) as (library, _):
+        _build(library, screen)
+
+
+def keep_up(library: Library, screen: Console) -> None:
+    """After an import: build the index of a small library, say for a large one when it has fallen behind."""
+    from thalweg.desk.fresh_papers import MOST
+    from thalweg.desk.imported_search import index_folder
+    from thalweg.desk.index.search_index import SearchIndex, UnusableIndex
+
+    try:
+        known, change = (found := SearchIndex(index_folder(library))).count, found.change
+    except UnusableIndex:
+        known, change = 0, -1
+    count = library.count()
+    if change == library.newest_change() or not count:
+        return
+    if count <= SMALL:
+        _build(library, screen)
+    elif count - known > MOST:
+        screen.print(f"{count - known} papers are not in the search index yet: thalweg papers index")
+
+
+def _build(library: Library, screen: Console) -> None:
+    from thalweg.desk.imported_search import rebuild
+
+    total = library.count()
+    with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
+        rows = {stage: bar.add_task(stage, total=total) for stage in STAGES}
+        count = rebuild(library, lambda stage, done: bar.update(rows[stage], completed=done))
+    screen.print(f"{count} papers in the search index")

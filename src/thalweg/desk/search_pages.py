@@ -1,0 +1,66 @@
+"""The search page: a question, filters that stay, and the answers a page at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from thalweg.desk.paper import Paper
+from thalweg.desk.paper_pages import shelf_of
+from thalweg.desk.shelf import IMPORTED
+from thalweg.desk.views import page
+from thalweg.papers.entry import ROOMS
+from thalweg.papers.search import meant_by
+from thalweg.papers.status import STATES
+
+router = APIRouter(include_in_schema=False)
+AT_ONCE = 30  # papers on a page
+LAST = 100  # page; who has not found it among three thousand asks again
+TOPICS = 60  # that are offered; any other can be typed
+Text = Annotated[str, Query(max_length=400)]
+
+
+@router.get("/search")
+def search(
+    request: Request,
+    q: Text = "",
+    topic: Text = "",
+    room: Text = "",
+    status: Text = "",
+    since: Text = "",
+    until: Text = "",
+    p: Annotated[int, Query(ge=0, lt=LAST)] = 0,
+) -> Response:
+    shelf = shelf_of(request)
+    filters = {"topic": topic.strip(), "room": room, "status": status, "since": since, "until": until}
+    asked = {"state" if name == "status" else name: value for name, value in filters.items()}
+    start, count = p * AT_ONCE, AT_ONCE + 1  # one more says whether there is a next page
+    hits: list[Paper] = []
+    if q.strip():
+        hits = [one for one, _ in shelf.search(q, count, start=start, **asked)]
+    elif any(filters.values()):
+        hits = list(shelf.chosen(start=start, count=count, **asked))
+    chosen = {"q": q, **filters}
+    return page(
+        request,
+        "search.html",
+        hits=hits[:AT_ONCE],
+        chosen=chosen,
+        first=start + 1,
+        newer=_address(chosen, p - 1) if p else "",
+        older=_address(chosen, p + 1) if len(hits) > AT_ONCE and p + 1 < LAST else "",
+        rooms=ROOMS,
+        states=(*STATES, IMPORTED),
+        topics=[name for name, _ in shelf.topics[:TOPICS]],
+        by=meant_by() if q.strip() else "",
+        note=shelf.finder.note if q.strip() else "",
+    )
+
+
+def _address(chosen: dict[str, str], number: int) -> str:
+    """The same question, another page."""
+    given = {name: value for name, value in chosen.items() if value}
+    return f"/search?{urlencode(given | ({'p': str(number)} if number else {}))}"
