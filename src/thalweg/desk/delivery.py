@@ -15,7 +15,7 @@ from typing import Literal
 
 from thalweg.desk.settings import MailSettings
 
-__all__ = ["Delivery", "NoServer", "Outcome"]
+__all__ = ["Delivery", "NoServer"]
 
 WAIT = 30.0  # seconds for each answer of the server
 PATIENCE = (

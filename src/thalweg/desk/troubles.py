@@ -12,8 +12,6 @@ from pathlib import Path
 
 from thalweg.papers.status import PACKAGE
 
-__all__ = ["troubles"]
-
 
 @cache
 def troubles(rules: Path = PACKAGE / "watch" / "rules") -> dict[str, str]:
