@@ -55,6 +55,9 @@ PAIRS = {
         lambda: GhostBatchNorm(64, 32), lambda: nn.BatchNorm2d(64), (120, *IMAGES[1:])
     ),
     "ghosts of 64, rows": Pair(lambda: GhostBatchNorm(512, 64), lambda: nn.BatchNorm1d(512), ROWS),
+    "ghosts of 64 and a tail, rows": Pair(
+        lambda: GhostBatchNorm(512, 64), lambda: nn.BatchNorm1d(512), (1000, 512)
+    ),
     "batch and channels": Pair(lambda: BatchChannelNorm(64), two_stages, IMAGES),
     "batch and channels, estimated": Pair(lambda: BatchChannelNorm(64, estimated=True), two_stages, IMAGES),
     "batch and channels, 2 images": Pair(lambda: BatchChannelNorm(64, estimated=True), two_stages, SMALL),

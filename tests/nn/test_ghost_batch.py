@@ -35,14 +35,25 @@ def slice_by_slice(norm, x, sizes):
     return [out, x.grad, *(p.grad for p in norm.parameters())]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 @pytest.mark.parametrize(
     ("dim", "examples", "sizes"),
-    [(4, 12, [4, 4, 4]), (3, 8, [4, 4]), (5, 8, [4, 4]), (4, 14, [4, 4, 6]), (4, 7, [7]), (4, 3, [3])],
+    [
+        (4, 12, [4, 4, 4]),
+        (3, 8, [4, 4]),
+        (5, 8, [4, 4]),
+        (4, 14, [4, 4, 6]),
+        (5, 9, [4, 5]),
+        (4, 7, [7]),
+        (4, 3, [3]),
+    ],
 )
 def test_slices_are_separate_calls_in_outputs_gradients_and_running_statistics(
-    dim, examples, sizes, momentum
+    dim, examples, sizes, momentum, compiled, monkeypatch
 ):
+    # What would be compiled also runs operation by operation, in float64.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
     norm = plain(dim, momentum)
     made = GhostBatchNorm.of(copy.deepcopy(norm), size=4)
     for turn in range(2):  # twice, so that the cumulative mean has a past
@@ -64,6 +75,14 @@ def test_a_batch_without_space_and_a_layer_without_parameters_or_statistics():
     )
     made = GhostBatchNorm(3, 3, affine=False, track_running_stats=False)
     assert torch.allclose(made(x), expected, atol=1e-12) and not made.state_dict()
+
+
+def test_a_compiled_tail_of_large_values_in_half_precision_is_normalised(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = (batch(10) + 40).to(torch.bfloat16)
+    out = GhostBatchNorm(3, 4)(x)
+    assert out.dtype == torch.bfloat16
+    assert torch.allclose(out.double(), GhostBatchNorm(3, 4).double()(x.double()), atol=0.02)
 
 
 def test_of_takes_over_the_parameters_themselves_and_evaluates_like_the_old_layer():

@@ -74,11 +74,36 @@ class GhostBatchNorm(_BatchNorm):
         tail = input.shape[0] % self.size
         if not tail:
             return self._slices(input, self.size)
+        if torch.compiler.is_compiling() and input.dim() > 2:
+            return self._uneven(input)
         last = self.size + tail
-        if input.shape[0] == last:
-            return super().forward(input)
         head, rest = input.split([input.shape[0] - last, last])
         return torch.cat([self._slices(head, self.size), self._slices(rest, last)])
+
+    def _uneven(self, input: Tensor) -> Tensor:
+        """Slices whose last one is longer: each example's moments, and from them those of its slice.
+
+        Compiled, one kernel serves slices of all lengths, and no batch is put together again; operation by
+        operation it takes three times as long as two batch normalisations.
+        """
+        examples, count = input.shape[0], input.shape[0] // self.size
+        slices = torch.arange(count, device=input.device)[:, None]
+        where = (torch.arange(examples, device=input.device) // self.size).clamp(max=count - 1)
+        x = input.flatten(2).to(torch.promote_types(input.dtype, torch.float32))
+        within = (where == slices).to(x.dtype)
+        lengths = within.sum(1, keepdim=True)
+        spread, mean = torch.var_mean(x, 2, correction=0)
+        means = within / lengths @ mean
+        variances = within / lengths @ (spread + (mean - within.T @ means).square())
+        gain = (variances + self.eps).rsqrt()
+        offset = -means * gain
+        if self.weight is not None:
+            gain, offset = gain * self.weight, offset * self.weight + self.bias
+        if self.track_running_stats:
+            values = lengths * x.shape[2]
+            self._follow(means, variances * values / (values - 1))
+        scaled = torch.addcmul((within.T @ offset)[:, :, None], x, (within.T @ gain)[:, :, None])
+        return scaled.to(input.dtype).view(input.shape)
 
     def _slices(self, input: Tensor, size: int) -> Tensor:
         """Slices of one size, seen as channels of their own so that one kernel normalises them all."""
