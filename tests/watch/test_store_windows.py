@@ -66,6 +66,26 @@ def test_every_stretch_of_a_window_keeps_its_extremes(path, rows, window):
         assert {min(part, key=part.get), max(part, key=part.get)} <= set(found)
 
 
+def test_a_run_that_stays_broken_is_no_more_work_than_one_that_ends_there(tmp_path):
+    work = {}
+    for last in (3_000, 60_000):
+        values = {step: noise(step) if step <= 3_000 else math.nan for step in range(1, last + 1)}
+        with RunStore(tmp_path / str(last), write=True) as store:
+            store.begin("mine", {})
+            store.write(1, last, [(0.0, Reading(step, "loss", value)) for step, value in values.items()], [])
+            ticks = []
+            # Called once in a hundred of SQLite's own steps.
+            store.db.set_progress_handler(lambda ticks=ticks: ticks.append(1), 100)
+            for points in (100, 600, 5_000):
+                found = store.overview(1, "loss", points)
+                assert found[0].step == 1 and found[-1].step == 3_000
+            assert store.overview(1, "loss", 100, low=3_001) == []
+            found = store.overview(1, "loss", 100, low=2_999, high=50_000)
+            assert [one.step for one in found] == [2_999, 3_000]
+            work[last] = len(ticks)
+    assert work[60_000] < 1.1 * work[3_000]
+
+
 def test_a_window_outside_of_the_run_is_empty(path):
     with RunStore(path) as store:
         assert store.overview(1, "loss", low=COUNT + 1) == []

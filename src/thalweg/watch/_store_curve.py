@@ -20,18 +20,18 @@ def extremes(
         kept: whether there is a coarse table; without one every reading of the series is looked at.
         low, high: first and last step of the window.
     """
+    ends = [_end(db, one, low, high, way, kept) for one in series for way in ("asc", "desc")]
+    edge = [point for point in ends if point is not None]
+    if not edge:
+        return []
+    first, last = min(edge), max(edge)
+    low, high = first[0], last[0]
     mine = f"series in ({_marks(series)}) and {FINITE} and step between ? and ?"
     few = db.execute(
         f"select step, value from readings where {mine} limit ?", (*series, low, high, points + 1)
     ).fetchall()
     if len(few) <= points:
         return sorted(few)
-    edge = []
-    for one in series:
-        for way in ("asc", "desc"):
-            its = f"select step, value from readings where series = ? and {FINITE} and step between ? and ?"
-            edge += db.execute(f"{its} order by step {way} limit 1", (one, low, high)).fetchall()
-    first, last = min(edge), max(edge)
     # Two points a stretch, two for the ends, and one stretch more since they are counted from step 0.
     width = -(-(last[0] - first[0] + 1) // (points // 2 - 2))
     finest = max((one for one in WIDTHS if one <= width and kept), default=1)
@@ -59,6 +59,31 @@ def extremes(
     for those in stretches.values():
         found |= {min(those, key=lambda point: point[1]), max(those, key=lambda point: point[1])}
     return sorted(found)
+
+
+def _end(db: sqlite3.Connection, series: int, low: int, high: int, way: str, kept: bool) -> Point | None:
+    """The first or last reading of a window that is finite.
+
+    Found through the coarse table, which knows nothing else: a run that broke may go on for long.
+    """
+    query = (
+        f"select step, value from readings where series = ? and {FINITE} and step between ? and ? "
+        f"order by step {way} limit 1"
+    )
+    if not kept:
+        return db.execute(query, (series, low, high)).fetchone()
+    width = WIDTHS[0]
+    buckets = db.execute(
+        f"select bucket from coarse where series = ? and width = ? and bucket between ? and ? "
+        f"order by bucket {way}",
+        (series, width, low // width, high // width),
+    )
+    # Only a stretch that is cut by the window's edge can hold none, so that the second has one.
+    for (bucket,) in buckets:
+        inside = max(low, bucket * width), min(high, (bucket + 1) * width - 1)
+        if found := db.execute(query, (series, *inside)).fetchone():
+            return found
+    return None
 
 
 def gaps(
