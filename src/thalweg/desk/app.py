@@ -17,6 +17,7 @@ from thalweg.desk.error_pages import answer_errors
 from thalweg.desk.guard import Guard
 from thalweg.desk.library import Library
 from thalweg.desk.limits import Limits
+from thalweg.desk.page_memory import PageMemory
 from thalweg.desk.problems import Problems
 from thalweg.desk.run_lookout import Lookout
 from thalweg.desk.run_source import RunSource
@@ -70,6 +71,7 @@ def create_app(
         if isinstance(router := getattr(one, "router", None), APIRouter):
             app.include_router(router)
     answer_errors(app)
+    app.add_middleware(PageMemory, state=app.state)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Guard)

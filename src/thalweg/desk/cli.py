@@ -65,7 +65,9 @@ def desk(
             ) from None
         import socket
 
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # asyncio sends small packets at once, not 40 ms later, on sockets that say they are TCP's.
+        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
