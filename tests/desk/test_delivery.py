@@ -104,6 +104,13 @@ def test_a_connection_that_breaks_tells_by_its_stage_whether_it_was_sent(setting
     server.close()
 
 
+def test_a_server_that_hangs_up_after_each_message_is_called_again(settings, message):
+    server = Script(*OPEN, "250 recipient", "354 go on", "250 taken")
+    with Delivery(dataclasses.replace(settings, port=server.port)) as delivery:
+        assert [delivery.send(message, ADA).state for _ in range(3)] == ["sent"] * 3
+    server.close()
+
+
 @pytest.mark.parametrize("lines", [(), ("554 go away",), ("220 here", "250 hello", "530 5.7.0 not you")])
 def test_a_server_that_takes_nothing_is_no_server(settings, message, lines):
     server = Script(*lines)

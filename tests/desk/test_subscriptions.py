@@ -220,10 +220,17 @@ def test_without_settings_the_form_says_what_to_configure_and_offers_feeds(datab
     assert "no database" in TestClient(create_app()).get("/subscribe").text
 
 
-def test_a_server_that_is_away_does_not_lose_a_request(site, client, post_office, database, shelf, settings):
-    post_office.answers[ADA] = "451 come back later"
-    assert fill(client, "/subscribe", email=ADA, **SPIKES).status_code == 200
+@pytest.mark.parametrize("away", ["451 come back later", "not there"])
+def test_a_server_that_is_away_does_not_lose_a_request(
+    client, post_office, database, shelf, settings, monkeypatch, away
+):
+    post_office.answers[ADA] = away
+    with monkeypatch.context() as changed:
+        if away == "not there":
+            changed.setenv("THALWEG_MAIL_PORT", "1")
+        assert fill(client, "/subscribe", email=ADA, **SPIKES).status_code == 200
     assert post_office.messages == []
+    assert [one.source for one in Problems(database).all()] == ["mail server"] * (away == "not there")
     del post_office.answers[ADA]
     assert Postman(database, shelf, settings, Problems(database)).digests() == {"confirmation sent": 1}
     assert fill(client, link(post_office.messages[0], "confirm/")).status_code == 200
@@ -241,3 +248,29 @@ def test_the_rest_of_a_mail_is_a_page_for_its_reader_alone(
     assert re.findall(r"Paper (\d) on", page.text) and "All 3 papers" in page.text
     other = subscribed(database, "bob@example.org")
     assert client.get(rest.replace(who.secret, other.secret)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "odd", ["%00", "%ff%fe", "%ed%a0%80", "%F0%9F%8E%89", "a%0d%0aBcc%3A%20b%40c.org", "%" * 9]
+)
+def test_odd_bytes_are_no_mistake_of_the_desk(site, database, post_office, odd):
+    who = subscribed(database)
+    client = TestClient(site, base_url="https://desk.example.org", raise_server_exceptions=False)
+    asked = [
+        client.get(f"/subscriptions/{odd}"),
+        client.get(f"/subscriptions/confirm/{odd}"),
+        client.get(f"/subscriptions/{odd}/unsubscribe"),
+        client.post(f"/subscriptions/{odd}/unsubscribe"),
+        client.get(f"/subscriptions/{who.secret}/mails/{10**30}"),
+        client.get(f"/subscriptions/{who.secret}?done={odd}"),
+        client.get(f"/feeds/papers.atom?q={odd}&topic={odd}"),
+        *(client.get(f"/subscribe?{name}={odd}") for name in ("topic", "room", "finding", "q")),
+    ]
+    token = form_token(client, "/subscribe")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for field in ("email", "every", "topic", "q"):
+        body = f"csrf={token}&email=bob%40example.org&{field}={odd}"
+        asked.append(client.post("/subscribe", content=body, headers=form))
+    assert max(answer.status_code for answer in asked) < 500
+    assert {one["To"] for one in post_office.messages} <= {"bob@example.org"}
+    assert all(one["Bcc"] is None for one in post_office.messages)

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, HTTPException, Query, Request
+from fastapi import APIRouter, Form, HTTPException, Path, Query, Request
 from starlette.background import BackgroundTask
 from starlette.responses import RedirectResponse, Response
 
@@ -138,7 +138,7 @@ def unsubscribe(request: Request, secret: str, never: Annotated[str, Form(max_le
 
 
 @router.get("/subscriptions/{secret}/mails/{mail}")
-def mail(request: Request, secret: str, mail: int) -> Response:
+def mail(request: Request, secret: str, mail: Annotated[int, Path(ge=1, lt=1 << 63)]) -> Response:
     """All papers that one mail brought or counted."""
     who, shelf = _subscriber(request, secret), shelf_of(request)
     found = []
