@@ -93,7 +93,9 @@ def test_two_digests_at_once_send_once(run, post_office):
     post_office.stage = "content"
     processes = [run(), run()]
     assert post_office.reached.wait(120)
+    while all(one.poll() is None for one in processes):
+        time.sleep(0.01)  # the other one leaves while the first is held in the middle of a message
     post_office.go.set()
     answers = [json.loads(one.communicate()[0]) for one in processes]
     assert sorted(post_office.recipients) == list(PEOPLE)
-    assert {"sent": 2} in answers and all(one in ("busy", {}, {"sent": 2}) for one in answers)
+    assert "busy" in answers and {"sent": 2} in answers
