@@ -150,6 +150,20 @@ def test_a_finding_by_itself_is_the_same_as_on_its_page(client):
     assert client.get("/api/runs/1/findings?after=1").json() == client.get("/api/runs/1/findings").json()[1:]
 
 
+def test_of_many_findings_the_latest_are_shown_until_all_are_asked_for(tmp_path):
+    with RunStore(tmp_path / "s", write=True) as store:
+        run = store.begin("x", {})
+        store.write(
+            run, 99, [], [Finding("spike", step, "", {}, "info", (), (), (REMEDY,)) for step in range(80)]
+        )
+    client = TestClient(create_app(tmp_path / "s"))
+    some, every = client.get("/runs/1").text, client.get("/runs/1?all=1").text
+    assert re.findall(r'id="finding-(\d+)"', some) == [str(number) for number in range(31, 81)]
+    assert len(re.findall(r'id="finding-', every)) == 80 and "Show all 80" in some
+    assert some.count('class="remedy" open') == 0 and every.count('class="remedy" open') == 1
+    assert len(some) < 200_000
+
+
 def test_runs_beside_each_other_differ_in_what_differs(client):
     text = client.get("/runs/compare?run=1&run=2&reading=loss").text
     assert text.count("<tr data-run=") == 2 and "line-0" in text and "line-1" in text

@@ -12,7 +12,6 @@ from thalweg.desk.run_rows import rows_of
 from thalweg.desk.run_source import run_of, source_of
 from thalweg.desk.run_summary import (
     MOST,
-    RUNNING,
     STATES,
     chosen,
     epoch_of,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 PAGE = 50  # runs on a page
+FINDINGS = 50  # of a run on its page, unless all are asked for
 ID = 2**63 - 1  # the largest that SQLite counts to
 Names = Annotated[list[str] | None, Query(max_length=64)]
 
@@ -76,7 +76,9 @@ def _fitting(store: RunStore, words: str, state: str, before: int) -> Any:
 
 
 @router.get("/runs/{run:int}", include_in_schema=False)
-def one_run(request: Request, run: int, show: Names = None) -> Response:
+def one_run(
+    request: Request, run: int, show: Names = None, every: Annotated[bool, Query(alias="all")] = False
+) -> Response:
     from thalweg.watch.store_tail import last_row, layered_names
 
     source = source_of(request)
@@ -87,20 +89,22 @@ def one_run(request: Request, run: int, show: Names = None) -> Response:
         names = in_order(store.names(run))
         findings = store.findings(run, damaged=source.damaged)
         layered = layered_names(store, run)
+    firsts = {one.name: number for number, one in reversed([*enumerate(findings, 1)])}
+    kept = [(number, one, firsts[one.name] == number) for number, one in enumerate(findings, 1)]
+    kept = kept if every else kept[-FINDINGS:]
     return page(
         request,
         "run.html",
         run=found,
         state=state_of(found),
-        live=found.outcome is None,
-        running=state_of(found) == RUNNING,
         names=names,
         shown=chosen(names, show or ()),
         most=MOST,
         unit=unit_of,
         layered=[name for name in names if name in layered],
-        findings=findings,
-        papers=_papers(request, findings),
+        findings=kept,
+        total=len(findings),
+        papers=_papers(request, [one for _, one, _ in kept]),
         overhead=overhead(found),
         left_out=left_out(found),
         settings=settings(found),
@@ -117,8 +121,9 @@ def one_finding(request: Request, run: int, number: int) -> Response:
         found = store.findings(run, damaged=source.damaged)[:number]
     if len(found) < number or number < 1:
         raise HTTPException(404, f"run {run} has no finding {number}")
-    one, said = found[-1], {before.name for before in found[:-1]}
-    return page(request, "_finding.html", one=one, number=number, said=said, papers=_papers(request, [one]))
+    one = found[-1]
+    first = all(before.name != one.name for before in found[:-1])
+    return page(request, "_finding.html", one=one, number=number, first=first, papers=_papers(request, [one]))
 
 
 def _papers(request: Request, findings: list[Finding]) -> dict[str, Any]:

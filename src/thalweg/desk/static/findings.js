@@ -76,7 +76,8 @@ export class Findings {
     this.list.insertBefore(item, later ?? null);
     this.listen(item);
     document.getElementById("none").hidden = true;
-    document.getElementById("count").textContent = this.list.children.length;
+    const count = document.getElementById("count");
+    count.textContent = Math.max(number, Number(count.textContent));
     this.say(`Finding: ${name} from step ${whole(step)}`);
     this.show();
   }

@@ -107,7 +107,7 @@ function address() {
   const query = new URLSearchParams([...shown.keys()].map((name) => ["show", name]));
   return `/api/runs/${run}/events?${query}`;
 }
-const stream = follow(address(), box.dataset.cursor, {
+const hear = {
   readings(news) {
     for (const [name, points] of Object.entries(news)) {
       const one = shown.get(name);
@@ -129,7 +129,7 @@ const stream = follow(address(), box.dataset.cursor, {
   trouble: ({ why }) => trouble(why),
   // Resumed or replaced: what is shown may be void.
   anew: () => location.reload(),
-});
+};
 
 if (place) {
   const asked = remembered();
@@ -146,7 +146,6 @@ if (place) {
   }
   [panels.log, panels.smooth] = [log.checked, smooth.checked];
   place.querySelectorAll(".panel").forEach(open);
-  stream.to(address());
   lay();
   load();
   wholeRun.addEventListener("click", () => panels.zoom(null));
@@ -186,6 +185,8 @@ if (place) {
   button.addEventListener("click", () => phases(button.getAttribute("aria-pressed") !== "true"));
   if (asked.get("phases") === "1") phases(true);
 }
+
+const stream = follow(address(), box.dataset.cursor, hear);
 
 async function phases(wanted) {
   const button = document.getElementById("phases");

@@ -22,12 +22,16 @@ export class Series {
       query.set("from", view[0]);
       query.set("to", view[1]);
     }
-    const answer = await fetch(`/api/runs/${this.run}/curve?${query}`);
-    const data = await answer.json();
-    if (!answer.ok) throw new Error(data.error ?? answer.statusText);
+    let data;
+    let late;
+    try {
+      const answer = await fetch(`/api/runs/${this.run}/curve?${query}`);
+      data = await answer.json();
+      if (!answer.ok) throw new Error(data.error ?? answer.statusText);
+    } finally {
+      if (mine === this.asked) [late, this.late] = [this.late, null];
+    }
     if (mine !== this.asked) return;
-    const { late } = this;
-    this.late = null;
     if (view) return this.show(data, view);
     [this.step, this.value] = [data.step, data.value];
     for (const one of late) this.add(one);
