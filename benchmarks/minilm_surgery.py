@@ -4,8 +4,8 @@ Edited are the 36 matrices in the six blocks of MiniLM (42.5 MB in float32; the 
 Kept is measured on the 120 sentences of ``tests/surgery/sentence_pairs.tsv``: the mean cosine of a sentence's
 embedding before and after, and Spearman's correlation of the cosines of the pairs with their grades.
 Gradients and inputs come from 32 pairs of neighbouring sentences of Python's documentation, with a
-contrastive loss. GBLM's alpha is the one of five that keeps most on those sentences. ``--write`` puts the
-tables into docs/surgery.md.
+contrastive loss. GBLM's alpha is the one of five that keeps most on those sentences. The last table has the
+ranks that WeLore's threshold leaves. ``--write`` puts the tables into docs/surgery.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PAIRS = 32
 SPARSITIES = (0.3, 0.5, 0.6, 0.7)
 ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the blocks' bytes, for low rank
+REDUCTIONS = (0.1, 0.3, 0.5, 0.7)  # of all ranks, for what one threshold leaves of each kind of matrix
 Row = tuple[str, float, float, float]  # method, megabytes of the blocks' matrices, cosine, rank correlation
 
 
@@ -85,10 +86,30 @@ class Bench:
                     edit = partial(quantize, self.model, bits, group, **how)
                     yield self.row(f"{bits} bits, groups of {group}, {name}", edit)
 
-    def low_rank(self) -> Iterator[Row]:
-        spectra = {
+    def spectra(self) -> dict[str, torch.Tensor]:
+        return {
             n: torch.linalg.svdvals(self.model.get_parameter(f"{n}.weight").detach()) for n in self.layers
         }
+
+    def ranks_left(self) -> str:
+        """What one threshold on all spectra leaves of each kind of matrix, mean and range over the blocks."""
+        spectra = self.spectra()
+        found = [allocate_ranks(spectra, share) for share in REDUCTIONS]
+        kinds = dict.fromkeys(name.partition("layer.")[2].partition(".")[2] for name in self.layers)
+        lines = [
+            "| rank left of 384 | " + " | ".join(f"R = {share:.0%}" for share in REDUCTIONS) + " |",
+            "| --- " * (len(REDUCTIONS) + 1) + "|",
+            "| threshold k | " + " | ".join(f"{one.threshold:.3f}" for one in found) + " |",
+        ]
+        for kind in kinds:
+            columns = [[r for name, r in one.ranks.items() if name.endswith(kind)] for one in found]
+            cells = [f"{sum(c) / len(c):.0f} ({min(c)} to {max(c)})" for c in columns]
+            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        print(*lines, sep="\n", flush=True)
+        return "\n".join(lines) + "\n"
+
+    def low_rank(self) -> Iterator[Row]:
+        spectra = self.spectra()
         for share in SHARES:
             for name in ("uniform", "WeLore"):
                 ranks = self.ranks_of_size(spectra, name.lower(), share * self.whole)
@@ -132,6 +153,7 @@ def main() -> None:
             table("pruned", bench.pruning()),
             table("rounded", bench.rounding()),
             table("factored", bench.low_rank()),
+            bench.ranks_left(),
         )
     )
     if "--write" in sys.argv:
