@@ -64,7 +64,7 @@ def keys(text):
 
 def test_a_day_shows_its_papers_and_the_catalogs_of_that_month_apart(client):
     text = client.get("/papers?date=2024-05-17").text
-    days, _, month = text.partition("From the built-in catalog, 2024-05")
+    days, _, month = text.partition("From the built-in catalog, May 2024")
     assert set(keys(days)) == {f"2405.{number:05}" for number in range(280) if number % 28 + 1 == 17}
     assert "grokfast" in keys(month)
     assert "2 authors" in days and "automatic" in days

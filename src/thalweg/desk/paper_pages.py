@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+from functools import lru_cache
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -16,6 +18,7 @@ from thalweg.papers.entry import ROOMS, UnknownPaper
 
 router = APIRouter(include_in_schema=False)
 IMPORTED = 5  # papers from outside that are named under a finding
+DRAWING = threading.Lock()  # one plot at a time: a second takes as long, and both take the pages' time
 Text = Annotated[str, Query(max_length=400)]
 
 
@@ -46,11 +49,18 @@ def plot(request: Request, name: str, setting: Text = "") -> Response:
     found = paper_of(request, name)
     if found.measured is None or (setting and setting not in found.measured.raw["settings"]):
         raise HTTPException(404, f"nothing of this name was measured for {name!r}")
+    with DRAWING:
+        drawn = _drawn(found, setting)
+    return Response(drawn, media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
+
+
+@lru_cache(maxsize=256)
+def _drawn(paper: Paper, setting: str) -> bytes:
     from thalweg.studies.plot import plot_evidence
 
+    assert paper.measured is not None
     with tempfile.TemporaryDirectory() as folder:
-        drawn = plot_evidence(found.measured.raw, f"{folder}/plot.svg", setting or None).read_bytes()
-    return Response(drawn, media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
+        return plot_evidence(paper.measured.raw, f"{folder}/plot.svg", setting or None).read_bytes()
 
 
 @router.get("/topics")

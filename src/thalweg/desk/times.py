@@ -1,9 +1,12 @@
-"""Moments in words and in ISO 8601, for templates: ``{{ at|ago }}``, ``{{ at|iso }}``."""
+"""Moments and days in words, for templates: ``{{ at|ago }}``, ``{{ at|iso }}``, ``{{ day|spoken }}``."""
 
 from __future__ import annotations
 
+import calendar
 import datetime
 import time
+
+from thalweg.desk.periods import WEEK
 
 UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -21,3 +24,15 @@ def ago(at: float, now: float | None = None) -> str:
             count = int(past // seconds)
             return f"{count} {name}{'s' if count > 1 else ''} ago"
     return "just now"
+
+
+def spoken(name: str) -> str:
+    """A day, ISO week or month as people say it (``Friday, 17 May 2024``); any other text as it is."""
+    try:
+        if match := WEEK.fullmatch(name):
+            return f"Week {int(match[2])} of {match[1]}"
+        day = datetime.date.fromisoformat(name if len(name) > 7 else f"{name}-01")
+    except ValueError:
+        return name
+    month = f"{calendar.month_name[day.month]} {day.year}"
+    return month if len(name) == 7 else f"{calendar.day_name[day.weekday()]}, {day.day} {month}"

@@ -17,7 +17,7 @@ from thalweg.desk.counts import tallies
 from thalweg.desk.csrf import keep, token
 from thalweg.desk.people import anyone
 from thalweg.desk.sessions import person_of
-from thalweg.desk.times import ago, iso
+from thalweg.desk.times import ago, iso, spoken
 
 __all__ = ["page"]
 
@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = Jinja2Templates(
     env=Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 )
-TEMPLATES.env.filters |= {"ago": ago, "iso": iso}
+TEMPLATES.env.filters |= {"ago": ago, "iso": iso, "spoken": spoken}
 
 
 def page(request: Request, template: str, *, status_code: int = 200, **about: Any) -> Response:
