@@ -40,7 +40,11 @@ class MiniLM:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        self._weights = load_file(folder / "model.safetensors")
+        # Turned once, so that a product with a few tokens reads them in order.
+        self._weights = {
+            name: np.ascontiguousarray(weight.T) if name.startswith("encoder.") else weight
+            for name, weight in load_file(folder / "model.safetensors").items()
+        }
         if self._weights["embeddings.LayerNorm.weight"].shape != (DIMENSIONS,):
             raise ValueError(f"{folder} must hold all-MiniLM-L6-v2, whose vectors have {DIMENSIONS} numbers")
         self._tokens = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -77,7 +81,7 @@ class MiniLM:
         return self._normalised(hidden + self._linear(inner, f"{name}.output.dense"), f"{name}.output")
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        return x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+        return x @ self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
 
     def _normalised(self, x: np.ndarray, name: str) -> np.ndarray:
         x = x - x.mean(-1, keepdims=True)

@@ -58,7 +58,7 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
     asked = tokens(question)[:_LONGEST]
     question = " ".join(asked)
     entries = load()
-    indexes = _indexes(entries)
+    indexes = _indexes()
     allowed = [among is None or entry.key in among for entry in entries]
     depth = max(_DEPTH, limit)
     similarity = indexes.by_meaning.similarity(question)
@@ -67,7 +67,7 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
         _near(similarity, _LEAST_SIMILAR, allowed, depth),
     ]
     if asked and (encode := _encoder()):
-        rankings.append(_near(_sentences(entries) @ encode(question), _LEAST_LIKE, allowed, depth))
+        rankings.append(_near(_sentences() @ encode(question), _LEAST_LIKE, allowed, depth))
     scores = fuse(rankings)
     named = indexes.names.get(tuple(asked))
     if named is not None and allowed[named]:
@@ -90,7 +90,7 @@ def similar(key: str, limit: int = 5) -> list[tuple[Entry, float]]:
     own = next((row for row, entry in enumerate(entries) if entry.key == key), None)
     if own is None:
         raise ValueError(f"key must be that of a paper in the catalog, got {key!r}")
-    vectors = _sentences(entries)
+    vectors = _sentences()
     likeness = vectors @ vectors[own]
     likeness[own] = 0
     best = (-likeness).argsort(kind="stable")[:limit]
@@ -101,7 +101,7 @@ def near(text: str, limit: int = 5) -> list[tuple[Entry, float]]:
     """The papers of the catalog nearest to a text, with the cosine of latent semantic analysis."""
     check_count("limit", limit)
     entries = load()
-    similarity = _indexes(entries).by_meaning.similarity(text)
+    similarity = _indexes().by_meaning.similarity(text)
     best = (-similarity).argsort(kind="stable")[:limit]
     return [(entries[row], float(similarity[row])) for row in best if similarity[row] >= _LEAST_SIMILAR]
 
@@ -128,11 +128,12 @@ class _Indexes(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _indexes(entries: tuple[Entry, ...]) -> _Indexes:
+def _indexes() -> _Indexes:
     from thalweg.papers.meaning import (
         MeaningIndex,  # numpy is loaded by the first question, not by the import
     )
 
+    entries = load()
     names = {
         tuple(tokens(name)): row for row, entry in enumerate(entries) for name in (entry.title, entry.key)
     }
@@ -140,10 +141,10 @@ def _indexes(entries: tuple[Entry, ...]) -> _Indexes:
 
 
 @lru_cache(maxsize=1)
-def _sentences(entries: tuple[Entry, ...]) -> np.ndarray:
+def _sentences() -> np.ndarray:
     from thalweg.papers.sentence_vectors import read
 
-    return read(entries)
+    return read(load())
 
 
 def _encoder() -> Callable[[str], np.ndarray] | None:
@@ -167,8 +168,8 @@ def _why(entry: Entry, question: str, similarity: float) -> str:
         ("title", f"{entry.key} {entry.title}"),
         ("text", f"{entry.summary} {entry.claim}"),
     ):
-        held = tokens(text)
-        found = [word for word in asked if any(other.startswith(word) for other in held)]
+        held = " ".join(["", *tokens(text)])
+        found = [word for word in asked if f" {word}" in held]  # the word, or one that begins with it
         asked = [word for word in asked if word not in found]
         if found:
             reasons.append(f"{place}: {', '.join(found)}")

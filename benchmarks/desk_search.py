@@ -1,0 +1,199 @@
+"""Search on the desk: the built-in catalog, and a million imported papers.
+
+``python -m benchmarks desk_search [--papers N] [--folder PATH] [--questions N]``. The papers are made up
+(:mod:`benchmarks._abstracts`): their words are spread as those of English are, their topics have structure.
+They go into a library as an import would put them, with topics that are given and not guessed; the index is
+built by its command, whose memory is told. Then pages are asked for, each with a question that is new. A
+folder that is given is kept, and what is in it is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median, quantiles
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+from benchmarks._abstracts import Generator
+from thalweg.desk.app import create_app
+from thalweg.desk.database import Database
+from thalweg.desk.imported import Imported
+from thalweg.desk.imported_search import index_folder
+from thalweg.desk.index.filters import Filters
+from thalweg.desk.index.search_index import SearchIndex, stamp
+from thalweg.desk.library import Library
+from thalweg.desk.tagging import Tags
+from thalweg.papers.entry import ROOMS
+from thalweg.papers.search import meant_by, search
+from thalweg.papers.words import STOP_WORDS
+
+QUESTIONS = Path(__file__).parents[1] / "tests" / "papers" / "questions.tsv"
+CATALOG_BAR, IMPORTED_BAR = 0.020, 0.100
+BATCH = 5000
+FREQUENT = 200  # words of the common list that come first
+# The command, and then the most memory that its process had; what rusage says of a child holds its parent's.
+BUILD = """
+import pathlib, sys
+from thalweg.desk.index_cli import index
+index(pathlib.Path(sys.argv[1]))
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def catalog() -> None:
+    """Seventy-odd questions, each asked once of a desk without imported papers."""
+    client = TestClient(create_app())
+    asked = [line.split("\t")[1] for line in QUESTIONS.read_text(encoding="utf8").splitlines()]
+    start = time.perf_counter()
+    search("which question is the first one")
+    for room in ROOMS:
+        client.get(f"/search?q=which+page+is+the+first+one&room={room}")  # its evidence is read once
+    print(f"meaning by {meant_by()}; the first questions take {time.perf_counter() - start:.2f} s")
+    tell("search alone", [timed(search, question) for question in asked], CATALOG_BAR)
+    pages = [timed(page, client, f"{question} in training") for question in asked]
+    tell("a page", pages, CATALOG_BAR)
+
+
+def imported(folder: Path, count: int, questions: int) -> None:
+    """A library of so many papers, its index, and pages over both."""
+    generator = Generator()
+    library = Library(Database(folder))
+    if not library.count():
+        fill(library, generator, count)
+    if stamp(index_folder(library)):
+        print("the index was built before")
+    else:
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", BUILD, str(folder)], check=True, capture_output=True, text=True
+        )
+        seconds, memory = time.perf_counter() - start, int(done.stdout.split()[-2])
+        print(f"the index is built in {seconds:.0f} s, with {memory / 1e3:,.0f} MB of memory at most")
+    size = sum(one.stat().st_size for one in index_folder(library).rglob("*") if one.is_file())
+    stored = library.database.path.stat().st_size
+    print(
+        f"{library.count():,} papers: index {size / 1e6:,.0f} MB, database {stored / 1e6:,.0f} MB", flush=True
+    )
+    source = np.random.default_rng(7)
+    index = SearchIndex(index_folder(library))
+    index.rankings("warm")
+    kinds = mixed(generator, source, questions)
+    print("the index alone")
+    for name, asked in kinds.items():
+        tell(f"  {name}", [timed(index.rankings, question, filters) for question, filters in asked])
+    client = TestClient(create_app(folder=folder))
+    client.get("/search?q=warm")
+    print("pages, catalog and imported papers together")
+    taken = []
+    for name, asked in kinds.items():
+        times = [timed(page, client, question, filters) for question, filters in asked]
+        taken += times
+        tell(f"  {name}", times)
+    keys = [identity(int(row)) for row in source.integers(1, count, questions)]
+    times = [timed(client.get, f"/papers/{key}") for key in keys]
+    tell("  a paper with similar ones", times)
+    tell("  all", taken + times, IMPORTED_BAR)
+
+
+def fill(library: Library, generator: Generator, count: int) -> None:
+    """Put the papers in; topics are those that they were made with."""
+    papers, start = generator.papers(count), time.perf_counter()
+    while some := list(itertools.islice(papers, BATCH)):
+        library.tags = lambda _, some=some: [
+            Tags((f"field {one.topic // 12}", f"topic {one.topic}"), ROOMS[one.topic % len(ROOMS)])
+            for one in some
+        ]
+        library.add(
+            Imported(identity(one.row), one.title, one.abstract, published=one.date, updated=one.date)
+            for one in some
+        )
+    print(f"{count:,} papers imported in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def identity(row: int) -> str:
+    return f"made:{row}"
+
+
+def mixed(
+    generator: Generator, source: np.random.Generator, count: int
+) -> dict[str, list[tuple[str, Filters]]]:
+    """Kinds of questions, all different."""
+    stops = len(STOP_WORDS)
+    common, rare = generator.words[stops : stops + FREQUENT], generator.words[stops + 5000 :]
+
+    def about(least: int, most: int) -> Iterator[str]:
+        while True:
+            yield generator.question(source, int(source.integers(240)), int(source.integers(least, most)))
+
+    def of(words: np.ndarray) -> Iterator[str]:
+        while True:
+            yield " ".join(source.choice(words, int(source.integers(1, 5))))
+
+    def filters() -> Iterator[Filters]:
+        while True:
+            topic = f"topic {source.integers(240)}"
+            yield from (
+                Filters(topic=topic),
+                Filters(room=ROOMS[int(source.integers(len(ROOMS)))]),
+                Filters(since=f"{source.integers(2000, 2025)}-06-15"),
+                Filters(topic=topic, until=f"{source.integers(2005, 2025)}"),
+            )
+
+    none = itertools.repeat(Filters())
+    kinds = {
+        "three to eight words": (about(3, 9), none),
+        "rare words": (of(rare), none),
+        "the commonest words": (of(common), none),
+        "forty to sixty words": (about(40, 60), none),
+        "with filters": (about(3, 9), filters()),
+    }
+    return {
+        name: list(itertools.islice(zip(asked, chosen, strict=False), count))
+        for name, (asked, chosen) in kinds.items()
+    }
+
+
+def page(client: TestClient, question: str, filters: Filters | None = None) -> None:
+    answer = client.get("/search", params={"q": question[:400], **vars(filters or Filters())})
+    assert answer.status_code == 200, answer.text
+
+
+def timed(act: Callable[..., object], *given: object) -> float:
+    start = time.perf_counter()
+    act(*given)
+    return time.perf_counter() - start
+
+
+def tell(what: str, times: list[float], bar: float | None = None) -> None:
+    cut = quantiles(times, n=100)
+    mark = "" if bar is None else f" ({'within' if cut[94] <= bar else 'MISSES'} {bar * 1e3:.0f} ms at 95%)"
+    print(
+        f"{what}: median {median(times) * 1e3:.1f} ms, 95% {cut[94] * 1e3:.1f} ms, "
+        f"99% {cut[98] * 1e3:.1f} ms of {len(times)}{mark}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--papers", type=int, default=1_000_000)
+    parser.add_argument("--questions", type=int, default=100, help="of each kind")
+    parser.add_argument("--folder", type=Path, default=None, help="where the library is made, or was before")
+    chosen = parser.parse_known_args()[0]
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    catalog()
+    with tempfile.TemporaryDirectory() as folder:
+        imported(chosen.folder or Path(folder), chosen.papers, chosen.questions)
+
+
+if __name__ == "__main__":
+    main()
