@@ -1,0 +1,73 @@
+"""Whether imported papers can be read and searched, and when they were last fetched, for the health page."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+
+from starlette.datastructures import State
+
+from thalweg.desk.check import Check
+from thalweg.desk.database import Database
+from thalweg.desk.fresh_papers import MOST
+from thalweg.desk.imported_search import index_folder
+from thalweg.desk.index.search_index import SearchIndex, UnusableIndex, stamp
+from thalweg.desk.library import Library
+
+LOOKED_AT = 20_000  # rows, the latest: a million take seconds
+DAMAGED = """
+SELECT id FROM (SELECT * FROM imported ORDER BY paper DESC LIMIT ?)
+WHERE NOT (
+    json_valid(authors) AND json_valid(categories) AND json_valid(topics) AND json_valid(addresses)
+    AND typeof(id) = 'text' AND typeof(title) = 'text' AND typeof(abstract) = 'text'
+) LIMIT 5
+"""
+
+
+def checks(state: State) -> Iterator[Check]:
+    """The library, its search index, the last fetch."""
+    library = state.shelf.library
+    if library is None:
+        return
+    count = library.count()
+    newest = library.newest(1)
+    latest = f", the latest of {newest[0].date or 'an unknown day'}" if newest else ""
+    damaged = [str(row["id"]) for row in library.database.rows(DAMAGED, (LOOKED_AT,))]
+    if damaged:
+        what = f"{count:,}{latest}; damaged are the rows of {', '.join(damaged)}: import these again"
+        yield Check("imported papers", "bad", what)
+    else:
+        yield Check("imported papers", "good", f"{count:,}{latest}")
+    yield _index(library, count)
+    yield _fetched(library.database)
+
+
+def _index(library: Library, count: int) -> Check:
+    folder = index_folder(library)
+    if not stamp(folder):
+        behind = count > MOST
+        what = "not built: thalweg papers index builds it" if behind else "not built, and not needed yet"
+        return Check("search index", "warn" if behind else "good", what)
+    try:
+        index = SearchIndex(folder)
+    except UnusableIndex as error:
+        return Check("search index", "bad", str(error))
+    missing = count - index.count
+    what = f"holds {index.count:,} papers"
+    if missing > MOST:
+        return Check(
+            "search index", "warn", f"{what}, {missing:,} fewer than there are: thalweg papers index"
+        )
+    return Check("search index", "good", what)
+
+
+def _fetched(database: Database) -> Check:
+    rows = database.rows("SELECT topic, category, until, done FROM fetches ORDER BY until DESC")
+    if not rows:
+        return Check("fetch", "good", "nothing was ever fetched; thalweg papers fetch does so when asked")
+    last = datetime.datetime.fromisoformat(rows[0]["until"]).replace(tzinfo=datetime.UTC).timestamp()
+    open_ = [" in ".join(filter(None, (row["topic"], row["category"]))) for row in rows if not row["done"]]
+    if open_:
+        what = f"{', '.join(open_)} was interrupted: thalweg papers fetch goes on with it; the last began"
+        return Check("fetch", "warn", what, last)
+    return Check("fetch", "good", f"{len(rows)} topics and categories; the last began", last)
