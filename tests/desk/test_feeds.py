@@ -184,6 +184,20 @@ def test_a_broken_row_is_left_out_and_reported_and_the_others_stay(database, bri
     assert problem.what.startswith("2601.00002 is left out") and problem.times == 2
 
 
+@pytest.mark.parametrize("query", ["", "topic=loss+spikes", "q=loss+spikes"])
+def test_a_damaged_database_leaves_the_feeds_of_the_catalog(database, query):
+    site = create_app(folder=database.folder)
+    for file in database.folder.glob("desk.sqlite*"):
+        with file.open("r+b") as raw:
+            raw.seek(100)
+            raw.write(b"\xff" * max(0, file.stat().st_size - 100))
+    site.state.database.connection.close()
+    del site.state.database._own.connection
+    found = read(TestClient(site), f"/feeds/papers.atom?{query}").entries
+    assert any("spikes" in str(one.get("tags")) for one in found)
+    assert "database" in {one.source for one in site.state.problems.all()}
+
+
 @pytest.mark.parametrize(
     ("page", "feed"),
     [
@@ -199,9 +213,9 @@ def test_a_page_names_its_feed(client, page, feed):
         "//link[@rel='alternate'][@type='application/atom+xml']/@href"
     )
     shown = etree.HTML(client.get(page).text).xpath("//a/@href")
-    found = {address.replace("%20", "+") for address in (*links, *shown)}
-    assert feed in found
-    assert feed.replace("/feeds/papers.atom", "/subscribe") in found
+    links, shown = ({address.replace("%20", "+") for address in found} for found in (links, shown))
+    assert feed in links and feed in shown
+    assert feed.replace("/feeds/papers.atom", "/subscribe") in shown
     assert client.get(feed).status_code == 200
 
 

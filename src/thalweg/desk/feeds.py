@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import sqlite3
 import time
+from collections.abc import Sequence
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from thalweg.desk.novelty import FirstSeen, first_seen
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.periods import start_of
+from thalweg.desk.shelf import Shelf
 
 router = APIRouter()
 MOST = 50
@@ -76,20 +78,30 @@ def base_of(request: Request) -> str:
 def _papers(request: Request, topic: str = "", room: str = "", finding: str = "", q: str = "") -> list[Paper]:
     """Enough papers that the latest news is among them: what came out, was imported, or got a verdict."""
     shelf = shelf_of(request)
-    lately = arrivals(shelf.library, time.time() - RECENT, LATELY) if shelf.library else []
-    lately = [one for one in lately if one.id not in shelf.by_id]
-    if q:
-        # The best of a million stay the best; what is new and fits has to be looked for.
-        new = [one for one, good in zip(lately, Fitting(lately)(q), strict=True) if good]
-        found = [*(one for one, _ in shelf.search(q, MOST, topic=topic, room=room)), *new]
-    else:
-        found = [*shelf.chosen(topic=topic, room=room, finding=finding, count=MOST), *lately, *shelf.papers]
+    try:
+        found = _found(shelf, topic, room, finding, q)
+    except sqlite3.Error as error:
+        request.app.state.problems.report("database", f"imported papers cannot be read for feeds: {error}")
+        found = _fitting(shelf.papers, q) if q else list(shelf.papers)
     kept = {
         one.id: one
         for one in found
         if topic in ("", *one.topics) and room in ("", one.room) and finding in ("", *one.addresses)
     }
     return list(kept.values())
+
+
+def _found(shelf: Shelf, topic: str, room: str, finding: str, q: str) -> list[Paper]:
+    lately = arrivals(shelf.library, time.time() - RECENT, LATELY) if shelf.library else []
+    lately = [one for one in lately if one.id not in shelf.by_id]
+    if q:
+        # The best of a million stay the best; what is new and fits has to be looked for.
+        return [*(one for one, _ in shelf.search(q, MOST, topic=topic, room=room)), *_fitting(lately, q)]
+    return [*shelf.chosen(topic=topic, room=room, finding=finding, count=MOST), *lately, *shelf.papers]
+
+
+def _fitting(papers: Sequence[Paper], q: str) -> list[Paper]:
+    return [one for one, good in zip(papers, Fitting(papers)(q), strict=True) if good]
 
 
 def _seen(request: Request) -> dict[str, FirstSeen]:
