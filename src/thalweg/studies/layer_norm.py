@@ -17,6 +17,7 @@ from thalweg.tasks import MLP, Curve, handwritten_digits, minibatch
 EXAMPLES, SMALL, LARGE = 2600, 4, 64  # two passes
 HIDDEN, PIXELS, ENOUGH, CAP, EVERY = 64, 2, 0.8, 500, 5
 RATES = grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
+WIDER = grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
 TUNED = "each at the learning rate that is best for this number (a diverged run counts as chance, 0.1)"
 SHOWN: dict[str, Any] = {
     "verdict": {"reproduced": at_least(0.01), "direction only": at_least(0.002), "not reproduced": otherwise},
@@ -73,16 +74,18 @@ STUDY = Study(
             },
             worst=float(CAP),
             axes=("steps", "test accuracy"),
-            baseline=Arm("plain", RATES),
-            method=Arm("layer normalisation", RATES),
+            baseline=Arm("plain", WIDER),
+            method=Arm("layer normalisation", WIDER),
         ),
     ),
     seeds=5,
     tuning_seeds=2,
     minutes=3,
     notes="1300 of the 1797 handwritten digits; MLP 64-128-128-10, Adam at a constant rate. The recurrent "
-    "network has 64 units and reads 32 steps; accuracy is looked at every 5 updates. The exact part of the "
-    "claim, what the output does not depend on, is in the tests.",
+    "network has 64 units and reads 32 steps; accuracy is looked at every 5 updates. In "
+    "a first run both had rates up to 0.03 and the plain one was best there, at the end (ratio 0.95, not "
+    "reproduced): 0.1 and 0.3 were added for both, and the rule stayed. The exact part of the claim, what "
+    "the output does not depend on, is in the tests.",
 )
 
 
