@@ -187,9 +187,10 @@ def test_a_damaged_index_is_reported_and_words_still_find(client, library, how):
         assert "Imported papers are searched in part: the search index is damaged" in answer.text
     assert client.get("/papers/2403.00217").status_code == 200
     assert "thalweg papers index builds it again" in client.get("/health").text
+    assert str(library.database.folder) not in client.get("/health").text
     rebuild(library)
     assert "in part" not in client.get("/search?q=mark217").text
-    assert "thalweg papers index" not in client.get("/health").text
+    assert [one["source"] for one in client.get("/api/health").json()["problems"]] == []
 
 
 def test_a_pointer_of_garbage_is_no_index(client, library):

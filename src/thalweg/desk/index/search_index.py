@@ -112,7 +112,10 @@ def _undamaged() -> Iterator[None]:
     try:
         yield
     except _READING as error:
-        why = f"the search index is damaged ({error}): thalweg papers index builds it again"
+        what = str(error)
+        if isinstance(error, OSError) and error.filename:  # readers see this: the file's name, not its place
+            what = f"{Path(error.filename).name}: {error.strerror}"
+        why = f"the search index is damaged ({what}): thalweg papers index builds it again"
         raise UnusableIndex(why) from None
 
 
