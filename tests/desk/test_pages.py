@@ -103,7 +103,7 @@ def test_no_path_leads_out_of_the_static_folder(client):
 
 def test_a_papers_page_shows_what_was_measured_and_its_plot(client):
     text = client.get("/papers/galore").text
-    assert "from thalweg.optim import" in text and "thalweg study run galore" in text and "reproduced" in text
+    assert "opt = optim.GaLore(" in text and "thalweg study run galore" in text and "reproduced" in text
     plot = client.get("/papers/galore/plot.svg")
     assert plot.headers["content-type"].startswith("image/svg+xml") and b"<svg" in plot.content
     assert client.get("/papers/galore/plot.svg?setting=none").status_code == 404

@@ -36,7 +36,7 @@ def test_show_prints_link_status_summary_claim_and_code():
         "https://github.com/ironjr/grokfast",
         "status: ",
         "low-pass filtered copy of the gradient",
-        "from thalweg.optim import slow_component, windowed_component, Grokfast",
+        "opt = optim.Grokfast(model.parameters(), lr=1e-3, weight_decay=1.0)",
         "addresses: memorised, not generalising",
     ):
         assert text in result.stdout

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from thalweg.desk.evidence_rows import Measured, measured
 from thalweg.papers.entry import Entry
-from thalweg.papers.status import Status, import_lines, status
+from thalweg.papers.status import Status, code_of, status
 
 __all__ = ["Paper"]
 
@@ -64,8 +64,8 @@ class Paper:
 
     @property
     def code(self) -> str:
-        """Import lines of the parts that exist, to be pasted."""
-        return "\n".join(import_lines(self.status.parts_present)) if self.status else ""
+        """What to paste; empty where nothing exists yet."""
+        return code_of(self.entry, self.status) if self.entry and self.status else ""
 
 
 def of_catalog(entry: Entry) -> Paper:

@@ -13,7 +13,7 @@ from thalweg._core.checks import check_choice
 from thalweg._core.terminal import console, print_table, user_errors
 from thalweg.papers.entry import ROOMS, TIERS, find, load
 from thalweg.papers.search import search as search_catalog
-from thalweg.papers.status import STATES, Status, import_lines, read_evidence
+from thalweg.papers.status import STATES, code_of, import_lines, read_evidence
 from thalweg.papers.status import status as status_of
 
 app = typer.Typer(help="The catalog of papers.", no_args_is_help=True)
@@ -59,8 +59,9 @@ def show(key: Annotated[str, typer.Argument(help="The paper's key, as search and
         _say(f"\naddresses: {'; '.join(entry.addresses)}")
     if entry.parts:
         _say("\ncode", style="bold")
-        for line in _imports(found):
-            _say(line)
+        _say(code_of(entry, found))
+        for line in import_lines(found.parts_missing):
+            _say(f"# {line}  (planned)")
     if found.has_study:
         _say("\nstudy", style="bold")
         _say(f"thalweg study run {entry.key}")
@@ -105,12 +106,6 @@ def list_papers(
     typer.echo(
         f"{len(rows)} of {len(entries)} papers" if len(rows) < len(entries) else f"{len(entries)} papers"
     )
-
-
-def _imports(found: Status) -> list[str]:
-    """The parts as import lines; those that do not exist yet as comments, so that the rest can be pasted."""
-    planned = [f"# {line}  (planned)" for line in import_lines(found.parts_missing)]
-    return import_lines(found.parts_present) + planned
 
 
 def _say(text: str, style: str | None = None) -> None:

@@ -5,6 +5,7 @@ Each ``entries/<key>.toml`` is one paper; the folder is the registry.
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class Entry:
 
     ``form`` says what it becomes here: a ``part`` to train with, a ``probe`` that measures, or a ``study``
     only. ``tier`` is the order of work, 1 first. ``addresses`` names the findings it diagnoses or remedies.
+    ``usage`` is Python that runs as pasted beside README's loop: it may use the loop's ``model``, ``opt``,
+    ``loss_fn``, ``loader`` and ``batch``.
     """
 
     key: str
@@ -55,6 +58,7 @@ class Entry:
     summary: str = ""
     claim: str = ""
     parts: tuple[str, ...] = ()
+    usage: str = ""
     addresses: tuple[str, ...] = ()
 
     @property
@@ -132,6 +136,14 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value == value.strip()
 
 
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
 def _matches(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
@@ -168,6 +180,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of different import paths such as thalweg.optim.Lion",
         _list_of(_matches(r"thalweg(\.[A-Za-z]\w*){2,}")),
     ),
+    "usage": ("Python code without leading or trailing space", lambda value: _text(value) and _parses(value)),
     "addresses": (
         "a list of different names of findings such as gradient spike",
         _list_of(_matches(r"[a-z][a-z ,-]{2,59}")),

@@ -69,6 +69,13 @@ def status(paper: Entry | str, *, package: Path = PACKAGE, evidence: Path | None
     return Status(state, tuple(reasons), present, missing, has_study, not fault)
 
 
+def code_of(entry: Entry, found: Status) -> str:
+    """What to paste: the usage where every part of it exists, else import lines of what does."""
+    if entry.usage and not found.parts_missing:
+        return entry.usage
+    return "\n".join(import_lines(found.parts_present))
+
+
 def import_lines(parts: Iterable[str]) -> list[str]:
     """Import paths as lines to paste, one a module."""
     names: dict[str, list[str]] = defaultdict(list)
