@@ -17,8 +17,8 @@ from thalweg.papers.search import meant_by
 from thalweg.papers.status import STATES
 
 router = APIRouter(include_in_schema=False)
-AT_ONCE = 30  # papers on a page
-LAST = 100  # page; who has not found it among three thousand asks again
+AT_ONCE = 20  # papers on a page
+LAST = 100  # page; who has not found it among two thousand asks again
 TOPICS = 60  # that are offered; any other can be typed
 Text = Annotated[str, Query(max_length=400)]
 

@@ -56,6 +56,7 @@ class Shelf:
         self.library = library
         self._problems = problems
         self._last: _Merged | None = None
+        self._topics: tuple[int | None, tuple[tuple[str, int], ...]] = (None, ())
         self.finder = PaperSearch(library, problems)
 
     @cached_property
@@ -242,9 +243,13 @@ class Shelf:
     @property
     def topics(self) -> tuple[tuple[str, int], ...]:
         """Topics with the number of their papers, the largest first."""
-        counts = Counter(topic for one in self.papers for topic in one.topics)
-        counts.update(self.library.label_counts("topic") if self.library else {})
-        return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+        merged = self._merged
+        if self._topics[0] != merged.change:
+            counts = Counter(topic for one in merged.papers for topic in one.topics)
+            counts.update(self.library.label_counts("topic") if self.library else {})
+            ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+            self._topics = merged.change, tuple(ordered)
+        return self._topics[1]
 
     def addressing(self, count: int) -> dict[str, tuple[int, tuple[Paper, ...]]]:
         """Names of findings to how many imported papers address them by their text, and the newest."""
