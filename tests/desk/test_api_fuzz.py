@@ -1,4 +1,4 @@
-"""The API by its own schema, and the pages by their query strings: whatever is asked, no answer is a mistake."""
+"""The API by its own schema and the pages by their queries: whatever is asked, no answer is a mistake."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from desk_hostile import HOSTILE, harm, hostile_desk
-from desk_people import browser, send, signed_in
+from desk_people import PASSWORD, browser, person, send, signed_in
 from thalweg.desk.imported import checked
 
 
@@ -60,6 +60,11 @@ def test_pages_of_people_and_comments_are_safe_too(app, owner):
     first = app.state.database.rows("SELECT min(id), max(id) FROM comments")[0]
     for address in ("/people", "/account", *(f"/comments/{number}/edit" for number in first)):
         assert harm(owner.get(address).text) == []
+    elsewhere = browser(app, headers={"User-Agent": HOSTILE[2]})
+    person(app, "Grace")
+    send(elsewhere, "/people/sign-in", name="Grace", password=PASSWORD)
+    shown = elsewhere.get("/account").text
+    assert "evil7" in shown and harm(shown) == []
     for page in range(1, 7):
         assert harm(owner.get(f"/papers/galore?comments={page}").text) == []
 

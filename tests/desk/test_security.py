@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from desk_people import PASSWORD, asked, browser, person, send, signed_in
 from thalweg.desk.app import create_app
+from thalweg.desk.cli import _names
 from thalweg.desk.guard import LARGEST
 from thalweg.desk.limits import Limits
 from thalweg.desk.local_path import local_path
@@ -205,6 +206,34 @@ def test_no_address_chooses_the_run_store(client):
 )
 def test_only_the_names_of_the_desk_are_answered(client, host, code):
     assert client.get("/papers", headers={"Host": host}).status_code == code
+
+
+@pytest.mark.parametrize(
+    ("host", "public", "answered", "refused"),
+    [
+        (
+            "127.0.0.1",
+            "",
+            ["http://127.0.0.1:8600", "http://localhost", "http://[::1]:8600"],
+            "http://evil.example",
+        ),
+        ("::1", "", ["http://[::1]:8600", "http://localhost"], "http://evil.example"),
+        ("10.0.0.5", "", ["http://10.0.0.5:8600", "http://localhost"], "http://10.0.0.6"),
+        (
+            "0.0.0.0",
+            "https://desk.example",
+            ["http://desk.example", "http://localhost"],
+            "http://evil.example",
+        ),
+        ("fd00::5", "https://[fd00::6]:443", ["http://[fd00::5]:1", "http://[fd00::6]"], "http://[fd00::7]"),
+    ],
+)
+def test_where_it_listens_says_by_which_names_it_is_asked(host, public, answered, refused):
+    app = create_app(hosts=_names(host, public))
+    assert [browser(app, base_url=one).get("/topics").status_code for one in answered] == [200] * len(
+        answered
+    )
+    assert browser(app, base_url=refused).get("/topics").status_code == 400
 
 
 def test_pages_have_no_address_from_the_host_header_and_invitations_the_configured_one(tmp_path):

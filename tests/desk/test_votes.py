@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sqlite3
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -116,6 +118,38 @@ def test_a_vote_for_no_paper_or_no_direction_is_refused(app):
 
 def test_without_people_lists_have_no_votes(app):
     assert "upvote" not in browser(app).get("/papers").text
+
+
+FULL = """
+import resource, sys
+from desk_people import form_token, signed_in
+from thalweg.desk.app import create_app
+from thalweg.desk.counts import counts
+app = create_app(folder=sys.argv[1])
+client = signed_in(app, "Ada")
+token = form_token(client)
+def post(address, **fields):
+    return client.post(address, data={"csrf": token, **fields}).status_code
+def said():
+    return counts(app.state.database, ["galore"])["galore"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+assert [post("/papers/galore/vote", up="true"), post("/papers/galore/comments", text="x")] == [503, 503]
+page = client.get("/papers/galore")
+assert page.status_code == 200 and "Upvote, 0 so far" in page.text and said() == (0, 0)
+assert "POST /papers/{name}/vote" in client.get("/health").text
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert [post("/papers/galore/vote", up="true"), post("/papers/galore/comments", text="x")] == [303, 303]
+assert said() == (1, 1)
+print("survived")
+"""
+
+
+def test_on_a_full_disk_a_vote_is_refused_said_and_taken_again_later(tmp_path):
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, env=here
+    )
+    assert done.stdout == "survived\n", done.stderr
 
 
 SERVER = """

@@ -98,7 +98,8 @@ def _names(host: str, public: str) -> list[str] | None:
     if host in EVERYWHERE and not public:
         return None
     own = [] if host in EVERYWHERE else [host]
-    return [*LOCAL, *own, *([urlsplit(public).hostname or ""] if public else [])]
+    names = [*LOCAL, *own, *([urlsplit(public).hostname or ""] if public else [])]
+    return [f"[{one}]" if ":" in one else one for one in names]
 
 
 def _warning(host: str, public: str) -> str:
