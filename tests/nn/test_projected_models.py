@@ -165,7 +165,7 @@ def test_what_is_not_understood_is_refused_by_name():
     for given in (None, x):
         with pytest.raises(ValueError, match=r"module '' \(Own\) is not understood"):
             normalize_and_project(Own(), inputs=given)
-    with pytest.raises(ValueError, match="must be run, got its weight read by module ''"):
+    with pytest.raises(ValueError, match="module 'first' must be run, got its weight read by"):
         normalize_and_project(Past(), inputs={"x": x, "scale": 2.0})
     with pytest.raises(
         ValueError, match="inputs must be what GPT runs on, got ValueError: tokens must be at"

@@ -30,10 +30,10 @@ class _Flow(TorchDispatchMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.modules = dict(model.named_modules())
-        self.owners: dict[int, set[str]] = {}
+        self.owners: dict[int, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             for p in module.parameters(recurse=False):
-                self.owners.setdefault(id(p), set()).add(name)
+                self.owners.setdefault(id(p), []).append(name)
         self.running: list[str] = []
         self.fed: set[str] = set()
         self.calls: list[tuple[str, set[str]]] = []
@@ -77,11 +77,11 @@ class _Flow(TorchDispatchMode):
                 continue
             if id(tensor) in self._made:
                 self._made[id(tensor)].add(here)
-            others = self.owners.get(id(tensor), set()) - {here}
-            owned = [name for name in others if isinstance(self.modules.get(name), WEIGHTED)]
-            if owned and here not in self.owners[id(tensor)]:
+            owners = self.owners.get(id(tensor), [])
+            layers = [name for name in owners if isinstance(self.modules.get(name), WEIGHTED)]
+            if layers and here not in owners:
                 raise _PastForward(
-                    f"module {owned[0]!r} must be run, got its weight read by module {here!r}: name in "
+                    f"module {layers[0]!r} must be run, got its weight read by module {here!r}: name in "
                     "layers those to normalise"
                 )
         made = func(*args, **(kwargs or {}))
