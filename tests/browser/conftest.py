@@ -79,7 +79,7 @@ def reader(chromium, request):
 
     def heard(said, expected):
         if said.type == "error" and not (expected and expected in said.text):
-            wrong.append(f"console: {said.text}")
+            wrong.append(f"console: {said.text} {said.location.get('url', '')}")
 
     def open_for(desk, scheme="light", width=1280, height=860, expected="", **more):
         context = chromium.new_context(

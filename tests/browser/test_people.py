@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from accessibility import serious_faults
 from playwright.sync_api import expect
 from real_desk import served
 
@@ -98,3 +99,16 @@ def test_signing_in_with_a_wrong_password_says_so(team, reader):
     page.get_by_role("main").get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert").filter(visible=True)).to_be_visible()
     assert page.get_by_role("banner").get_by_role("link", name="Ada").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_what_only_people_see(team, reader, scheme):
+    page = reader(team, scheme=scheme)
+    join(team, page, f"Erin {scheme}")
+    page.goto("/papers/spam")
+    page.get_by_label("Your comment").fill("> quoted\n\n1. one\n2. two\n\n`code` and\n\n```\na block\n```")
+    page.get_by_role("button", name="Comment", exact=True).click()
+    assert not serious_faults(page)
+    for address in ("/papers", "/account", "/people/sign-in"):
+        page.goto(address)
+        assert not serious_faults(page), address

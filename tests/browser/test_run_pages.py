@@ -1,0 +1,136 @@
+"""What a reader does with runs: choose readings, zoom, go from mark to finding and back, compare, return."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+from real_desk import served
+
+from thalweg.watch import Finding, Reading, RunStore
+
+
+@pytest.fixture
+def page(desk, reader):
+    page = reader(desk)
+    page.goto("/runs/1")
+    expect(page.locator(".panel .now").first).to_contain_text("at step 300")
+    return page
+
+
+def shown(page):
+    return page.locator("#panels .panel").evaluate_all("(all) => all.map((one) => one.dataset.name)")
+
+
+def test_readings_are_chosen_in_place_and_a_link_shows_the_same(page):
+    before = shown(page)
+    page.get_by_text("Readings", exact=True).click()
+    new = page.locator("#readings input:not(:checked)").first.get_attribute("value")
+    page.locator("#readings").get_by_label(new, exact=True).check()
+    page.locator("#readings").get_by_label("loss", exact=True).uncheck()
+    wanted = [*(one for one in before if one != "loss"), new]
+    assert shown(page) == wanted and "show=" + ",".join(wanted).replace(" ", "+") in page.url
+    page.keyboard.press("Escape")
+    page.get_by_label("Log scale").check()
+    page.reload()
+    assert shown(page) == wanted and page.get_by_label("Log scale").is_checked()
+
+
+def test_a_drag_zooms_into_full_detail_and_the_keyboard_does_all_of_it(page):
+    over = page.locator(".u-over").first.bounding_box()
+    middle = over["y"] + over["height"] / 2
+    with page.expect_response(lambda answer: "from=" in answer.url and "name=loss" in answer.url) as came:
+        page.mouse.move(over["x"] + 0.4 * over["width"], middle)
+        page.mouse.down()
+        page.mouse.move(over["x"] + 0.5 * over["width"], middle, steps=4)
+        page.mouse.up()
+    steps = came.value.json()["step"]
+    assert 110 < steps[0] < 130 and steps == list(range(steps[0], steps[-1] + 1))
+    assert "from=" in page.url
+    plot = page.locator(".plotted").first
+    plot.focus()
+    page.keyboard.press("0")
+    expect(page.locator("#whole")).to_be_hidden()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".panel .now").first).to_contain_text("step ")
+    expect(page.locator("#summary")).to_contain_text("loss, step ")
+    page.keyboard.press("+")
+    expect(page.locator("#whole")).to_be_visible()
+
+
+def test_marks_lead_to_findings_and_findings_to_marks(page):
+    mark = page.locator(".panel .mark").first
+    mark.focus()
+    expect(page.locator("#finding-1")).to_have_class("finding critical lit")
+    page.keyboard.press("Enter")
+    expect(page.locator("#finding-1")).to_be_focused()
+    page.locator("#finding-1").hover()
+    assert page.locator(".mark.lit").count() >= 1
+    page.locator("#finding-1 a.seek").click()
+    expect(page.locator(".plotted").first).to_be_focused()
+    page.locator("#finding-1 button.copy").first.click()
+    assert "group" in page.evaluate("navigator.clipboard.readText()")
+
+
+def test_layers_and_phases_are_shown_when_asked_for(page):
+    page.get_by_label("Layers").select_option("gradient norm")
+    expect(page.locator("#layers .legend input:checked")).to_have_count(2)
+    page.get_by_role("button", name="Phases").click()
+    expect(page.locator("#phases-found h2")).to_contain_text("Phases", timeout=120_000)
+    assert "phases=1" in page.url and "layers=gradient+norm" in page.url
+
+
+def test_without_scripts_the_readings_can_still_be_chosen(desk, reader):
+    page = reader(desk, java_script_enabled=False)
+    page.goto("/runs/1")
+    expect(page.get_by_text("Curves are drawn by a script")).to_be_visible()
+    page.get_by_text("Readings", exact=True).click()
+    page.locator("#readings button").click()
+    assert "show=loss" in page.url
+
+
+def test_the_list_stays_put_while_runs_come_and_the_chosen_are_compared(new_desk, reader):
+    def add(name, value):
+        with RunStore(new_desk.store, write=True) as store:
+            run = store.begin(name, {"lr": value})
+            store.write(run, 3, [(0.0, Reading(step, "loss", value / step)) for step in (1, 2, 3)], [])
+            store.end(run, "finished")
+
+    add("first", 1.0)
+    add("second", 2.0)
+    page = reader(new_desk)
+    page.goto("/runs")
+    page.locator("#run-1 input").check()
+    place = page.locator("#run-1").bounding_box()
+    add("third", 3.0)
+    expect(page.locator("#arrived")).to_have_text("Show 1 new run")
+    assert page.locator("#run-1").bounding_box() == place and page.locator("#run-1 input").is_checked()
+    page.locator("#arrived").click()
+    expect(page.locator("#run-3 a")).to_be_focused()
+    assert page.locator("#run-1 input").is_checked()
+    page.locator("#run-2 input").check()
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_url("**/runs/compare?run=2&run=1")
+    expect(page.locator(".plotted canvas")).to_be_visible()
+    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="lr"))
+    expect(row.get_by_role("cell")).to_have_text(["2", "1"])
+
+
+def test_a_page_takes_up_where_it_was_when_the_desk_comes_back(tmp_path, reader):
+    with RunStore(tmp_path / "runs.sqlite", write=True) as store:
+        run = store.begin("mine", {})
+
+        def put(step, *found):
+            store.write(run, step, [(0.0, Reading(step, "loss", 1.0 / step))], found)
+
+        put(1)
+        with served(tmp_path) as first:
+            page = reader(first, expected="Failed to load resource")
+            page.goto(f"/runs/{run}")
+            put(2)
+            expect(page.locator("#steps")).to_have_text("2")
+        put(3, Finding("loss spike", 3, "While nobody listened.", {}))
+        port = first.address.rsplit(":", 1)[1]
+        with served(tmp_path, "--port", port):
+            expect(page.locator("#findings")).to_contain_text("While nobody listened.", timeout=60_000)
+            expect(page.locator("#steps")).to_have_text("3")
+            expect(page.locator(".panel .now")).to_contain_text("at step 3")
