@@ -47,7 +47,8 @@ class Limits:
             while tries and tries[0] <= now - seconds:
                 tries.popleft()
             if len(tries) >= most:
-                return tries[0] + seconds - now
+                # Rounding must not make a refusal look like 0, which allows.
+                return max(tries[0] + seconds - now, 1e-3)
             tries.append(now)
             return 0.0
 
