@@ -75,6 +75,11 @@ class Shelf:
                 self._problems.report("library", f"imported papers cannot be read: {error}")
             return self._merge(-1, None)
 
+    @property
+    def _readable(self) -> Library | None:
+        """The library, unless it cannot be read, which :attr:`_merged` has reported."""
+        return self.library if self._merged.change >= 0 else None
+
     def _merge(self, change: int, library: Library | None) -> _Merged:
         papers, known = dict(self._built_in), {}
         ours = {one.arxiv: one for one in papers.values() if one.arxiv}
@@ -176,7 +181,7 @@ class Shelf:
             return tuple(self.order.page(start, count, *days))
         ours = self._ours(topic=topic, room=room, finding=finding, state=state)
         ours = [one for one in ours if within(one.date, since, until)]
-        if self.library is None or state in STATES:
+        if self._readable is None or state in STATES:
             return tuple(ours[start : start + count])
         labels = {
             kind: name for kind, name in (("topic", topic), ("room", room), ("finding", finding)) if name
@@ -246,20 +251,21 @@ class Shelf:
         merged = self._merged
         if self._topics[0] != merged.change:
             counts = Counter(topic for one in merged.papers for topic in one.topics)
-            counts.update(self.library.label_counts("topic") if self.library else {})
+            library = self._readable
+            counts.update(library.label_counts("topic") if library else {})
             ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
             self._topics = merged.change, tuple(ordered)
         return self._topics[1]
 
     def addressing(self, count: int) -> dict[str, tuple[int, tuple[Paper, ...]]]:
         """Names of findings to how many imported papers address them by their text, and the newest."""
-        if self.library is None:
+        library, known = self._readable, self._merged.known
+        if library is None:
             return {}
-        counts = self.library.label_counts("finding")
-        known = self._merged.known
-        newest = {name: self.library.with_labels({"finding": name}, count, known) for name in counts}
+        counts = library.label_counts("finding")
+        newest = {name: library.with_labels({"finding": name}, count, known) for name in counts}
         return {
-            name: (counts[name], tuple(self.library.by_rowid([row for _, row in found])))
+            name: (counts[name], tuple(library.by_rowid([row for _, row in found])))
             for name, found in newest.items()
         }
 
