@@ -5,6 +5,7 @@ What cannot be used is said on the page and on /health, and the rest answers.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ class ImportedSearch:
         self.note = ""
         self._problems = problems
         self._index: SearchIndex | None = None
-        self._broken = ""
+        self._stamp: str | None = None
+        self._lock = threading.Lock()
 
     def rank(self, question: str, filters: Filters, depth: int) -> dict[int, tuple[float, str]]:
         """Papers that fit a question: what each is worth (:func:`thalweg.papers.search.fuse`), and why."""
@@ -73,43 +75,44 @@ class ImportedSearch:
         return []
 
     def _opened(self) -> SearchIndex | None:
-        """The latest index; None while there is none."""
+        """The latest index; None while there is none, or where it was found to be unusable."""
         folder = index_folder(self.library)
         name = stamp(folder)
-        if not name:
-            self._index = None
-        elif name == self._broken:
-            return None  # known and reported
-        elif self._index is None or self._index.stamp != name:
-            try:
-                self._index = SearchIndex(folder)
-                if self._index.change > self.library.newest_change():
-                    raise UnusableIndex(
-                        "the search index is of other papers: thalweg papers index builds it again"
-                    )
-            except UnusableIndex:
-                self._broken, self._index = name, None
-                raise
-            self._solved()
-        return self._index
+        if name == self._stamp:
+            return self._index
+        with self._lock:
+            if name != self._stamp:
+                try:
+                    self._index = self._read(folder) if name else None
+                    self.note = ""
+                    if self._problems:
+                        self._problems.solved("search")
+                except UnusableIndex as error:
+                    self._unusable(error)
+                self._stamp = name  # last: until then other threads wait
+            return self._index
+
+    def _read(self, folder: Path) -> SearchIndex:
+        index = SearchIndex(folder)
+        if index.change > self.library.newest_change():
+            raise UnusableIndex("the search index is of other papers: thalweg papers index builds it")
+        return index
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
         try:
             yield
         except UnusableIndex as error:
-            self._broken, self._index = stamp(index_folder(self.library)), None
-            self._note(str(error))
+            self._unusable(error)
+
+    def _unusable(self, error: UnusableIndex) -> None:
+        self._index = None
+        self._note(str(error))
 
     def _note(self, what: str) -> None:
         self.note = what
         if self._problems:
             self._problems.report("search", what)
-
-    def _solved(self) -> None:
-        self.note = self._broken = ""
-        if self._problems:
-            self._problems.solved("search")
 
 
 def _why(by_word: bool, cosine: float | None) -> str:
