@@ -10,7 +10,14 @@ import pytest
 
 from desk_hostile import HOSTILE, harm, hostile_desk
 from desk_people import PASSWORD, browser, person, send, signed_in
+from thalweg.desk.digests import Digest
 from thalweg.desk.imported import checked
+from thalweg.desk.paper import Paper
+from thalweg.desk.postman import Postman
+from thalweg.desk.run_rows import rows_of
+from thalweg.desk.settings import MailSettings
+from thalweg.desk.subscriptions import Subscriber
+from thalweg.desk.wants import Wants
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,31 @@ def test_what_an_address_or_a_form_says_is_shown_as_text(reader, owner, text):
     ]
     for answer in forms:
         assert answer.status_code != 500 and harm(answer.text) == []
+
+
+def test_what_arrives_while_somebody_looks_is_safe_before_a_script_puts_it_in(app, reader):
+    with app.state.runs.open() as store:
+        rows = rows_of(store, list(store.newest()), app.state.runs)
+    assert len(rows) == len(HOSTILE) and sum("evil7" in row["html"] for row in rows) > len(HOSTILE) // 2
+    assert [harm(row["html"]) for row in rows] == [[]] * len(rows)
+    for number in range(1, len(HOSTILE) + 1):
+        answer = reader.get(f"/runs/{number}/findings/1")
+        assert answer.status_code == 200 and "<li" in answer.text and harm(answer.text) == []
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_mail_holds_hostile_papers_and_questions_as_text(app, text):
+    settings = MailSettings("127.0.0.1", 25, "none", "Desk <desk@example.org>", "https://desk.example")
+    wants = Wants(topics=(text,), questions=(text,))
+    who = Subscriber(1, "ada@example.org", "secret", "daily", wants, 0.0, 0.0, "", False)
+    paper = Paper("evil", title=text, summary=text, authors=(text,), organisation=text, topics=(text,))
+    postman = Postman(app.state.database, app.state.shelf, settings, app.state.problems)
+    message = postman.message(Digest(who, "2026-01-02", (paper, paper), 0.0), "<1@desk.example>")
+    shown = message.get_body(("html",)).get_content()
+    # Mail needs its styles on the tags; nothing else may be there that a page may not hold.
+    found = [one for one in harm(shown) if not one.startswith(("style=", "<style>"))]
+    assert found == [] and "evil7" in shown
+    assert message["To"] == "ada@example.org" and "\n" not in str(message["Subject"])
 
 
 def test_feeds_hold_hostile_papers_as_text(reader):
