@@ -17,6 +17,7 @@ import pytest
 
 from desk_people import browser, form_token, send, signed_in
 from thalweg.desk.app import create_app
+from thalweg.desk.comments import write
 from thalweg.desk.counts import counts, most_upvoted
 from thalweg.desk.votes import set_vote
 from thalweg.papers import load
@@ -107,6 +108,25 @@ def test_counts_of_a_list_are_those_of_each_paper(app):
     assert dict(ranked) == {key: up for key, up in expected.items() if up}
     assert [up for _, up in ranked] == sorted((up for up in expected.values() if up), reverse=True)
     assert most_upvoted(app.state.database, since=time.time() + 60) == []
+
+
+def test_votes_and_comments_follow_an_imported_paper_into_the_catalog(tmp_path):
+    arxiv = next(one.arxiv for one in load() if one.key == "galore")
+    before = create_app(folder=tmp_path)
+    ada, grace = signed_in(before, "Ada"), signed_in(before, "Grace")
+    database = before.state.database
+    # As if the paper had been imported before the catalog knew it.
+    set_vote(database, arxiv, ada.person, True)
+    set_vote(database, arxiv, grace.person, True)
+    set_vote(database, "galore", grace.person, True)
+    set_vote(database, "2601.00001", ada.person, True)
+    write(database, arxiv, ada.person, "said early")
+    after = create_app(folder=tmp_path).state.database
+    assert counts(after, ["galore", arxiv, "2601.00001"]) == {
+        "galore": (2, 1),
+        arxiv: (0, 0),
+        "2601.00001": (1, 0),
+    }
 
 
 def test_a_vote_for_no_paper_or_no_direction_is_refused(app):

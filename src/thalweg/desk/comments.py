@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from thalweg.desk.catalog_keys import follow_catalog
 from thalweg.desk.database import Database
 from thalweg.desk.markdown import rendered
 from thalweg.desk.people import Person
@@ -81,8 +82,9 @@ class Discussion:
 
 
 def prepare(database: Database) -> None:
-    """Bring the table."""
+    """Bring the table; what is in it follows papers into the catalog."""
     database.ensure("comments", SCHEMA)
+    follow_catalog(database, "comments")
 
 
 def checked_text(text: str) -> str:

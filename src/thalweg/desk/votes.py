@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
+from thalweg.desk.catalog_keys import follow_catalog
 from thalweg.desk.database import Database
 from thalweg.desk.limits import limit
 from thalweg.desk.local_path import local_path
@@ -30,8 +31,9 @@ SCHEMA = (
 
 
 def prepare(database: Database) -> None:
-    """Bring the table."""
+    """Bring the table; what is in it follows papers into the catalog."""
     database.ensure("votes", SCHEMA)
+    follow_catalog(database, "votes")
 
 
 def set_vote(database: Database, paper: str, person: Person, up: bool) -> None:
