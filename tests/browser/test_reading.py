@@ -20,6 +20,10 @@ SMALL = """
   .map((one) => [one.textContent.trim(), one.getBoundingClientRect().height]).filter(([, high]) => high < 24)
 """
 
+# The loop of a reader, whose code the copied lines go into.
+BEFORE = "import torch; model = torch.nn.Linear(4, 1); params = list(model.parameters())"
+AFTER = "model(torch.ones(2, 4)).sum().backward(); opt.step()"
+
 
 def focused(page):
     return page.evaluate("document.activeElement.textContent.trim()")

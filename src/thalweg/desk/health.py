@@ -138,4 +138,6 @@ def _store(state: State) -> Check:
     except (sqlite3.Error, OSError, ValueError) as error:
         return Check("run store", "bad", f"{state.store.name} cannot be read: {error}")
     last = max((one.seen for one in runs), default=None)
-    return Check("run store", "good", f"{len(runs)} runs in {state.store.name}, last heard of", last)
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    heard = ", last heard of" if last else ""
+    return Check("run store", "good", f"{count} in {state.store.name}{heard}", last)
