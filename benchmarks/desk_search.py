@@ -79,14 +79,15 @@ def imported(folder: Path, count: int, questions: int) -> None:
         seconds, memory = time.perf_counter() - start, int(done.stdout.split()[-2])
         print(f"the index is built in {seconds:.0f} s, with {memory / 1e3:,.0f} MB of memory at most")
     size = sum(one.stat().st_size for one in index_folder(library).rglob("*") if one.is_file())
-    stored = library.database.path.stat().st_size
+    stored = sum(one.stat().st_size for one in folder.glob("desk.sqlite*"))
     print(
         f"{library.count():,} papers: index {size / 1e6:,.0f} MB, database {stored / 1e6:,.0f} MB", flush=True
     )
     source = np.random.default_rng(7)
     index = SearchIndex(index_folder(library))
     index.rankings("warm")
-    kinds = mixed(generator, source, questions)
+    topics = sorted(library.label_counts("topic"))
+    kinds = mixed(generator, source, questions, topics)
     print("the index alone")
     for name, asked in kinds.items():
         tell(f"  {name}", [timed(index.rankings, question, filters) for question, filters in asked])
@@ -98,8 +99,8 @@ def imported(folder: Path, count: int, questions: int) -> None:
         times = [timed(page, client, question, filters) for question, filters in asked]
         taken += times
         tell(f"  {name}", times)
-    keys = [identity(int(row)) for row in source.integers(1, count, questions)]
-    times = [timed(client.get, f"/papers/{key}") for key in keys]
+    some = library.by_rowid(source.integers(1, library.count(), questions).tolist())
+    times = [timed(client.get, f"/papers/{one.key}") for one in some]
     tell("  a paper with similar ones", times)
     tell("  all", taken + times, IMPORTED_BAR)
 
@@ -113,18 +114,14 @@ def fill(library: Library, generator: Generator, count: int) -> None:
             for one in some
         ]
         library.add(
-            Imported(identity(one.row), one.title, one.abstract, published=one.date, updated=one.date)
+            Imported(f"made:{one.row}", one.title, one.abstract, published=one.date, updated=one.date)
             for one in some
         )
     print(f"{count:,} papers imported in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def identity(row: int) -> str:
-    return f"made:{row}"
-
-
 def mixed(
-    generator: Generator, source: np.random.Generator, count: int
+    generator: Generator, source: np.random.Generator, count: int, topics: list[str]
 ) -> dict[str, list[tuple[str, Filters]]]:
     """Kinds of questions, all different."""
     stops = len(STOP_WORDS)
@@ -140,7 +137,7 @@ def mixed(
 
     def filters() -> Iterator[Filters]:
         while True:
-            topic = f"topic {source.integers(240)}"
+            topic = str(source.choice(topics))
             yield from (
                 Filters(topic=topic),
                 Filters(room=ROOMS[int(source.integers(len(ROOMS)))]),
