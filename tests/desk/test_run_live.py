@@ -81,11 +81,14 @@ def events(address, cursor=None, **about):
 
 def test_events_of_a_run_that_trains_come_in_order_and_go_on_behind_a_cursor(desk):
     address, path, _ = desk
+    assert httpx.get(f"{address}/api/runs").json() == []
+    waiting = events(f"{address}/api/runs/events")
+    assert next(waiting)[1] == ""
     training = subprocess.Popen([sys.executable, "-c", TRAIN, str(path)])
-    while not (runs := httpx.get(f"{address}/api/runs").json()):
-        assert training.poll() in (None, 0)
-        time.sleep(0.05)
-    stream = f"{address}/api/runs/{runs[0]['id']}/events"
+    # Who waits for the first run is told of it.
+    first = next(data for _, kind, data in waiting if kind == "run")
+    assert first["name"] == "trained elsewhere" and first["state"] == "running"
+    stream = f"{address}/api/runs/{first['id']}/events"
     cursor, points, findings, progress, connections = "0.0.", [], [], [], 0
     while not progress or progress[-1]["state"] == "running":
         connections += 1
@@ -98,10 +101,10 @@ def test_events_of_a_run_that_trains_come_in_order_and_go_on_behind_a_cursor(des
             elif kind == "progress":
                 progress.append(data)
             # Connections break at any place: in turn after one, two and three events.
-            if connections < 7 and number >= connections % 3:
+            if connections < 9 and number >= connections % 3:
                 break
     training.wait()
-    assert connections == 7 and len(progress) > 2
+    assert connections == 9 and len(progress) > 2
     with RunStore(path) as store:
         stored = [(one.step, one.value if one.finite else None) for one in store.readings(1, "loss")]
         told = store.findings(1)
@@ -125,9 +128,10 @@ def test_a_stream_beats_while_nothing_happens_and_starts_anew_when_the_run_is_re
     with store:
         store.write(run, 5, [(0.0, Reading(step, "loss", 1.0)) for step in range(1, 6)], [])
         stream = events(f"{address}/api/runs/{run}/events", "0.0.", show="loss")
-        kinds = [next(stream) for _ in range(3)]
-        assert [kind for _, kind, _ in kinds] == ["readings", "progress", ""]
-        cursor = kinds[1][0]
+        kinds = [next(stream) for _ in range(4)]
+        assert [kind for _, kind, _ in kinds] == ["readings", "names", "progress", ""]
+        assert kinds[1][2] == [{"name": "loss", "unit": "loss", "layers": False}]
+        cursor = kinds[2][0]
         store.resume(run, 3)
         _, kind, data = next(one for one in stream if one[1])
         assert kind == "anew" and data == {"why": "resumed"}

@@ -214,6 +214,7 @@ def test_a_run_without_readings_says_what_to_do(tmp_path):
     with RunStore(tmp_path / "s", write=True) as store:
         store.begin("empty", {})
     client = TestClient(create_app(tmp_path / "s"))
-    assert "No readings yet" in client.get("/runs/1").text
+    text = client.get("/runs/1").text
+    assert 'id="no-readings">No readings yet' in text and 'data-name="loss"' in text
     assert client.get("/runs/compare?run=1").status_code == 200
     assert client.get("/runs/1/phases").status_code == 200

@@ -33,10 +33,14 @@ class Stream(EventSourceResponse):
 
 @router.get("/events", response_class=EventSourceResponse)
 async def list_events(request: Request, after: Annotated[str, Query(max_length=40)] = "") -> Stream:
-    """Rows of the list that are new or have changed, as ``run``; ``after`` is the id of the last event."""
+    """Rows of the list that are new or have changed, as ``run``; ``after`` is the id of the last event.
+
+    Where no run has been stored yet, the first one is waited for.
+    """
     mark = request.headers.get("last-event-id") or after
     seen = float(mark) if mark.replace(".", "", 1).isdecimal() else time.time()
-    await run_in_threadpool(_opened, request)
+    if source_of(request).path is None or source_of(request).there:
+        await run_in_threadpool(_opened, request)
     return _stream(request, ListViewer(seen))
 
 
@@ -49,11 +53,12 @@ async def events(
 ) -> Stream:
     """What is new in a run behind a cursor.
 
-    ``readings`` holds new points of the chosen curves, ``finding`` a finding with its number, ``progress``
-    steps, state and overhead; ``trouble`` says that the store cannot be read just now, and ``anew`` that the
-    run was resumed or replaced, so that everything has to be asked for again. ``after``: the id of the last
-    event, or how many findings are known; a client that comes back says so by ``Last-Event-ID``. ``show``:
-    a reading that is wanted, at most six times; one that the run does not have yet may still come.
+    ``names`` are the readings that the run has, ``readings`` new points of the chosen ones, ``finding`` a
+    finding with its number, ``progress`` steps, state and overhead; ``trouble`` says that the store cannot be
+    read just now, and ``anew`` that the run was resumed or replaced, so that everything has to be asked for
+    again. ``after``: the id of the last event, or how many findings are known; a client that comes back says
+    so by ``Last-Event-ID``. ``show``: a reading that is wanted, at most six times; one that the run does not
+    have yet may still come.
     """
     cursor = Cursor.parse(request.headers.get("last-event-id") or after)
     await run_in_threadpool(_opened, request, run)
@@ -61,8 +66,10 @@ async def events(
 
 
 def _opened(request: Request, run: int | None = None) -> None:
-    """The error page at once, where there is no store or no such run."""
+    """The error page at once, where there is no such run; the list may be watched before the first run."""
     source = source_of(request)
+    if run is None and source.path is not None and not source.there:
+        return
     with source.open() as store:
         if run is not None:
             run_of(store, run, source)

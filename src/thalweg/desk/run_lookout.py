@@ -104,6 +104,8 @@ class Lookout:
                         viewer.told(found)
             return True
         except HTTPException as error:
+            if error.status_code == 404:  # there is no store yet: no trouble, but nothing to tell either
+                return True
             why = str(error.detail)
         except Exception as error:
             # A mistake of ours must not leave everybody waiting without a word.

@@ -98,7 +98,8 @@ def one_run(
         run=found,
         state=state_of(found),
         names=names,
-        shown=chosen(names, show or ()),
+        # A run that has only begun will have a loss, as most do.
+        shown=chosen(names, show or ()) or ["loss"],
         most=MOST,
         unit=unit_of,
         layered=[name for name in names if name in layered],

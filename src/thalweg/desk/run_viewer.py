@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.desk.run_curves import thin
 from thalweg.desk.run_source import RunSource
-from thalweg.desk.run_summary import epoch_of, overhead, plain_finding, state_of
+from thalweg.desk.run_summary import epoch_of, in_order, overhead, plain_finding, state_of, unit_of
 
 if TYPE_CHECKING:
     from thalweg.watch import Finding, RunInfo, RunStore
@@ -124,18 +124,20 @@ class RunLook:
     info: RunInfo | None
     row: int
     far: bool
+    names: list[dict[str, Any]]
     readings: dict[str, list[tuple[int, float]]]
     findings: list[Finding]
 
 
 class RunViewer(Viewer):
-    """Of one run: ``readings`` of chosen names, ``finding``, ``progress``, and ``anew`` to start again."""
+    """Of one run: ``names``, ``readings`` of chosen ones, ``finding``, ``progress``, and ``anew``."""
 
     def __init__(self, run: int, names: Sequence[str], cursor: Cursor) -> None:
         super().__init__()
         self.run, self.names, self.cursor = run, tuple(names), cursor
         self._info: RunInfo | None = None
         self._said: tuple[Any, ...] = ()
+        self._names: list[dict[str, Any]] = []
 
     @property
     def id(self) -> str:
@@ -157,15 +159,20 @@ class RunViewer(Viewer):
             store.db.execute("commit")
 
     def _look(self, store: RunStore, source: RunSource, names: set[str]) -> RunLook:
-        from thalweg.watch.store_tail import last_row, readings_behind
+        from thalweg.watch.store_tail import last_row, layered_names, readings_behind
 
         info, row = store.run(self.run), last_row(store)
         behind = row if self.cursor.row is None else self.cursor.row
         if info is None or (far := row - behind > FAR) or self.cursor.epoch not in ("", epoch_of(info)):
-            return RunLook(info, row, info is not None and far, {}, [])
+            return RunLook(info, row, info is not None and far, [], {}, [])
+        layered = layered_names(store, self.run)
+        known = [
+            {"name": name, "unit": unit_of(name), "layers": name in layered}
+            for name in in_order(store.names(self.run))
+        ]
         readings = readings_behind(store, self.run, behind, names)
         findings = store.findings(self.run, self.cursor.findings, damaged=source.damaged)
-        return RunLook(info, row, False, readings, findings)
+        return RunLook(info, row, False, known, readings, findings)
 
     def told(self, found: RunLook) -> None:
         info = found.info
@@ -178,6 +185,10 @@ class RunViewer(Viewer):
         mine = {name: thin(found.readings[name], POINTS) for name in self.names if name in found.readings}
         if mine:
             self.tell("readings", mine)
+        # Behind the readings, which its id counts as told.
+        if found.names != self._names:
+            self._names = found.names
+            self.tell("names", found.names)
         for one in found.findings:
             self.cursor = replace(self.cursor, findings=self.cursor.findings + 1)
             self.tell("finding", {"number": self.cursor.findings, **plain_finding(one)})

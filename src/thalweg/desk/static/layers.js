@@ -18,9 +18,9 @@ export class Layers {
     this.layers = {};
     this.shown = [];
     this.last = 0;
-    this.choice?.addEventListener("change", () => this.open([]));
+    this.choice.addEventListener("change", () => this.open([]));
     const name = remembered().get("layers");
-    if (this.choice && name && [...this.choice.options].some((one) => one.value === name)) {
+    if (name && [...this.choice.options].some((one) => one.value === name)) {
       this.choice.value = name;
       const asked = remembered().getAll("layer");
       this.open(asked.length === 1 ? asked[0].split(",") : asked);
@@ -28,7 +28,16 @@ export class Layers {
   }
 
   get name() {
-    return this.choice?.value ?? "";
+    return this.choice.value;
+  }
+
+  // A reading that has layers.
+  offer(name, unit) {
+    if ([...this.choice.options].some((one) => one.value === name)) return;
+    const option = new Option(name, name);
+    option.dataset.unit = unit;
+    this.choice.append(option);
+    this.choice.closest("label").hidden = false;
   }
 
   async open(layers) {

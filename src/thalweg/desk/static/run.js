@@ -26,7 +26,7 @@ const panels = new Panels(() => {
   waiting = setTimeout(load, 120);
 });
 const findings = new Findings(run, panels, say);
-const layers = place && new Layers(run, panels, (number) => findings.light(number));
+const layers = new Layers(run, panels, (number) => findings.light(number));
 
 function say(words) {
   summary.textContent = words;
@@ -38,7 +38,7 @@ function trouble(why) {
 
 async function load() {
   const all = [...shown.values()].map(({ series }) => series.load(panels.zoomed));
-  if (layers?.plot) all.push(layers.load());
+  if (layers.plot) all.push(layers.load());
   const [failed] = (await Promise.allSettled(all)).filter((one) => one.status === "rejected");
   trouble(failed ? String(failed.reason.message ?? failed.reason) : "");
   draw();
@@ -118,12 +118,12 @@ const hear = {
     drawing = true;
   },
   finding: (news) => findings.arrive(news),
+  names: (news) => offer(news),
   progress({ steps, state, overhead }) {
-    if (!place && steps) return location.reload();
     document.getElementById("steps").textContent = whole(steps);
     if (document.getElementById("state").textContent !== state) document.getElementById("state").textContent = state;
     document.getElementById("overhead").textContent = overhead;
-    layers?.tick();
+    layers.tick();
     if (!GOES_ON.includes(state)) stream.close();
   },
   trouble: ({ why }) => trouble(why),
@@ -131,62 +131,77 @@ const hear = {
   anew: () => location.reload(),
 };
 
-if (place) {
-  const asked = remembered();
-  const [from, to] = [Number(asked.get("from")), Number(asked.get("to"))];
-  if (to > from) panels.zoomed = [from, to];
-  wholeRun.classList.toggle("off", !panels.zoomed);
-  const [log, smooth] = ["log", "smooth"].map((name) => document.getElementById(name));
-  for (const one of [log, smooth]) {
-    one.checked = asked.get(one.id) === "1";
-    one.addEventListener("change", () => {
-      panels.set(log.checked, smooth.checked);
-      remember({ log: log.checked, smooth: smooth.checked });
-    });
-  }
-  [panels.log, panels.smooth] = [log.checked, smooth.checked];
-  place.querySelectorAll(".panel").forEach(open);
-  lay();
-  load();
-  wholeRun.addEventListener("click", () => panels.zoom(null));
-
-  const limit = () => {
-    const boxes = [...readings.querySelectorAll("input")];
-    const full = boxes.filter((one) => one.checked).length >= most;
-    for (const one of boxes) one.disabled = full && !one.checked;
-  };
-  limit();
-  readings.addEventListener("change", (event) => {
-    const { value: name, checked } = event.target;
-    if (checked) {
-      const figure = document.getElementById("panel").content.cloneNode(true).querySelector("figure");
-      Object.assign(figure.dataset, { name, unit: event.target.dataset.unit });
-      figure.querySelector("strong").textContent = name;
-      place.append(figure);
-      open(figure);
-      shown.get(name).series.load(panels.zoomed).then(draw, (error) => trouble(error.message));
-    } else if (shown.size > 1) shut(name);
-    else event.target.checked = true;
-    limit();
-    lay();
-    stream.to(address());
-    remember({ show: [...shown.keys()] });
+const asked = remembered();
+const [from, to] = [Number(asked.get("from")), Number(asked.get("to"))];
+if (to > from) panels.zoomed = [from, to];
+wholeRun.classList.toggle("off", !panels.zoomed);
+const [log, smooth] = ["log", "smooth"].map((name) => document.getElementById(name));
+for (const one of [log, smooth]) {
+  one.checked = asked.get(one.id) === "1";
+  one.addEventListener("change", () => {
+    panels.set(log.checked, smooth.checked);
+    remember({ log: log.checked, smooth: smooth.checked });
   });
-  // A menu closes like one.
-  const menu = readings.closest("details");
-  document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
-  menu.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    menu.open = false;
-    menu.querySelector("summary").focus();
-  });
-
-  const button = document.getElementById("phases");
-  button.addEventListener("click", () => phases(button.getAttribute("aria-pressed") !== "true"));
-  if (asked.get("phases") === "1") phases(true);
 }
+[panels.log, panels.smooth] = [log.checked, smooth.checked];
+place.querySelectorAll(".panel").forEach(open);
+lay();
+load();
+wholeRun.addEventListener("click", () => panels.zoom(null));
+
+function limit() {
+  const boxes = [...readings.querySelectorAll("input")];
+  const full = boxes.filter((one) => one.checked).length >= most;
+  for (const one of boxes) one.disabled = full && !one.checked;
+}
+limit();
+readings.addEventListener("change", (event) => {
+  const { value: name, checked } = event.target;
+  if (checked) {
+    const figure = document.getElementById("panel").content.cloneNode(true).querySelector("figure");
+    Object.assign(figure.dataset, { name, unit: event.target.dataset.unit });
+    figure.querySelector("strong").textContent = name;
+    place.append(figure);
+    open(figure);
+    shown.get(name).series.load(panels.zoomed).then(draw, (error) => trouble(error.message));
+  } else if (shown.size > 1) shut(name);
+  else event.target.checked = true;
+  limit();
+  lay();
+  stream.to(address());
+  remember({ show: [...shown.keys()] });
+});
+// A menu closes like one.
+const menu = readings.closest("details");
+document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+menu.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
+});
+
+const button = document.getElementById("phases");
+button.addEventListener("click", () => phases(button.getAttribute("aria-pressed") !== "true"));
+if (asked.get("phases") === "1") phases(true);
 
 const stream = follow(address(), box.dataset.cursor, hear);
+
+// Readings that have come since the page was made.
+function offer(names) {
+  document.getElementById("no-readings").hidden = names.length > 0;
+  const known = new Set([...readings.querySelectorAll("input")].map((one) => one.value));
+  for (const { name, unit, layers: layered } of names) {
+    if (!known.has(name)) {
+      const label = document.createElement("label");
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", name: "show", value: name, checked: shown.has(name) });
+      box.dataset.unit = unit;
+      label.append(box, name);
+      readings.insertBefore(label, readings.querySelector("button"));
+    }
+    if (layered) layers.offer(name, unit);
+  }
+  limit();
+}
 
 async function phases(wanted) {
   const button = document.getElementById("phases");
