@@ -33,6 +33,7 @@ def rows_of(store: RunStore, runs: Sequence[RunInfo], source: RunSource) -> list
             "name": one.name,
             "run": one,
             "state": state,
+            "steps": one.steps,
             "kind": kind_of(state).replace(" ", "-"),
             "live": state == RUNNING,
             "findings": counts[one.id],

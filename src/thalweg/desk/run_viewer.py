@@ -240,4 +240,4 @@ class ListViewer(Viewer):
             known = self._rows.get(row["run"].id)
             self._rows[row["run"].id] = row
             if known is None or known["html"] != row["html"]:
-                self.tell("run", {key: row[key] for key in ("id", "name", "state", "kind", "html")})
+                self.tell("run", {key: row[key] for key in ("id", "name", "state", "kind", "steps", "html")})

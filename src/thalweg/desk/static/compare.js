@@ -9,7 +9,7 @@ const choice = document.getElementById("choice");
 choice?.querySelector("select").addEventListener("change", () => choice.submit());
 
 if (figure) {
-  const { name, unit, mark } = figure.dataset;
+  const { name, unit, mark, best } = figure.dataset;
   const place = figure.querySelector(".plotted");
   const now = figure.querySelector(".now");
   const rows = [...document.querySelectorAll("tr[data-run]")];
@@ -52,6 +52,14 @@ if (figure) {
     const words = runs.map((one, n) => `run ${rows[n].dataset.run}: ${summary(one.table) || "no value"}`);
     place.setAttribute("aria-label", `${name}, in ${unit}, over optimizer steps; ${words.join("; ")}`);
   }
+  // The numbers of a run that goes on, beside its curve.
+  function tell({ cells }, steps, { step, value }) {
+    const finite = value.filter((one) => one !== null);
+    if (!finite.length) return;
+    const top = best === "least" ? Math.min(...finite) : Math.max(...finite);
+    const words = [whole(steps), short(finite.at(-1)), `${short(top)} at ${whole(step[value.indexOf(top)])}`];
+    words.forEach((one, n) => { cells[3 + n].textContent = one; });
+  }
   async function load() {
     const [failed] = (await Promise.allSettled(runs.map((one) => one.load(panels.zoomed)))).filter((one) => one.reason);
     unread.hidden = !failed;
@@ -63,7 +71,7 @@ if (figure) {
   // One stream for all of them: a browser opens few to one desk.
   if (rows.some((row) => ["running", "not heard of any more"].includes(row.dataset.state)))
     follow("/api/runs/events", mark, {
-      async run({ id, state }) {
+      async run({ id, state, steps }) {
         const at = runs.findIndex((one) => one.run === String(id));
         if (at < 0) return;
         const said = rows[at].querySelector(".state");
@@ -72,6 +80,7 @@ if (figure) {
         await runs[at].more();
         if (runs[at].step.length > 3 * runs[at].points) await runs[at].load(null);
         draw();
+        tell(rows[at], steps, runs[at].table);
       },
       trouble({ why }) {
         unread.hidden = !why;
