@@ -142,6 +142,12 @@ def test_pages_hold_every_answer_once_and_keep_question_and_filters(client, libr
     assert 'value="2022-01-02"' in first and "<option selected>imported</option>" in first
 
 
+def test_months_and_years_become_days_that_the_form_can_show(client):
+    text = client.get("/search?q=number&since=2023&until=2024-02").text
+    assert 'name="since" value="2023-01-01"' in text and 'name="until" value="2024-02-29"' in text
+    assert everything(client, "/search?q=number&since=2023&until=2024-02").count("boats number 3") == 1
+
+
 def test_filters_alone_list_the_newest_and_page_too(client):
     found = everything(client, "/search?status=imported&since=2022-11-11&until=2023-07-01")
     assert len(found) == len(set(found)) == 80

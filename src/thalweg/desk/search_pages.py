@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import calendar
 from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from thalweg.desk.index.filters import check_range
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import IMPORTED
@@ -35,7 +37,9 @@ def search(
     p: Annotated[int, Query(ge=0, lt=LAST)] = 0,
 ) -> Response:
     shelf = shelf_of(request)
-    filters = {"topic": topic.strip(), "room": room, "status": status, "since": since, "until": until}
+    check_range(since, until)
+    days = {"since": _day(since), "until": _day(until, last=True)}
+    filters = {"topic": topic.strip(), "room": room, "status": status, **days}
     asked = {"state" if name == "status" else name: value for name, value in filters.items()}
     start, count = p * AT_ONCE, AT_ONCE + 1  # one more says whether there is a next page
     hits: list[Paper] = []
@@ -58,6 +62,14 @@ def search(
         by=meant_by() if q.strip() else "",
         note=shelf.finder.note if q.strip() else "",
     )
+
+
+def _day(date: str, last: bool = False) -> str:
+    """The first or the last day of a month or a year: a field for days shows nothing else."""
+    if len(date) in (0, 10):
+        return date
+    year, month = int(date[:4]), int(date[5:] or (12 if last else 1))
+    return f"{year:04}-{month:02}-{calendar.monthrange(year, month)[1] if last else 1:02}"
 
 
 def _address(chosen: dict[str, str], number: int) -> str:
