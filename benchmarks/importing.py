@@ -76,7 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "papers.jsonl", arguments.papers)
+        if not (folder / "papers.jsonl").exists():
+            write(folder / "papers.jsonl", arguments.papers)
         library = Library(Database(folder / "desk"))
         for which in ("first", "second"):
             start, busy = time.perf_counter(), time.process_time()

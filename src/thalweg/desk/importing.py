@@ -27,6 +27,8 @@ __all__ = ["FORMATS", "Report", "import_file"]
 
 FORMATS = ("jsonl", "pwc")
 BATCH = 1000  # papers that are kept or lost together
+# Papers of all days touch the whole index by day: it is kept in memory, and written to its place less often.
+BULK = ("PRAGMA cache_size = -64000", "PRAGMA wal_autocheckpoint = 16000")
 LONGEST = 16 << 20  # bytes of a line
 NAMED = 20  # bad rows that are named one by one; the others are counted
 UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)
@@ -79,6 +81,8 @@ def import_file(
     """
     check_choice("form", form, FORMATS)
     path, report = Path(path), Report()
+    for setting in BULK:
+        library.database.connection.execute(setting)
     try:
         with path.open("rb") as raw:
             file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
