@@ -9,13 +9,15 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.desk.run_source import RunSource
-from thalweg.desk.run_summary import QUIET, RUNNING, kind_of, overhead, state_of
+from thalweg.desk.run_summary import QUIET, RUNNING, epoch_of, kind_of, overhead, state_of
 
 if TYPE_CHECKING:
     from thalweg.watch import RunInfo, RunStore
 
 WIDE, HIGH = 96, 24  # of the small curve, in its own units
 POINTS = 64
+KEPT = 1000  # small curves of runs that have ended
+_SPARKS: dict[tuple[Any, ...], str] = {}
 
 
 def rows_of(store: RunStore, runs: Sequence[RunInfo], source: RunSource) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def rows_of(store: RunStore, runs: Sequence[RunInfo], source: RunSource) -> list
             "live": state == RUNNING,
             "findings": counts[one.id],
             "overhead": overhead(one),
-            "spark": _spark(store, one.id, source),
+            "spark": _spark(store, one, source),
         }
         rows.append({**row, "html": template.render(one=row)})
     return rows
@@ -64,13 +66,21 @@ def changed_rows(
     return rows_of(store, list(store.newest(where, *values)), source)[::-1]
 
 
-def _spark(store: RunStore, run: int, source: RunSource) -> str:
-    """The small line; a run whose readings are damaged does not take the list down."""
+def _spark(store: RunStore, run: RunInfo, source: RunSource) -> str:
+    """The small line, drawn once of a run that has ended; a damaged one does not take the list down."""
+    key = str(source.path), source.file, run.id, epoch_of(run), run.ended
+    if run.ended is not None and key in _SPARKS:
+        return _SPARKS[key]
     try:
-        return spark(store, run)
+        drawn = spark(store, run.id)
     except (sqlite3.Error, TypeError) as error:
-        source.damaged(f"the loss of run {run} cannot be read: {error}")
+        source.damaged(f"the loss of run {run.id} cannot be read: {error}")
         return ""
+    if run.ended is not None:
+        if len(_SPARKS) >= KEPT:
+            _SPARKS.clear()
+        _SPARKS[key] = drawn
+    return drawn
 
 
 def spark(store: RunStore, run: int) -> str:
