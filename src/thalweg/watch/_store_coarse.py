@@ -57,6 +57,8 @@ def _widen(stretches: Stretches, key: tuple[int, int], ends: Ends) -> None:
     if known is None:
         stretches[key] = ends
         return
+    if known[0] < ends[0] and ends[2] <= known[2]:
+        return
     low, high = min(known[:2], ends[:2]), max(known[2:], ends[2:], key=lambda end: end[0])
     stretches[key] = (*low, *high)
 

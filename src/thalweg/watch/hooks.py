@@ -24,6 +24,7 @@ class Listener:
     only that there was one; a copy made by ``copy.deepcopy`` counts them.
 
     Attributes:
+        listens: whether ``hear`` is told of passes in training.
         last: (positional, keywords, output) of a call inside somebody's compiled region, where ``hear`` would
             break the graph: what is noted is taken later with ``take``.
         copies: of the model, as far as they are known.
@@ -36,6 +37,7 @@ class Listener:
         evaluated: Callable[[], None] | None = None,
     ):
         self.model, self.hear, self.evaluated = model, hear, evaluated
+        self.listens = True
         self.last: tuple[Any, Any, Any] | None = None
         self.copies: list[Copy] = []
 
@@ -45,19 +47,19 @@ class Listener:
             if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.evaluated:
                 self.evaluated()
             return
-        if self.hear is None or model is not self.model:
-            return
         if torch.compiler.is_compiling():
             # Only ever written within the graph: what the trace reads, a change of it would compile again.
-            self.last = (args, kwargs, output)
-            return
-        self.hear(args, kwargs, output)
+            if self.hear is not None and model is self.model:
+                self.last = (args, kwargs, output)
+        elif self.listens and self.hear is not None and model is self.model:
+            self.hear(args, kwargs, output)
 
     def take(self) -> None:
         """Hear what was noted inside a compiled region."""
         if self.last is not None and self.hear is not None:
             last, self.last = self.last, None
-            self.hear(*last)
+            if self.listens:
+                self.hear(*last)
 
     def stop(self) -> None:
         """Hear no more, and let go of what was noted."""

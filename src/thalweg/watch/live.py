@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from thalweg.probe._wrapped import bare
 from thalweg.watch.budget import Budget
+from thalweg.watch.clock import Clock
 from thalweg.watch.evaluations import Evaluations
 from thalweg.watch.hooks import Listener, with_closure
 from thalweg.watch.labels import NamedLabels
@@ -67,19 +68,18 @@ class Run:
         self.store_path = None if recorder.store is None else recorder.store.path
         self.budget = Budget(budget)
         self._labels = NamedLabels()
-        self._mark = 0.0
-        self._stepped: set[int] = set()
-        # Seconds that the budget has not been told of yet, and the step of the last time it was.
-        self._trained = self._own = self._charged = 0.0
+        # A bit for each optimizer that has stepped in this step.
+        self._stepped, self._all = 0, 2 ** len(optimizers) - 1
+        self._clock = Clock()
         # Steps seen, which are fewer than those counted where the run was resumed or some were skipped.
         self._seen = self._settled = self._wake = 0
-        self._looks, self._awake = looks, False
+        self._looks, self._awake, self._logged = looks, False, -1
         self._told = time.perf_counter()
         self._listener = Listener(model, self._hear)
         self._evaluations = Evaluations(self.moment, optimizers, self._listener, self._spent)
         self._senses = Senses(model, optimizers, recorder, self.budget, self._evaluations.paused, looks)
         self.sensors = self._senses.sensors
-        self._stray = Stray(recorder)
+        self._stray = Stray(recorder, start)
         self._hooks = [self._hooked(index) for index in range(len(optimizers))]
         if model is not None and looks:
             self._hooks.append(model.register_forward_hook(self._listener, with_kwargs=True))
@@ -102,21 +102,32 @@ class Run:
             ValueError: for a loss or number that is not one number; nothing is logged then.
         """
         start = time.perf_counter()
-        self._listener.take()
+        listener, moment = self._listener, self.moment
+        if listener.last is not None:
+            listener.take()
         raws = [Raw(key.replace("_", " "), number(key, value)) for key, value in numbers.items()]
-        if loss is not None:
-            raws.append(Raw("loss", number("loss", loss)))
-            if self._looks:
-                self._stray.loss(self.moment.step)
+        value = None if loss is None else number("loss", loss)
         if batch is not None:
-            self.moment.batch = batch
-            if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
-                self.moment.targets = batch[1]
-            if isinstance(batch, Mapping):
-                self._labels.note(batch)
-        if raws and self._looks:
-            self.recorder.put(self.moment.step + 1 if step is None else step, raws)
-        self._spent(start)
+            moment.batch = batch
+            if listener.listens:
+                self._note(batch)
+        if self._looks:
+            to = moment.step + 1 if step is None else step
+            if raws:
+                self.recorder.put(to, raws)
+            if value is not None:
+                self.recorder.put_loss(to, value)
+                if moment.step == self._logged:
+                    self._stray.loss(moment.step)
+                self._logged = moment.step
+        self._clock.own += time.perf_counter() - start
+
+    def _note(self, batch: Any) -> None:
+        """Targets among what was logged, for sensors that read before the coming step."""
+        if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+            self.moment.targets = batch[1]
+        if isinstance(batch, Mapping):
+            self._labels.note(batch)
 
     @property
     def step(self) -> int:
@@ -165,7 +176,7 @@ class Run:
 
     def left_out(self) -> dict[str, str]:
         """Sensors that did not run as often as they wanted, or not at all, and why."""
-        self._settle()
+        self._settle(self._clock.last)
         return self._senses.left_out()
 
     def close(self, outcome: str = "finished") -> None:
@@ -177,7 +188,7 @@ class Run:
         for hook in self._hooks:
             hook.remove()
         self._listener.stop()
-        self._settle()
+        self._settle(self._clock.last)
         self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
 
     def __enter__(self) -> Run:
@@ -207,72 +218,74 @@ class Run:
         self._spent(start)
 
     def _hooked(self, index: int) -> RemovableHandle:
-        # Nothing of ours is for the compiler of somebody who compiles the step.
-        before = torch.compiler.disable(self._before)
-        return self.watched[index].optimizer.register_step_pre_hook(partial(before, index))
+        def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            changed = None
+            if kwargs or len(args) > 1:
+                changed = with_closure(args, kwargs, partial(self._look, index))
+            if changed is None:
+                self._look(index)
+            return changed
 
-    def _before(
-        self, index: int, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        changed = with_closure(args, kwargs, partial(self._look, index))
-        if changed is None:
-            self._look(index)
-        return changed
+        # Nothing of ours is for the compiler of somebody who compiles the step.
+        return self.watched[index].optimizer.register_step_pre_hook(torch.compiler.disable(before))
 
     def _look(self, index: int) -> None:
         """Gradients are there, weights not yet moved: take the readings that are due, if any can be."""
         start = time.perf_counter()
-        self._listener.take()
-        moment = self.moment
-        begins = index in self._stepped or not self._stepped
+        moment, listener = self.moment, self._listener
+        if listener.last is not None:
+            listener.take()
+        bit = 1 << index
+        begins = bool(self._stepped & bit) or not self._stepped
         if begins:
-            self._stepped = set()
+            self._stepped = 0
             self._seen += 1
-            self._stray.step()
             moment.step += 1
             self.recorder.step = moment.step
             self._awake = moment.step >= self._wake
-        self._stepped.add(index)
-        if self._mark:
-            self._trained += start - self._mark
-        raws: list[Raw] = []
-        paid = 0.0
+        self._stepped |= bit
         if self._awake:
             if begins:
-                self._settle()
-            if moment.targets is None:
-                moment.targets = self._labels.beside(moment.model, moment.output)
-            paid = self._senses.read(index, moment, raws)
-            settled = self._seen > SETTLING
-            self._wake = self.budget.wake(moment.step) if settled else moment.step + 1
+                self._settle(start)
+            self._read(index)
+        complete = self._stepped == self._all
+        if complete:
+            moment.output = moment.targets = None
+            if self._awake:
+                self._labels.forget()
+        # What no sensor can read is not listened to.
+        listener.listens = moment.step + 1 >= self._wake or (self._awake and not complete)
+        clock = self._clock
+        clock.last = time.perf_counter()
+        clock.own += clock.last - start
+
+    def _read(self, index: int) -> None:
+        """Run the sensors that are due and can be paid."""
+        moment, one = self.moment, self.watched[index]
+        if moment.targets is None:
+            moment.targets = self._labels.beside(moment.model, moment.output)
+        raws: list[Raw] = []
+        paid = self._senses.read(index, moment, raws)
+        self._clock.paid += paid
+        self._clock.own -= paid
+        settled = self._seen > SETTLING
+        self._wake = self.budget.wake(moment.step) if settled else moment.step + 1
         if raws:
-            one = self.watched[index]
             unless = one.overflowed
             # The scaler's tensor, which the next step may write into.
             unless = None if unless is None else unless.clone()
             self.recorder.put(moment.step, raws, one.label, unless)
-        if len(self._stepped) == len(self.watched):
-            moment.output = moment.targets = None
-            self._labels.forget()
-        self._mark = time.perf_counter()
-        self._own += self._mark - start - paid
 
-    def _settle(self) -> None:
-        """Enter what has been earned and spent since the last look."""
-        steps = self._seen - self._settled
-        if self._trained:
-            self.budget.earn(self._trained, max(steps, 1))
-        busy = self.recorder.busy
-        self.recorder.thin = self.budget.every(self.recorder.price, JUDGING)
-        self.budget.overhead(self._own + busy - self._charged)
-        self._trained, self._own, self._charged, self._settled = 0.0, 0.0, busy, self._seen
-        if (now := time.perf_counter()) - self._told > TELLING:
-            self._told = now
+    def _settle(self, until: float) -> None:
+        """Enter what has been earned and spent up to a look since the last such one."""
+        self._clock.settle(self.budget, until, self._seen - self._settled, self.recorder.busy)
+        self._settled = self._seen
+        judges = self.recorder.judges
+        judges.thin = self.budget.every(judges.price, JUDGING)
+        if until - self._told > TELLING:
+            self._told = until
             self.recorder.about = {"watching": self.budget.spent, "left_out": self._senses.left_out()}
 
     def _spent(self, start: float) -> None:
         """Time in our own calls outside the step is not the user's training time."""
-        now = time.perf_counter()
-        if self._mark:
-            self._mark += now - start
-        self._own += now - start
+        self._clock.own += time.perf_counter() - start

@@ -179,7 +179,7 @@ def number(name: str, value: Any) -> float | Tensor:
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
         # On the CPU nothing has to be waited for, and a float is the cheaper copy.
-        return value.item() if value.device.type == "cpu" else value.detach().clone()
+        return value.item() if value.is_cpu else value.detach().clone()
     try:
         return float(value)
     except (TypeError, ValueError):

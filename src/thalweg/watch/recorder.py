@@ -13,11 +13,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from thalweg.watch.delivery import Delivery
+from thalweg.watch.judging import Judges
 from thalweg.watch.loss_function import LossFunctionError
 from thalweg.watch.moment import Raw
 from thalweg.watch.readings import Finding, Reading
@@ -30,6 +32,7 @@ EVERY = 0.25
 # Readings that could not be stored (a full disk) are kept up to this many, and tried again ever less often.
 KEPT = 20_000
 SELDOM = 5.0
+NONE: Mapping[str, float] = {}
 
 
 class Recorder(threading.Thread):
@@ -48,8 +51,7 @@ class Recorder(threading.Thread):
         lost: readings that were given up.
         disabled: sensors and sinks that were switched off, and why.
         sinks: what takes readings to other trackers.
-        thin: of the losses that a loop logs the rules are shown one in so many; all are stored.
-        price: seconds of processor time that the rules take for one loss, as far as that is known.
+        judges: the rules that see what is taken.
     """
 
     def __init__(
@@ -70,15 +72,10 @@ class Recorder(threading.Thread):
         self.about: dict[str, Any] = {}
         self.sinks: list[Delivery] = []
         self.step = self.lost = 0
-        self.busy = self.price = 0.0
-        self.thin = 1
+        self.busy = 0.0
         self.problems: list[str] = []
-        self._titles, self._past = titles or {}, past
-        self._rules: dict[tuple[str, str], list[Rule]] = {}
-        for label, judges in rules.items():
-            for rule in judges:
-                for name in rule.reads:
-                    self._rules.setdefault((label, name), []).append(rule)
+        self.judges = Judges(rules, titles or {}, self._complain)
+        self._past = past
         self._inbox: deque[Any] = deque()
         self._wake = threading.Event()
         self._ending = False
@@ -98,19 +95,17 @@ class Recorder(threading.Thread):
         """
         self._inbox.append((time.time(), step, raws, label, unless))
 
+    def put_loss(self, step: int, loss: float | Tensor) -> None:
+        """Hand over a loss, which comes at every step."""
+        self._inbox.append((time.time(), step, loss))
+
     def report(self, finding: Finding) -> None:
         """Hand over a finding that no rule made."""
         self._inbox.append(finding)
 
     def restart(self, label: str, about: Mapping[str, Any]) -> None:
         """From here on the rules of this label judge another optimizer."""
-        rules = {id(rule): rule for (of, _), found in self._rules.items() if of == label for rule in found}
-
-        def tell() -> None:
-            for rule in rules.values():
-                rule.restart(about)
-
-        self._inbox.append(tell)
+        self._inbox.append(partial(self.judges.restart, label, about))
 
     def switch_off(self, kind: str, names: Sequence[str], error: Exception) -> str:
         """Note that sensors or a sink failed; gives the sentence that says so."""
@@ -181,7 +176,7 @@ class Recorder(threading.Thread):
             if isinstance(item, Finding):
                 self._found(item)
             elif isinstance(item, tuple):
-                self._take(*item)
+                (self._take_loss if len(item) == 3 else self._take)(*item)
             elif callable(item):
                 item()
         return [item for item in waiting if isinstance(item, threading.Event)]
@@ -190,7 +185,7 @@ class Recorder(threading.Thread):
         """Let the rules see what a resumed run has stored; what they found then is stored already."""
         try:
             for label, reading in self._past() if self._past else ():
-                self._judge(label, reading)
+                self.judges.see(label, reading)
         except Exception as error:
             self._complain(error, "the rules of the resumed run begin anew")
 
@@ -205,37 +200,20 @@ class Recorder(threading.Thread):
             except Exception as error:
                 self._complain(error)
                 continue
-            kept = replace(reading, name=labelled(reading.name, label)) if label else reading
-            self._readings.append((when, kept))
-            if self.sinks:
-                self._undelivered[0].append((when, kept))
-            if reading.name != "loss":
-                found = self._judge(label, reading)
-            elif self.thin == 1 or step % self.thin == 0 or not reading.finite:
-                began = time.thread_time()
-                found = self._judge(label, reading)
-                self.price += 0.02 * (time.thread_time() - began - self.price)
-            else:
-                continue
-            for finding in found:
+            self._keep(when, replace(reading, name=labelled(reading.name, label)) if label else reading)
+            for finding in self.judges.see(label, reading):
                 self._found(finding)
 
-    def _judge(self, label: str, reading: Reading) -> list[Finding]:
-        """What the rules say of a reading; one that fails is switched off."""
-        findings: list[Finding] = []
-        title = self._titles.get(label)
-        for rule in list(self._rules.get((label, reading.name), ())):
-            try:
-                found = list(rule.see(reading))
-            except Exception as error:
-                self._complain(error, f"the rule {rule.name!r} failed and is switched off")
-                for readers in self._rules.values():
-                    readers[:] = [one for one in readers if one is not rule]
-                continue
-            for one in found:
-                message = f"{title}: {one.message}" if title else one.message
-                findings.append(replace(one, message=message, found=reading.step))
-        return findings
+    def _take_loss(self, when: float, step: int, loss: float | Tensor) -> None:
+        reading = Reading(step, "loss", float(loss), NONE, NONE)
+        self._keep(when, reading)
+        for finding in self.judges.see_loss(reading):
+            self._found(finding)
+
+    def _keep(self, when: float, reading: Reading) -> None:
+        self._readings.append((when, reading))
+        if self.sinks:
+            self._undelivered[0].append((when, reading))
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(finding)

@@ -98,8 +98,10 @@ class Senses:
     def left_out(self) -> dict[str, str]:
         """By sensor: what it lacks, why it can say nothing of this run, or how seldom it ran."""
         words = dict(self.budget.left_out())
-        if self.recorder.thin > 1:
-            words["loss"] = f"judged every {self.recorder.thin} steps rather than every 1; all are stored"
+        if self.recorder.judges.thin > 1:
+            words["loss"] = (
+                f"judged every {self.recorder.judges.thin} steps rather than every 1; all are stored"
+            )
         for name, one in self.sensors.items():
             missing = one.missing(self.available) if self.begun else []
             if missing:

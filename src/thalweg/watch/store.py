@@ -113,7 +113,7 @@ class RunStore:
                     r.step,
                     when,
                     r.value,
-                    _pack(r.layers.values()),
+                    _pack(r.layers.values()) if r.layers else None,
                     _json(r.extra),
                 )
                 for when, r in readings

@@ -18,22 +18,25 @@ class NothingSteps(UserWarning):
 
 
 class Stray:
-    """Counts the losses since the last step, and says once when there are far too many."""
+    """Counts the losses since the last step, and says once when there are far too many.
 
-    def __init__(self, recorder: Recorder):
-        self.recorder = recorder
-        self._losses = self._most = self._steps = 0
+    Args:
+        start: steps taken before.
+    """
+
+    def __init__(self, recorder: Recorder, start: int):
+        self.recorder, self.start = recorder, start
+        self._at = -1
+        self._losses = self._most = 0
         self._said = False
 
-    def step(self) -> None:
-        """A watched optimizer steps."""
-        self._most, self._losses = max(self._most, self._losses), 0
-        self._steps += 1
-
     def loss(self, step: int) -> None:
-        """A loss was logged after ``step`` steps."""
+        """A loss was logged after ``step`` steps that is not the first since then."""
+        if step != self._at:
+            self._at, self._most, self._losses = step, max(self._most, self._losses), 1
         self._losses += 1
-        if self._said or self._losses <= (max(LOSSES, TIMES * self._most) if self._steps else AT_FIRST):
+        allowed = max(LOSSES, TIMES * self._most) if step > self.start else AT_FIRST
+        if self._said or self._losses <= allowed:
             return
         self._said = True
         message = (

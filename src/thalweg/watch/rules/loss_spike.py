@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from itertools import dropwhile, pairwise
+from itertools import pairwise
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
@@ -90,8 +90,9 @@ class LossSpike(Rule):
             return math.inf, 0.0
         usual = median(known[-LATEST:])
         # From one reading to the next, so that the descent itself is not taken for noise.
-        spread = 1.4826 * median(abs(after - now) for now, after in pairwise(known)) / math.sqrt(2)
-        self.swing = max(dropwhile(lambda value: value > usual, known))
+        spread = 1.4826 * median([abs(after - now) for now, after in pairwise(known)]) / math.sqrt(2)
+        lowered = next(index for index, value in enumerate(known) if value <= usual)
+        self.swing = max(known[lowered:])
         gained = max(max(self.first) - usual, 0.5 * abs(usual))
         return usual + max(SPREADS * spread, BEYOND * (self.swing - usual), SHARE * gained), usual
 

@@ -83,6 +83,9 @@ class LossOfPlasticity(Rule):
             return False
         values = [one.value for one in self.recent]
         before, after = values[:BEFORE], values[BEFORE:]
+        # Settles most losses: what is no higher than the lower middle is no higher than the median.
+        if min(after) <= sorted(before)[(BEFORE - 1) // 2]:
+            return False
         usual = median(before)
         spread = 1.4826 * median(abs(value - usual) for value in before) + 0.02 * abs(usual)
         return min(after) > max(usual + SPREADS * spread, JUMP * usual)
