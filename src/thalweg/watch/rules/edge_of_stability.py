@@ -79,7 +79,7 @@ class EdgeOfStability(Rule):
                 "threshold": FAR if level == 2 else NEAR,
             },
             "warning" if level == 2 else "info",
-            (),
+            tuple(sorted(reading.layers, key=lambda name: -reading.layers[name]))[:3],
             ("loss-curvature", "sam-edge-of-stability", "sgd-dynamical-stability"),
             (
                 Remedy(

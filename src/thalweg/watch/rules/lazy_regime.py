@@ -71,7 +71,7 @@ class LazyRegime(Rule):
                 "most loss over what it was": FALLEN,
             },
             "info",
-            (),
+            tuple(reading.layers),
             ("lazy-to-rich-grokking", "rich-lazy-connectivity"),
             self._remedies(),
         )

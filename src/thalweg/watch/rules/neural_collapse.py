@@ -66,7 +66,7 @@ class NeuralCollapse(Rule):
                 **{name: extra[name] for name in ("nc1", "nc2", "nc3", "nc4")},
             },
             "info",
-            (),
+            tuple(reading.layers),
             ("neural-collapse",),
             (
                 Remedy(

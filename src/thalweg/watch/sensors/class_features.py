@@ -72,7 +72,8 @@ def class_features(at: Moment) -> list[Raw]:
         "nc3": found.nc3 or 0.0,
         "nc4": found.nc4 or 0.0,
     }
-    return [Raw("neural collapse", found.variability * unbiased, extra=extra)]
+    scatter = found.variability * unbiased
+    return [Raw("neural collapse", scatter, (memory["head"],), torch.tensor([scatter]), extra)]
 
 
 def _examples(at: Moment) -> tuple[Any, Tensor] | None:

@@ -23,6 +23,7 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
 
     Each visit goes on from where the last one stopped, so that even the first reading never costs much at
     once; a value is given once its error bound is below a tenth, or when it is above the limit already.
+    By layer, how much of it the leading eigenvector's part there makes up: together they are the whole.
     Of an optimizer without a known preconditioner or limit, the plain sharpness is given, and no ratio.
     """
     assert at.model is not None and at.loss_fn is not None
@@ -57,7 +58,9 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     if limit < math.inf:
         lr = float(at.optimizer.param_groups[0]["lr"])
         extra |= {"limit": limit, "ratio": found.top / limit, "lr": lr}
-    return [Raw("sharpness", found.top, extra=extra)]
+    (shares,) = found.shares({name: p for name, p in at.named.items() if p.requires_grad})
+    parts = found.top * torch.tensor(list(shares.values()))
+    return [Raw("sharpness", found.top, tuple(shares), parts, extra)]
 
 
 def _known(ask: Callable[..., Any], *arguments: Any) -> Any:

@@ -25,9 +25,10 @@ def _passes(at: Moment) -> float:
 def feature_alignment(at: Moment) -> list[Raw]:
     """Kernel alignment of the last layer's inputs with those at the first visit, on a few fixed examples.
 
-    With it the relative change, since then, of the weights that make these features. A model without trained
-    weights before its last layer has no features to move. Batch normalisation takes the statistics of these
-    examples: running ones move at first, whatever the features do.
+    The layer named is the last, which these enter. With it the relative change, since then, of the weights
+    that make these features. A model without trained weights before its last layer has no features to move.
+    Batch normalisation takes the statistics of these examples: running ones move at first, whatever the
+    features do.
     """
     assert at.model is not None and at.inputs is not None
     memory = at.memory
@@ -45,7 +46,7 @@ def feature_alignment(at: Moment) -> list[Raw]:
     alignment = gram_alignment(memory["gram"], gram)
     now = {name: _entries(at.named[name]) for name in weights}
     change = _size({name: now[name] - weights[name] for name in weights}, at) / memory["size"]
-    return [_raw(alignment, change, memory["step"])]
+    return [_raw(alignment, change, memory)]
 
 
 def _begin(at: Moment) -> list[Raw]:
@@ -66,11 +67,12 @@ def _begin(at: Moment) -> list[Raw]:
         memory["head"] = None
         return []
     memory |= {"batch": batch, "weights": weights, "size": size, "gram": gram, "step": at.step}
-    return [_raw(1.0, 0.0, at.step)]
+    return [_raw(1.0, 0.0, memory)]
 
 
-def _raw(alignment: float, change: float, since: int) -> Raw:
-    return Raw("feature alignment", alignment, extra={"weight change": change, "since": float(since)})
+def _raw(alignment: float, change: float, memory: dict[str, Any]) -> Raw:
+    extra = {"weight change": change, "since": float(memory["step"])}
+    return Raw("feature alignment", alignment, (memory["head"],), torch.tensor([alignment]), extra)
 
 
 def _entries(weight: Tensor) -> Tensor:
