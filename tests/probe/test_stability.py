@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from thalweg import optim
 from thalweg.probe import stability_limit
 
 LR = 0.1
@@ -103,6 +104,54 @@ def test_an_optimizer_with_the_method_is_asked():
             return 7 / group["lr"]
 
     assert stability_limit(Knows([torch.zeros(1, requires_grad=True)], lr=0.5)) == 14
+
+
+SAM_CASES = {
+    "gradient descent": (lambda p: SGD(p, lr=LR), 2 / LR),
+    "heavy ball": (lambda p: SGD(p, lr=LR, momentum=0.9), 3.8 / LR),
+    "a chain": (lambda p: optim.Descent(p, optim.momentum(0.9), lr=LR), 3.8 / LR),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SAM_CASES))
+@pytest.mark.parametrize("radius", [0.0, 0.05, 0.5])
+def test_the_limit_of_sam_parts_shrinking_from_growing(name, radius):
+    inner, of_inner = SAM_CASES[name]
+
+    def run(curvature):
+        w = torch.tensor([1e-12], dtype=torch.float64, requires_grad=True)
+        sam = optim.SAM(inner([w]), radius, normalized=False)
+
+        def closure():
+            sam.zero_grad()
+            loss = (curvature / 2 * w.square()).sum()
+            loss.backward()
+            return loss
+
+        sizes = []
+        for _ in range(400):
+            sam.step(closure)
+            sizes.append(abs(w.item()))
+        return stability_limit(sam), max(sizes[-20:]) / max(sizes[:20])
+
+    limit, _ = run(1.0)
+    # arXiv 2302.08692: a curvature is seen as itself times one plus the radius times itself.
+    assert limit * (1 + radius * limit) == pytest.approx(of_inner)
+    assert run(0.99 * limit)[1] < 0.9
+    assert run(1.01 * limit)[1] > 1.1
+
+
+def test_a_limit_of_sam_that_moves_is_not_made_up():
+    w = torch.zeros(1, requires_grad=True)
+    for sam in (
+        optim.SAM(SGD([w], lr=LR)),
+        optim.SAM(SGD([w], lr=LR), adaptive=True, normalized=False),
+        optim.SAM(Adam([w], lr=LR), normalized=False),
+        optim.SAM(optim.Descent([w], optim.adam(), lr=LR), normalized=False),
+    ):
+        with pytest.raises(ValueError, match="SAM"):
+            stability_limit(sam)
+    assert stability_limit(optim.SAM(SGD([w], lr=0.0), normalized=False)) == math.inf
 
 
 def test_stability_limit_refuses():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -95,6 +96,26 @@ class SAM(Displaced):
             norm = total_norm((p, self._stretched(p)) for p in params)
             length = torch.where(norm.isfinite() & (norm > 0), self.radius / norm, 0.0)
         self._move((p, self._stretch(p, self._stretched(p)) * _like(length, p)) for p in params)
+
+    def edge(self, limit: float) -> float:
+        r"""The sharpness above which a quadratic diverges, of the inner optimizer's ``limit`` :math:`L`.
+
+        The step sees :math:`\lambda(1+\rho\lambda)` for a curvature :math:`\lambda`, which is at most L up to
+
+        .. math:: (\sqrt{1 + 4\rho L} - 1) / 2\rho
+
+        Raises:
+            ValueError: normalized or adaptive, where it moves with gradient or weights; or an inner optimizer
+                that preconditions, whose P H (1 + rho H) is no function of P H.
+        """
+        if (self.normalized or self.adaptive) and self.radius:
+            raise ValueError("SAM must have normalized=False and adaptive=False to have a limit of stability")
+        links = getattr(self.inner, "links", ())
+        plain = bool(links) or isinstance(self.inner, torch.optim.SGD)
+        if not plain or any(one.transform.precondition for one in links):
+            kind = type(self.inner).__name__
+            raise ValueError(f"inner must be SGD or a chain that does not precondition, got SAM of {kind}")
+        return 2 * limit / (1 + math.sqrt(1 + 4 * self.radius * limit)) if limit < math.inf else limit
 
     def _stretched(self, p: Tensor) -> Tensor:
         assert p.grad is not None

@@ -32,6 +32,7 @@ def stability_limit(optimizer: torch.optim.Optimizer, group: dict[str, Any] | in
     Nesterov                  :math:`2(1+\beta)/((1+2\beta)\eta)`
     Adam, AdamW               :math:`2(1+\beta_1)/((1-\beta_1)\eta)`, 38/η at 0.9
     RMSprop                   as gradient descent or heavy ball
+    SAM, not normalized       :math:`(\sqrt{1 + 4\rho L} - 1) / 2\rho` of the inner one's limit L
     ========================  =============================================
 
     Adam's and RMSprop's are limits for :func:`preconditioned_sharpness`, with the preconditioner frozen;
@@ -43,7 +44,8 @@ def stability_limit(optimizer: torch.optim.Optimizer, group: dict[str, Any] | in
 
     Args:
         optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop``, or any with a method
-            ``stability_limit(group)``, which is then asked.
+            ``stability_limit(group)``, which is then asked; :class:`thalweg.optim.SAM` of one of these
+            (arXiv 2302.08692).
         group: a parameter group of it, or its index.
 
     Returns:
@@ -57,6 +59,9 @@ def stability_limit(optimizer: torch.optim.Optimizer, group: dict[str, Any] | in
             last = len(optimizer.param_groups) - 1
             raise ValueError(f"group must be a parameter group or an index in [0, {last}], got {group}")
         group = optimizer.param_groups[group]
+    edge = getattr(optimizer, "edge", None)
+    if edge is not None:
+        return float(edge(stability_limit(optimizer.inner, group)))  # type: ignore[attr-defined]
     ask = getattr(optimizer, "stability_limit", None)
     if ask is not None:
         return float(ask(group))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from thalweg.probe import preconditioner_of, stability_limit
 from thalweg.probe._example_batch import count, taken, undisturbed
 from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
+from thalweg.watch.optimizer_kind import innermost
 
 PARTS = 8
 EXAMPLES = 128, 256
@@ -117,6 +118,8 @@ def _parts(at: Moment) -> list[Any]:
 
 def _rates(at: Moment, params: list[nn.Parameter]) -> list[Tensor] | None:
     """What each entry of the gradient is multiplied by, over all steps that it takes part in, if known."""
+    if innermost(at.optimizer) is not at.optimizer:
+        return None
     try:
         # What has no known limit of stability, such as a sign, is no multiple of the gradient either.
         stability_limit(at.optimizer)
