@@ -57,10 +57,11 @@ def test_what_needs_no_token_is_known_and_says_why():
     assert all("secret" in why for why in free.values())
 
 
-@pytest.mark.parametrize(("route", "method"), changing_routes())
+CHECKED = [one for one in changing_routes() if not hasattr(one.values[0].endpoint, "unchecked")]
+
+
+@pytest.mark.parametrize(("route", "method"), CHECKED)
 def test_every_route_that_changes_something_refuses_a_form_without_a_token(app, ada, route, method):
-    if hasattr(route.endpoint, "unchecked"):
-        pytest.skip("its address is the secret")
     answer = ada.request(method, address_of(route), data={"up": "true", "text": "hello", "name": "Eve"})
     assert answer.status_code == 403 and "this form has expired" in answer.text
 
