@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from thalweg.desk._library_labels import label_numbers, labels_of
-from thalweg.desk._library_rows import (
-    FIELDS,
-    columns,
-    later,
-    paper_of_row,
-    rows_of_ids,
-    tag_columns,
-    tags_of_row,
-)
+from thalweg.desk._library_rows import FIELDS, later, paper_of_row, rows_of_ids
+from thalweg.desk._library_writing import write
 from thalweg.desk.database import Database
 from thalweg.desk.imported import Imported, arxiv_id
 from thalweg.desk.paper import Paper
-from thalweg.desk.tagging import NOTHING, Tags, tagger
-from thalweg.papers.entry import load
+from thalweg.desk.tagging import Tags, tagger
 
 __all__ = ["Added", "Library"]
 
@@ -104,63 +93,8 @@ class Library:
             if one.id in there and (merged := later(there[one.id], one)) is not None
         ]
         if new or newer:
-            self._write(on, new, newer, there)
+            write(on, new, newer, there, self.tags or tagger())
         return Added(len(new), len(newer), len(latest) - len(new) - len(newer))
-
-    def _write(
-        self,
-        on: sqlite3.Connection,
-        new: Sequence[Imported],
-        newer: Sequence[Imported],
-        there: dict[str, sqlite3.Row],
-    ) -> None:
-        both = [*new, *newer]
-        guess = self.tags or tagger()
-        # What the catalog has is tagged there, by hand.
-        ours = {entry.arxiv for entry in load()}
-        guessed = guess([f"{one.title} {one.abstract}" for one in both])
-        tags = [NOTHING if one.id in ours else found for one, found in zip(both, guessed, strict=True)]
-        last = on.execute("SELECT seq FROM sqlite_sequence WHERE name = 'imported'").fetchone()
-        first = 1 + (last[0] if last else 0)
-        numbers = [*range(first, first + len(new)), *(there[one.id]["paper"] for one in newer)]
-        now = time.time()
-        days: Counter[str] = Counter()
-        labels: Counter[tuple[str, str]] = Counter()
-        gone = [there[one.id] for one in newer]
-        for row in gone:
-            days[row["published"]] -= 1
-            labels.subtract(labels_of(tags_of_row(row)))
-        for one, found in zip(both, tags, strict=True):
-            days[one.published] += 1
-            labels.update(labels_of(found))
-        ids = label_numbers(on, labels)
-        on.executemany(
-            "DELETE FROM labelled WHERE label = ? AND day = ? AND paper = ?",
-            [
-                (ids[name], row["published"], row["paper"])
-                for row in gone
-                for name in labels_of(tags_of_row(row))
-            ],
-        )
-        rows = [
-            (number, *columns(one), *tag_columns(found), there[one.id]["added"] if one.id in there else now)
-            for number, one, found in zip(numbers, both, tags, strict=True)
-        ]
-        on.executemany(f"REPLACE INTO imported ({FIELDS}) VALUES ({', '.join('?' * 16)})", rows)
-        on.executemany(
-            "INSERT INTO labelled VALUES (?, ?, ?)",
-            [
-                (ids[name], one.published, number)
-                for number, one, found in zip(numbers, both, tags, strict=True)
-                for name in labels_of(found)
-            ],
-        )
-        on.executemany(
-            "INSERT INTO days VALUES (?, ?) "
-            "ON CONFLICT (day) DO UPDATE SET papers = papers + excluded.papers",
-            [(day, count) for day, count in days.items() if count],
-        )
-        on.execute("UPDATE library SET change = change + 1")
 
     def set_repositories(self, addresses: dict[str, str]) -> int:
         """Say where the code of papers is, by id, for those that are here and do not; how many it was."""
