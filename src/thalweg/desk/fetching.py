@@ -6,11 +6,12 @@ What was fetched once is remembered by topic and category, so that a daily job k
 from __future__ import annotations
 
 import datetime
-import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+from filelock import FileLock, Timeout
 
 from thalweg._core.checks import check_count
 from thalweg.desk.announcements import FEED, announced
@@ -193,12 +194,15 @@ class Fetcher:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One fetch at a time, or arXiv is asked more often than it wants; the lock ends with its process."""
-        with (self._library.database.folder / "fetch.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError("another fetch is under way; arXiv is asked by one at a time") from None
+        lock = FileLock(self._library.database.folder / "fetch.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError("another fetch is under way; arXiv is asked by one at a time") from None
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def _fetch(row: sqlite3.Row) -> Fetch:
