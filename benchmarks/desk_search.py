@@ -10,8 +10,8 @@ folder that is given is kept, and what is in it is not made again.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
-import logging
 import subprocess
 import sys
 import tempfile
@@ -19,9 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
-from fastapi.testclient import TestClient
+from fastapi import FastAPI
 
 from benchmarks._abstracts import Generator
 from thalweg.desk.app import create_app
@@ -51,15 +53,15 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 def catalog() -> None:
     """Seventy-odd questions, each asked once of a desk without imported papers."""
-    client = TestClient(create_app())
+    reader = Reader(create_app())
     asked = [line.split("\t")[1] for line in QUESTIONS.read_text(encoding="utf8").splitlines()]
     start = time.perf_counter()
     search("which question is the first one")
     for room in ROOMS:
-        client.get(f"/search?q=which+page+is+the+first+one&room={room}")  # its evidence is read once
+        page(reader, "which page is the first one", Filters(room=room))  # its evidence is read once
     print(f"meaning by {meant_by()}; the first questions take {time.perf_counter() - start:.2f} s")
     tell("search alone", [timed(search, question) for question in asked], CATALOG_BAR)
-    pages = [timed(page, client, f"{question} in training") for question in asked]
+    pages = [timed(page, reader, f"{question} in training") for question in asked]
     tell("a page", pages, CATALOG_BAR)
 
 
@@ -91,16 +93,16 @@ def imported(folder: Path, count: int, questions: int) -> None:
     print("the index alone")
     for name, asked in kinds.items():
         tell(f"  {name}", [timed(index.rankings, question, filters) for question, filters in asked])
-    client = TestClient(create_app(folder=folder))
-    client.get("/search?q=warm")
+    reader = Reader(create_app(folder=folder))
+    page(reader, "warm")
     print("pages, catalog and imported papers together")
     taken = []
     for name, asked in kinds.items():
-        times = [timed(page, client, question, filters) for question, filters in asked]
+        times = [timed(page, reader, question, filters) for question, filters in asked]
         taken += times
         tell(f"  {name}", times)
     some = library.by_rowid(source.integers(1, library.count(), questions).tolist())
-    times = [timed(client.get, f"/papers/{one.key}") for one in some]
+    times = [timed(reader.get, f"/papers/{one.key}") for one in some]
     tell("  a paper with similar ones", times)
     tell("  all", taken + times, IMPORTED_BAR)
 
@@ -159,9 +161,41 @@ def mixed(
     }
 
 
-def page(client: TestClient, question: str, filters: Filters | None = None) -> None:
-    answer = client.get("/search", params={"q": question[:400], **vars(filters or Filters())})
-    assert answer.status_code == 200, answer.text
+class Reader:
+    """Asks the application itself, as a server does for a browser, without a network."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app, self._loop = app, asyncio.new_event_loop()
+
+    def get(self, path: str, query: str = "") -> bytes:
+        answer: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            answer.append(message)
+
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(b"host", b"127.0.0.1:8600"), (b"accept-encoding", b"gzip")],
+            "client": ("127.0.0.1", 50000),
+            "server": ("127.0.0.1", 8600),
+        }
+        self._loop.run_until_complete(self._app(scope, receive, send))
+        assert answer[0]["status"] == 200, answer
+        return b"".join(message.get("body", b"") for message in answer[1:])
+
+
+def page(reader: Reader, question: str, filters: Filters | None = None) -> None:
+    reader.get("/search", urlencode({"q": question[:400], **vars(filters or Filters())}))
 
 
 def timed(act: Callable[..., object], *given: object) -> float:
@@ -186,7 +220,6 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100, help="of each kind")
     parser.add_argument("--folder", type=Path, default=None, help="where the library is made, or was before")
     chosen = parser.parse_known_args()[0]
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     catalog()
     with tempfile.TemporaryDirectory() as folder:
         imported(chosen.folder or Path(folder), chosen.papers, chosen.questions)
