@@ -193,6 +193,24 @@ def test_the_gram_has_the_eigenvalues_of_the_gauss_newton_operator():
     torch.testing.assert_close(found[:12], torch.linalg.eigvalsh(dense).flip(0)[:12], rtol=1e-9, atol=1e-12)
 
 
+def test_a_layer_alone_has_the_limit_of_its_blocks_which_is_not_below_that_of_all():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
+    inputs, targets = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
+    matrices = torch.stack(explicit_factors(model, functional.mse_loss, inputs, targets))
+    whole = sgd_stability(curvature_gram(model, functional.mse_loss, inputs, targets), 0.1, 2).limit
+    for layer, block in ((model[0], slice(0, 6)), (model[2], slice(6, 9))):
+        model.requires_grad_(False)
+        layer.requires_grad_(True)
+        gram = curvature_gram(model, functional.mse_loss, inputs, targets)
+        values, vectors = torch.linalg.eigh(matrices[:, block, block])
+        # One output an example: its block has rank one.
+        factors = (vectors[:, :, -1] * values[:, -1:].sqrt())[:, None]
+        found = sgd_stability(gram, 0.1, 2, sampling="distinct").limit
+        assert found == pytest.approx(threshold(factors, 2, "distinct"), rel=1e-6)
+        assert found >= whole
+
+
 def test_modes_gradients_and_random_state_stay_and_dropout_is_off():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))

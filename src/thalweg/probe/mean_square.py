@@ -107,6 +107,9 @@ def sgd_stability(
     :math:`T(M) = M - \eta C(M) + \eta^2 N(M)`, because :math:`T` is self-adjoint and keeps positive matrices
     positive.
 
+    It is one of all parameters together and has no parts. That of a layer trained alone, the others held, is
+    asked of the gram of the model with the others frozen: it is never below that of all.
+
     Args:
         gram: of all examples that SGD draws from; of a sub-sample, what is said is about that sub-sample.
         lr: learning rate of plain SGD on the mean loss.
