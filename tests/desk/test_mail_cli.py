@@ -65,9 +65,7 @@ def test_a_dry_run_writes_messages_that_mail_programs_read_and_sends_nothing(
         assert answer.exit_code == 0 and answer.output.startswith("1 message in ")
         (path,) = (tmp_path / "out").iterdir()
         message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
-        assert (
-            message.defects == [] and message["To"] == ADA and message["Subject"].startswith("2 papers: ")
-        )
+        assert message.defects == [] and message["To"] == ADA and message["Subject"].startswith("2 papers: ")
         assert [part.get_content_type() for part in message.walk()] == [
             "multipart/alternative",
             "text/plain",
