@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import re
 import subprocess
@@ -48,7 +47,6 @@ def desk(folder: Path) -> Iterator[int]:
         [sys.executable, "-u", "-m", "thalweg", *words],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
         assert running.stdout is not None

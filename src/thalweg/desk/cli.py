@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from thalweg._core.blas import one_blas_thread
 from thalweg._core.terminal import user_errors
 from thalweg.desk.mail_cli import app as mail_app
 from thalweg.desk.mail_cli import digest
@@ -48,6 +49,7 @@ def desk(
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the paper pages, the run pages and the API, offline, until interrupted."""
+    one_blas_thread()
     if context.invoked_subcommand is not None:
         return
     with user_errors():

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from thalweg._core.blas import one_blas_thread
 from thalweg._core.checks import check_choice
 from thalweg._core.terminal import console, print_table, user_errors
 from thalweg.papers.entry import ROOMS, TIERS, find, load
@@ -17,6 +18,12 @@ from thalweg.papers.status import STATES, code_of, import_lines, read_evidence
 from thalweg.papers.status import status as status_of
 
 app = typer.Typer(help="The catalog of papers.", no_args_is_help=True)
+
+
+@app.callback()
+def papers() -> None:
+    """What holds for every command."""
+    one_blas_thread()
 
 
 @app.command()
