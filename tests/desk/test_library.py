@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 
 import pytest
 
@@ -113,17 +114,31 @@ def test_pages_hold_every_paper_of_both_once_in_order(library):
     assert shelf.order.newer("2024-05-17", (10,)) == min(day for day in days(100) if day > "2024-05-17")
 
 
-def test_a_paper_of_the_catalog_that_is_imported_is_one_paper(library):
-    entry = find("galore")
+@pytest.mark.parametrize("authors", [(), ("Jia Zhao", "Bo Li")])
+def test_a_paper_of_the_catalog_that_is_imported_is_one_paper(library, monkeypatch, authors):
+    entry = replace(find("galore"), authors=authors, organisation="")
+    others = tuple(one for one in load() if one.key != "galore")
+    monkeypatch.setattr("thalweg.desk.shelf.load", lambda: (*others, entry))
     shelf = Shelf(library)
     before = shelf.order.count()
     assert shelf.paper("galore").date == "2024-03"
     library.add(
-        [checked({"id": f"{entry.arxiv}v2", "title": "?", "published": "2024-03-06", "authors": ["J. Zhao"]})]
+        [
+            checked(
+                {
+                    "id": f"{entry.arxiv}v2",
+                    "title": "?",
+                    "published": "2024-03-06",
+                    "authors": ["J. Zhao"],
+                    "organisation": "University of Nowhere",
+                }
+            )
+        ]
     )
     found = shelf.paper(f"{entry.arxiv}v2")
     assert found == shelf.paper("galore")
-    assert (found.title, found.date, found.authors) == (entry.title, "2024-03-06", ("J. Zhao",))
+    assert (found.title, found.date) == (entry.title, "2024-03-06")
+    assert (found.authors, found.organisation) == (authors or ("J. Zhao",), "University of Nowhere")
     assert shelf.order.count() == before
     assert [one.key for one in shelf.order.page(0, 9, "2024-03-06", "2024-03-06")] == ["galore"]
     assert "galore" not in {one.key for one in shelf.of_month("2024-03")}

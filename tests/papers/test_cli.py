@@ -1,11 +1,12 @@
 """The terminal's view of the catalog: answers on stdout, mistakes in one line on stderr with exit code 2."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
-from thalweg.papers import cli, load
+from thalweg.papers import cli, find, load
 from thalweg.papers.cli import app
 from thalweg.papers.status import Status
 
@@ -40,6 +41,16 @@ def test_show_prints_link_status_summary_claim_and_code():
         "addresses: memorised, not generalising",
     ):
         assert text in result.stdout
+
+
+def test_show_prints_the_authors_under_the_topics(monkeypatch):
+    entry = replace(find("spam"), authors=("Ada Lovelace", "Emmy Noether"), organisation="")
+    monkeypatch.setattr(cli, "find", lambda key: entry)
+    assert run("show", "spam").stdout.splitlines()[2] == "Ada Lovelace, Emmy Noether"
+    entry = replace(entry, organisation="University of Göttingen")
+    assert (
+        run("show", "spam").stdout.splitlines()[2] == "Ada Lovelace, Emmy Noether (University of Göttingen)"
+    )
 
 
 def test_show_keeps_each_paragraph_on_one_line_off_a_terminal():

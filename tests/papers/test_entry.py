@@ -86,6 +86,15 @@ def test_a_minimal_file_is_read(tmp_path):
     assert load(write(tmp_path)) == (Entry("some-paper", "Some Paper", "optim", "part", 2, ("momentum",)),)
 
 
+def test_authors_keep_their_order_beside_the_organisation(tmp_path):
+    folder = write(
+        tmp_path, authors='["Emmy Noether", "Ada Lovelace"]', organisation='"University of Göttingen"'
+    )
+    (paper,) = load(folder)
+    assert paper.authors == ("Emmy Noether", "Ada Lovelace")
+    assert paper.organisation == "University of Göttingen"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -112,6 +121,12 @@ def test_a_minimal_file_is_read(tmp_path):
         ({"repository": '"http://example.org"'}, "repository must be an address"),
         ({"parts": '["torch.optim.Adam"]'}, "parts must be a list of different import paths"),
         ({"addresses": '["Bad luck!"]'}, "addresses must be a list of different names of findings"),
+        ({"authors": '"Ada Lovelace"'}, "authors must be a list of different names"),
+        ({"authors": '["Ada Lovelace", "Ada Lovelace"]'}, "authors must be a list of different names"),
+        ({"authors": '["Ada Lovelace", " "]'}, "authors must be a list of different names"),
+        ({"authors": "[1843]"}, "authors must be a list of different names"),
+        ({"organisation": '["MIT"]'}, "organisation must be a name"),
+        ({"organisation": '""'}, "organisation must be a name"),
         ({"summary": "3"}, "summary must be text"),
         ({"tier": "2 2"}, "some-paper.toml: not a TOML file"),
     ],

@@ -77,6 +77,8 @@ def of_catalog(entry: Entry) -> Paper:
         claim=entry.claim,
         arxiv=entry.arxiv,
         date=entry.date,
+        authors=entry.authors,
+        organisation=entry.organisation,
         room=entry.room,
         topics=entry.topics,
         addresses=entry.addresses,

@@ -87,8 +87,8 @@ class Shelf:
             mine, known[row] = ours[other.id], other.date
             papers[mine.key] = replace(
                 mine,
-                authors=other.authors,
-                organisation=other.organisation,
+                authors=mine.authors or other.authors,
+                organisation=mine.organisation or other.organisation,
                 date=max(mine.date, other.date) if other.date.startswith(mine.date) else mine.date,
                 repository=mine.repository or other.repository,
                 added=other.added,

@@ -52,9 +52,10 @@ def show(key: Annotated[str, typer.Argument(help="The paper's key, as search and
     evidence = read_evidence(entry.key)
     _say(entry.title, style="bold")
     _say(f"{entry.key} · {entry.room} · {entry.form} · tier {entry.tier} · {', '.join(entry.topics)}")
-    for address in (entry.link, entry.repository):
-        if address:
-            _say(address)
+    who = ", ".join(entry.authors) + (f" ({entry.organisation})" if entry.organisation else "")
+    for line in (who.strip(), entry.link, entry.repository):
+        if line:
+            _say(line)
     _say(f"\nstatus: {found.state}", style="bold")
     for reason in found.reasons:
         _say(f"  {reason}")

@@ -41,7 +41,9 @@ class Entry:
     """One paper: what it is, what it claims, and where its code will be found.
 
     ``form`` says what it becomes here: a ``part`` to train with, a ``probe`` that measures, or a ``study``
-    only. ``tier`` is the order of work, 1 first. ``addresses`` names the findings it diagnoses or remedies.
+    only. ``tier`` is the order of work, 1 first. ``authors`` stand in the paper's order and ``organisation``
+    is the first one's; both are empty unless a source states them. ``addresses`` names the findings it
+    diagnoses or remedies.
     ``usage`` is Python that runs as pasted beside README's loop: it may use the loop's ``model``, ``opt``,
     ``loss_fn``, ``loader`` and ``batch``.
     """
@@ -54,6 +56,8 @@ class Entry:
     topics: tuple[str, ...]
     arxiv: str = ""
     date: str = ""
+    authors: tuple[str, ...] = ()
+    organisation: str = ""
     repository: str = ""
     summary: str = ""
     claim: str = ""
@@ -170,6 +174,8 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "arxiv": ("an arXiv id such as 2405.20233", _matches(r"\d{2}(0[1-9]|1[0-2])\.\d{4,5}")),
     "date": ("a month such as 2024-05", _matches(r"\d{4}-(0[1-9]|1[0-2])")),
+    "authors": ("a list of different names such as Ada Lovelace", _list_of(_text)),
+    "organisation": ("a name without leading or trailing space", _text),
     "repository": (
         "an address such as https://github.com/owner/name",
         _matches(r"https://github\.com/[\w.-]+/[\w.-]+"),
