@@ -70,6 +70,25 @@ def test_arrivals_of_an_archive_are_the_same_by_either_index(database, bring, mo
     assert [int(one.arxiv[-2:]) for one in arrivals(Library(database), 4, 3)] == [8, 7, 6]
 
 
+def test_what_nobody_wants_takes_no_place_from_what_somebody_does(database, shelf, bring, monkeypatch):
+    monkeypatch.setattr("thalweg.desk.digests.MOST_IMPORTED", 50)
+    bring(*range(1, 31), at=NOW)
+    for batch in range(3):  # later days, other fields
+        bring(*range(100 * batch + 100, 100 * batch + 117), about="variable stars in clouds", at=NOW)
+    with database.write() as on:
+        on.execute("UPDATE imported SET published = '2026-11-01' WHERE paper > 30")
+
+    def found(*wants):
+        news = News(database, shelf, NOW, NOW, wants)
+        return {one.paper.title for one in news.items if "spikes" in one.paper.title}, news.cut
+
+    assert [len(part) for part in found(Wants(topics=("gradient spikes",)))] == [30, 0]
+    assert [len(part) for part in found(Wants(questions=("gradient spikes",)))] == [0, 1], "and that is said"
+    monkeypatch.setattr("thalweg.desk.digests.MOST_IMPORTED", 20)
+    titles, (cut,) = found(Wants(topics=("gradient spikes",)))
+    assert len(titles) == 20 and "with the topic 'gradient spikes'" in cut
+
+
 def test_a_text_of_another_field_fits_no_question_however_little_there_is():
     wheat = Paper("wheat", "Wheat yields in the Danube basin", "A survey of yields under changing rainfall.")
     spikes = Paper("spikes", "Sudden jumps of the loss", "We study jumps of the training loss with Adam.")

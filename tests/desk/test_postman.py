@@ -116,6 +116,34 @@ def test_upvotes_and_measurements_come_first_and_the_rest_is_behind_a_link(
     assert next_day.digests() == {"nothing new": 1}
 
 
+def test_wanted_papers_come_however_many_unwanted_ones_came_after_them(
+    postman, post_office, subscribe, database
+):
+    from thalweg.desk.imported import Imported
+    from thalweg.desk.library import Library
+    from thalweg.desk.tagging import Tags
+
+    def bring(first, count, day, *topics):
+        library = Library(database, tags=lambda texts: [Tags(topics)] * len(texts))
+        library.add(
+            Imported(f"x:{number}", f"Paper {number} on", published=day)
+            for number in range(first, first + count)
+        )
+
+    subscribe(ADA)
+    bring(0, 30, "2026-11-01", "gradient spikes")
+    for batch in range(1, 4):
+        bring(10_000 * batch, 1700, "2026-11-20", "wheat")
+    postman.most = 30
+    assert postman.digests() == {"sent": 1}
+    assert sorted(titles(post_office.messages[0])[0]) == list(range(30))
+    assert Problems(database).all() == [], "nothing that somebody wants was left out"
+    subscribe(BOB, Wants(questions=("gradient spikes",)))
+    on(postman, 1).digests()
+    (problem,) = Problems(database).all()
+    assert "more than 5000 papers for questions" in problem.what
+
+
 def test_headers_let_a_mailbox_unsubscribe_by_one_click(postman, post_office, subscribe, bring, database):
     who = subscribe(ADA)
     bring(1)

@@ -8,12 +8,13 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from email.utils import format_datetime, parsedate_to_datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from thalweg._core.checks import check_choice
+from thalweg.desk.api_shapes import FAILURES
 from thalweg.desk.feed_writing import Feed, Item
 from thalweg.desk.fitting import Fitting
 from thalweg.desk.new_arrivals import arrivals
@@ -30,7 +31,15 @@ LATELY = 300  # such papers
 KINDS = {"atom": "application/atom+xml", "rss": "application/rss+xml"}
 
 
-@router.get("/feeds/papers.{kind}", tags=["feeds"], response_class=Response)
+# Nobody reads a feed's errors but people, so they are pages.
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The feed", "content": {kind: {} for kind in KINDS.values()}},
+    304: {"description": "Nothing is new since"},
+    **{code: {**one, "model": None, "content": {"text/html": {}}} for code, one in FAILURES.items()},
+}
+
+
+@router.get("/feeds/papers.{kind}", tags=["feeds"], response_class=Response, responses=ANSWERS)
 def feed(
     request: Request,
     kind: Literal["atom", "rss"],
@@ -92,11 +101,14 @@ def _papers(request: Request, topic: str = "", room: str = "", finding: str = ""
 
 
 def _found(shelf: Shelf, topic: str, room: str, finding: str, q: str) -> list[Paper]:
-    lately = arrivals(shelf.library, time.time() - RECENT, LATELY) if shelf.library else []
+    named = (("topic", topic), ("room", room), ("finding", finding))
+    labels = {kind: name for kind, name in named if name}
+    lately = arrivals(shelf.library, time.time() - RECENT, LATELY, labels) if shelf.library else []
     lately = [one for one in lately if one.id not in shelf.by_id]
     if q:
         # The best of a million stay the best; what is new and fits has to be looked for.
-        return [*(one for one, _ in shelf.search(q, MOST, topic=topic, room=room)), *_fitting(lately, q)]
+        best = shelf.search(q, MOST, topic=topic, room=room, finding=finding)
+        return [*(one for one, _ in best), *_fitting(lately, q)]
     return [*shelf.chosen(topic=topic, room=room, finding=finding, count=MOST), *lately, *shelf.papers]
 
 

@@ -173,10 +173,11 @@ class Library:
         without: Collection[int] = (),
         first: str = "",
         last: str = "~",
+        after: int = 0,
     ) -> list[tuple[str, int]]:
         """Day and number of the newest ``count`` papers that have every label (``{"topic": "spikes"}``).
 
-        Their days are from ``first`` to ``last``.
+        Their days are from ``first`` to ``last``, their numbers above ``after``.
         """
         numbers = self.label_numbers(labels)
         if None in numbers:
@@ -184,9 +185,9 @@ class Library:
         also = " AND EXISTS (SELECT 1 FROM labelled l WHERE (l.label, l.day, l.paper) = (?, a.day, a.paper))"
         rows = self.database.rows(
             f"SELECT day, paper FROM labelled a WHERE label = ?{also * (len(numbers) - 1)} "
-            "AND day BETWEEN ? AND ? AND paper NOT IN (SELECT value FROM json_each(?)) "
+            "AND day BETWEEN ? AND ? AND paper > ? AND paper NOT IN (SELECT value FROM json_each(?)) "
             "ORDER BY day DESC, paper DESC LIMIT ?",
-            (*numbers, first, last, json.dumps(list(without)), count),
+            (*numbers, first, last, after, json.dumps(list(without)), count),
         )
         return [(row["day"], row["paper"]) for row in rows]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper
 
@@ -10,11 +12,20 @@ __all__ = ["arrivals"]
 FEW = 5000  # rows that are sorted sooner than an index is walked
 
 
-def arrivals(library: Library, since: float, most: int) -> list[Paper]:
-    """The ``most`` that came out last of papers imported after ``since`` (seconds of 1970), latest first."""
+def arrivals(
+    library: Library, since: float, most: int, labels: Mapping[str, str] | None = None
+) -> list[Paper]:
+    """The ``most`` that came out last of papers imported after ``since`` (seconds of 1970), latest first.
+
+    Args:
+        labels: those alone that have every one of these (``{"topic": "spikes"}``).
+    """
     first, last = _first(library, since)
     if first > last:
         return []
+    if labels:
+        found = library.with_labels(labels, most, after=first - 1)
+        return library.by_rowid([number for _, number in found])
     # The plus keeps SQLite from sorting a whole archive that has just come: the index by day has the order.
     number = "paper" if last - first < FEW else "+paper"
     rows = library.database.rows(

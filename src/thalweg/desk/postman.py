@@ -137,7 +137,10 @@ class Postman:
         ]
         if not waiting:
             return
-        new = News(self.database, self.shelf, min(now, *(one.since for one, _ in waiting)), now)
+        since, wants = min(now, *(one.since for one, _ in waiting)), [one.wants for one, _ in waiting]
+        new = News(self.database, self.shelf, since, now, wants)
+        for what in new.cut if keep else ():
+            self.problems.report("digest", what)
         nothing: list[tuple[Subscriber, str]] = []
         for one, when in waiting:
             found = new.digest(one, ledger, when)

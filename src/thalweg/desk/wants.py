@@ -35,6 +35,12 @@ class Wants:
         """What it names, questions in quotation marks."""
         return (*self.topics, *self.rooms, *self.findings, *(f"“{one}”" for one in self.questions))
 
+    @property
+    def labels(self) -> tuple[tuple[str, str], ...]:
+        """Kind and name of each topic, room and finding."""
+        kinds = (("topic", self.topics), ("room", self.rooms), ("finding", self.findings))
+        return tuple((kind, name) for kind, names in kinds for name in names)
+
     def tagged(self, paper: Paper) -> bool:
         """Whether a topic, the room or a finding of the paper is wanted; questions need a search."""
         return (
