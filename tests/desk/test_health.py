@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -28,6 +29,15 @@ def check(client, name):
     return next(one for one in client.get("/api/health").json()["checks"] if one["name"] == name)
 
 
+def damage(folder):
+    """Overwrite the database and its log; its shared memory stays, as after a fault of the disk."""
+    for name in ("desk.sqlite", "desk.sqlite-wal"):
+        if (file := folder / name).exists():
+            with file.open("r+b") as raw:
+                raw.seek(100)
+                raw.write(b"\xff" * max(0, file.stat().st_size - 100))
+
+
 def test_a_new_desk_is_well_on_the_page_and_for_a_monitor(tmp_path):
     client = client_of(tmp_path, store=tmp_path / "runs.sqlite")
     assert {check(client, name)["state"] for name in ("database", "disk", "catalog", "run store")} == {"good"}
@@ -46,15 +56,44 @@ def test_a_file_that_is_no_database_leaves_a_desk_that_can_be_read(tmp_path):
 def test_a_database_that_is_damaged_under_the_running_desk_is_said_and_survived(tmp_path):
     client = client_of(tmp_path)
     assert check(client, "database")["state"] == "good"
-    for file in tmp_path.glob("desk.sqlite*"):
-        with file.open("r+b") as raw:
-            raw.seek(100)
-            raw.write(b"\xff" * max(0, file.stat().st_size - 100))
+    damage(tmp_path)
     client.app.state.database.connection.close()
     del client.app.state.database._own.connection
     assert [client.get(address).status_code for address in READABLE] == [200] * len(READABLE)
     assert check(client, "database")["state"] == "bad"
     assert client.get("/health").status_code == 200
+
+
+SERVED = """
+import socket, sys, uvicorn
+from thalweg.desk import health
+from thalweg.desk.app import create_app
+health.LASTS = 0.0
+listening = socket.socket(); listening.bind(("127.0.0.1", 0)); listening.listen()
+print(listening.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(create_app(folder=sys.argv[1]), log_level="error")).run(sockets=[listening])
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["small", "too large to be read whole"])
+def test_a_desk_that_is_served_notices_damage_behind_what_its_connections_remember(tmp_path, whole):
+    program = SERVED if whole else SERVED.replace("health.LASTS", "health.READ_WHOLE = health.LASTS")
+    server = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        base = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        with httpx.Client(base_url=base, timeout=240) as client:
+            for _ in range(3):
+                client.get("/papers/spam")
+                assert check(client, "database")["state"] == "good"
+            damage(tmp_path)
+            assert check(client, "database")["state"] == "bad"
+            assert client.get("/api/health").json()["state"] == "bad"
+            assert "database" in client.get("/health").text
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_a_damaged_run_store_is_named(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,6 +15,7 @@ from starlette.datastructures import State
 from starlette.responses import Response
 
 from thalweg._core.discover import modules
+from thalweg.desk.api_shapes import HealthShape
 from thalweg.desk.check import Check
 from thalweg.desk.database import Database
 from thalweg.desk.evidence_rows import damage, measured
@@ -24,6 +26,7 @@ router = APIRouter()
 SCHEMA = ("CREATE TABLE health (one INTEGER PRIMARY KEY CHECK (one = 1), written REAL NOT NULL);",)
 LOW, EMPTY = 1 << 30, 1 << 26  # bytes free: below the first it is said, below the second it is bad
 READ_WHOLE = 1 << 26  # bytes: a larger database is not read from end to end for a page
+READ_SCHEMA = "SELECT 'ok' FROM (SELECT count(*) FROM sqlite_schema)"
 LASTS = 2.0  # seconds for which an answer stands, so that asking costs little however often it is done
 WORST = {"good": 0, "warn": 1, "bad": 2}
 LOG = logging.getLogger("thalweg.desk")
@@ -39,7 +42,7 @@ def health_page(request: Request) -> Response:
     return page(request, "health.html", checks=found, problems=problems, state=_worst(found))
 
 
-@router.get("/api/health", tags=["health"])
+@router.get("/api/health", tags=["health"], response_model=HealthShape)
 def health(request: Request) -> dict[str, Any]:
     """``state`` is good, warn or bad: the worst of the checks. Times are seconds of 1970."""
     found = _look(request.app.state)
@@ -96,15 +99,23 @@ def _database(state: State) -> Check:
             "database", "bad" if refused else "warn", f"{what}: the desk shows the catalog, read-only"
         )
     try:
-        if database.path.stat().st_size <= READ_WHOLE:
-            said = database.rows("PRAGMA quick_check(1)")[0][0]
-            if said != "ok":
-                return Check("database", "bad", f"is damaged: {said}")
+        if (said := _damage(database)) != "ok":
+            return Check("database", "bad", f"is damaged: {said}")
         with database.write() as on:
             on.execute("INSERT OR REPLACE INTO health VALUES (1, ?)", (time.time(),))
     except (sqlite3.Error, OSError) as error:
         return Check("database", "bad", f"cannot be written: {error}")
     return Check("database", "good", f"can be written, {database.path.stat().st_size / 1e6:,.1f} MB")
+
+
+def _damage(database: Database) -> str:
+    """What SQLite finds wrong in the file, or ``ok``.
+
+    Asked on a connection of its own: those that are kept answer from the pages that they remember.
+    """
+    with closing(sqlite3.connect(f"{database.path.absolute().as_uri()}?mode=ro", uri=True)) as fresh:
+        whole = database.path.stat().st_size <= READ_WHOLE
+        return str(fresh.execute("PRAGMA quick_check(1)" if whole else READ_SCHEMA).fetchone()[0])
 
 
 def _disk(database: Database) -> Check:
