@@ -71,6 +71,45 @@ def test_marks_lead_to_findings_and_findings_to_marks(page):
     assert "group" in page.evaluate("navigator.clipboard.readText()")
 
 
+def test_findings_near_to_each_other_share_a_mark_that_shows_the_gravest(new_desk, reader):
+    with RunStore(new_desk.store, write=True) as store:
+        run = store.begin("close", {})
+        store.write(
+            run,
+            1000,
+            [(0.0, Reading(step, "loss", 1.0 / step)) for step in range(1, 1001)],
+            [
+                Finding("warmup over", 301, "A remark.", {}, "info"),
+                Finding("loss spike", 303, "It spikes.", {}, "critical"),
+                Finding("plateau", 700, "Apart from both.", {}, "info"),
+            ],
+        )
+        store.end(run, "finished")
+    page = reader(new_desk)
+    page.goto(f"/runs/{run}")
+    marks = page.locator(".panel .mark")
+    expect(marks).to_have_count(2)
+    expect(marks.first).to_have_class("mark critical")
+    expect(marks.first).to_have_text("‼2")
+    expect(marks.first).to_have_attribute("href", "#finding-2")
+    expect(marks.first).to_have_accessible_name(
+        "2 findings: loss spike from step 303, critical; warmup over from step 301, info"
+    )
+    expect(marks.last).to_have_accessible_name("Finding: plateau from step 700, info")
+    marks.first.hover()
+    expect(page.locator(".finding.lit")).to_have_count(2)
+    expect(page.locator("#finding-3")).not_to_have_class("finding info lit")
+    marks.first.click()
+    expect(page.locator("#finding-2")).to_be_focused()
+    page.locator("#finding-1").hover()
+    expect(marks.first).to_have_class("mark critical lit")
+    # Nearer, each has its own.
+    page.goto(f"/runs/{run}?from=295&to=310")
+    expect(marks).to_have_count(2)
+    expect(marks.first).to_have_accessible_name("Finding: warmup over from step 301, info")
+    expect(marks.last).to_have_accessible_name("Finding: loss spike from step 303, critical")
+
+
 def test_layers_and_phases_are_shown_when_asked_for(page):
     page.get_by_label("Layers").select_option("gradient norm")
     expect(page.locator("#layers .legend input:checked")).to_have_count(2)

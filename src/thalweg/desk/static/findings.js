@@ -31,8 +31,8 @@ export class Findings {
   }
 
   listen(item) {
-    for (const name of ["mouseenter", "focusin"]) item.addEventListener(name, () => this.light(this.number(item)));
-    for (const name of ["mouseleave", "focusout"]) item.addEventListener(name, () => this.light(null));
+    for (const name of ["mouseenter", "focusin"]) item.addEventListener(name, () => this.light([this.number(item)]));
+    for (const name of ["mouseleave", "focusout"]) item.addEventListener(name, () => this.light([]));
   }
 
   reached() {
@@ -51,12 +51,12 @@ export class Findings {
     plot.place.scrollIntoView({ block: "nearest" });
     plot.place.focus({ preventScroll: true });
     plot.u.setCursor({ left: plot.u.valToPos(step, "x"), top: 8 }, true, true);
-    this.light(this.number(item));
+    this.light([this.number(item)]);
   }
 
-  light(number) {
-    for (const item of this.list.children) item.classList.toggle("lit", this.number(item) === number);
-    for (const plot of this.panels.plots) plot.light(number);
+  light(numbers) {
+    for (const item of this.list.children) item.classList.toggle("lit", numbers.includes(this.number(item)));
+    for (const plot of this.panels.plots) plot.light(numbers);
   }
 
   show() {

@@ -1,8 +1,8 @@
 // Curves over steps: lines that are told apart without colour, findings as marks, phases as bands.
+import { gravity, linked, together } from "./marks.js";
 import { short, smoothed, summary, whole } from "./series.js";
 
 const DASHES = [[], [10, 5], [2, 3], [10, 4, 2, 4], [16, 4], [5, 2, 1, 2, 1, 2]];
-const NEAR = 14; // pixels: marks closer than this share one
 
 function extent(u, low, high, log) {
   if (low === null || high === null || !Number.isFinite(low + high)) return log ? [1, 10] : [0, 1];
@@ -13,13 +13,14 @@ function extent(u, low, high, log) {
 
 export class Plot {
   // place: an element of fixed height. lines: how many. view: gives the steps that are shown. zoom(from, to), or
-  // zoom(null). said(words): what the cursor is on, or null. pick(number): a mark was hovered or focused, or null.
+  // zoom(null). said(words): what the cursor is on, or null. pick(numbers): a mark of these findings
+  // was hovered or focused, or none is.
   constructor(place, { lines = 1, unit, axis = false, view, zoom, said, pick, dashes = true }) {
     Object.assign(this, { place, lines, unit, axis, view, zoom, said, pick, dashes });
     this.tables = [];
     this.marks = [];
     this.bands = [];
-    this.lit = null;
+    this.lit = [];
     this.placed = "";
     this.log = this.smooth = this.reachable = false;
     this.size = new ResizeObserver(() => this.fit());
@@ -171,10 +172,10 @@ export class Plot {
     this.u?.redraw(false);
   }
 
-  light(number) {
-    this.lit = number;
+  light(numbers) {
+    this.lit = numbers;
     for (const one of this.place.querySelectorAll(".mark"))
-      one.classList.toggle("lit", one.dataset.numbers.split(" ").includes(String(number)));
+      one.classList.toggle("lit", one.dataset.numbers.split(" ").some((number) => numbers.includes(Number(number))));
     this.u?.redraw(false);
   }
 
@@ -185,47 +186,30 @@ export class Plot {
     const placed = `${from} ${to} ${u.over.clientWidth}`;
     if (placed === this.placed && u.over === this.over) return;
     [this.placed, this.over] = [placed, u.over];
-    const held = u.over.contains(document.activeElement) && document.activeElement.getAttribute("href");
+    const held = u.over.contains(document.activeElement) && document.activeElement.dataset.numbers?.split(" ")[0];
     u.over.querySelectorAll(".mark").forEach((one) => one.remove());
-    let last = null;
-    for (const mark of [...this.marks].sort((a, b) => a.step - b.step)) {
-      if (mark.step < from || mark.step > to) continue;
-      const left = u.valToPos(mark.step, "x");
-      if (last && left - last.left < NEAR) {
-        last.link.dataset.numbers += ` ${mark.number}`;
-        last.link.title += `\n${mark.name} from step ${whole(mark.step)}`;
-        continue;
-      }
-      const link = document.createElement("a");
-      link.className = `mark ${mark.severity}`;
-      link.href = `#finding-${mark.number}`;
-      link.dataset.numbers = mark.number;
-      link.title = `${mark.name} from step ${whole(mark.step)}`;
-      link.textContent = { critical: "‼", warning: "!", info: "i" }[mark.severity] ?? "•";
-      link.setAttribute("aria-label", `Finding: ${link.title}`);
+    const inside = this.marks.filter(({ step }) => step >= from && step <= to);
+    for (const group of together(inside, ({ step }) => u.valToPos(step, "x"))) {
+      const link = linked(group, this.pick);
       if (!this.reachable) {
         link.tabIndex = -1;
         link.setAttribute("aria-hidden", "true");
       }
-      link.style.left = `${left}px`;
-      for (const name of ["mousedown", "dblclick"]) link.addEventListener(name, (event) => event.stopPropagation());
-      for (const name of ["mouseenter", "focus"]) link.addEventListener(name, () => this.pick(mark.number));
-      for (const name of ["mouseleave", "blur"]) link.addEventListener(name, () => this.pick(null));
       u.over.append(link);
-      if (held === link.getAttribute("href")) link.focus({ preventScroll: true });
-      last = { left, link };
+      if (held && link.dataset.numbers.split(" ").includes(held)) link.focus({ preventScroll: true });
     }
   }
 
   drawMarks(u) {
     const context = u.ctx;
     context.save();
-    for (const mark of this.marks) {
+    for (const mark of [...this.marks].sort((a, b) => gravity(a) - gravity(b))) {
+      const lit = this.lit.includes(mark.number);
       const x = Math.round(u.valToPos(mark.step, "x", true));
       if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) continue;
       context.strokeStyle = this.ink(`${mark.severity}-ink`);
-      context.lineWidth = (mark.number === this.lit ? 3 : 1) * devicePixelRatio;
-      context.setLineDash(mark.number === this.lit ? [] : [3 * devicePixelRatio, 3 * devicePixelRatio]);
+      context.lineWidth = (lit ? 3 : 1) * devicePixelRatio;
+      context.setLineDash(lit ? [] : [3 * devicePixelRatio, 3 * devicePixelRatio]);
       context.beginPath();
       context.moveTo(x, u.bbox.top);
       context.lineTo(x, u.bbox.top + u.bbox.height);

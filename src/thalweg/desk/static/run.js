@@ -26,7 +26,7 @@ const panels = new Panels(() => {
   waiting = setTimeout(load, 120);
 });
 const findings = new Findings(run, panels, say);
-const layers = new Layers(run, panels, (number) => findings.light(number));
+const layers = new Layers(run, panels, (numbers) => findings.light(numbers));
 
 function say(words) {
   summary.textContent = words;
@@ -77,7 +77,7 @@ function open(figure) {
       now.textContent = words ?? plot.words;
       if (words && document.activeElement === target) say(`${name}, ${words}`);
     },
-    pick: (number) => findings.light(number),
+    pick: (numbers) => findings.light(numbers),
   });
   shown.set(name, { series, plot, figure });
   panels.add(plot, [series]);
