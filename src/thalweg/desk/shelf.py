@@ -6,7 +6,6 @@ page that is asked for. A paper that is both is one: the catalog's, with authors
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ from functools import cached_property
 
 from thalweg._core.checks import check_choice
 from thalweg.desk.counts import most_upvoted
+from thalweg.desk.imported import arxiv_id
 from thalweg.desk.index.filters import Filters, check_range, within
 from thalweg.desk.library import Library, by_ids
 from thalweg.desk.paper import Paper, of_catalog
@@ -31,6 +31,7 @@ __all__ = ["IMPORTED", "Shelf"]
 IMPORTED = "imported"  # the status of a paper that is not in the catalog
 TREND = 30 * 86400  # seconds for which an upvote makes a paper trend
 MOST = 500  # papers that trend
+DEEP = 500  # papers of an answer among which a finding is looked for
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,12 @@ class Shelf:
         return self._merged.order
 
     def paper(self, name: str) -> Paper:
-        """The paper with this key or arXiv id.
+        """The paper with this key or id; an arXiv id may have a version, and ``arxiv:`` before it.
 
         Raises:
             UnknownPaper: there is none.
         """
-        bare = re.sub(r"(?<=\d)v\d+$", "", name)
+        bare = arxiv_id(name.replace("~", "/")) or name
         found = self.by_id.get(bare) or (self.library.by_id(bare) if self.library else None)
         if found is None:
             raise UnknownPaper(f"no paper has the key or arXiv id {name!r}")
@@ -221,6 +222,7 @@ class Shelf:
         *,
         topic: str = "",
         room: str = "",
+        finding: str = "",
         state: str = "",
         since: str = "",
         until: str = "",
@@ -229,16 +231,20 @@ class Shelf:
         """Papers that fit a question, best first, with what matched; filters as for :meth:`chosen`.
 
         Args:
+            finding: looked for among the ``DEEP`` papers that fit best.
             since: the first day, month or year; ``until`` the last one.
             start: how many of the best to leave out.
         """
         _check(room, state)
         check_range(since, until)
         merged = self._merged
-        ours = self._ours(topic=topic, room=room, state=state)
+        ours = self._ours(topic=topic, room=room, finding=finding, state=state)
         filters = Filters(topic, room, since, until) if state in ("", IMPORTED) else None
         mine = {one.key: one for one in ours if within(one.date, since, until)}
-        found = self.finder.find(question, mine, filters, merged.known, start, limit)
+        place = (0, DEEP) if finding else (start, limit)
+        found = self.finder.find(question, mine, filters, merged.known, *place)
+        if finding:  # the index of imported papers does not hold them
+            found = [one for one in found if finding in one.paper.addresses][start : start + limit]
         return tuple((one.paper, one.why) for one in found)
 
     def similar(self, paper: Paper, count: int = 6) -> tuple[Paper, ...]:
