@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -16,51 +14,66 @@ import pytest
 from thalweg.watch import Finding, Reading, RunStore
 
 SERVE = """
-import sys, uvicorn
-from thalweg.desk import run_events
+import socket, sys, uvicorn
+from thalweg.desk import run_events, run_summary, run_viewer
 from thalweg.desk.app import create_app
 run_events.HEARTBEAT = 0.2
-uvicorn.run(create_app(sys.argv[1]), port=int(sys.argv[2]), log_level="warning")
+# A machine that stands still for a minute changes nothing.
+run_events.PATIENCE, run_summary.QUIET, run_viewer.POINTS, run_viewer.FAR = 600.0, 1e9, 10**9, 10**9
+listening = socket.socket(); listening.bind(("127.0.0.1", 0)); listening.listen()
+print(listening.getsockname()[1], flush=True)
+site = create_app(sys.argv[1])
+uvicorn.Server(uvicorn.Config(site, log_level="warning")).run(sockets=[listening])
 """
 TRAIN = """
-import sys, time, torch
+import itertools, sys, time, torch
+from pathlib import Path
 from torch import nn
 import thalweg
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
 opt = torch.optim.SGD(model.parameters(), lr=0.01)
+stop = Path(sys.argv[2])
 with thalweg.watch(model, opt, store=sys.argv[1], name="trained elsewhere") as run:
-    for step in range(1, 301):
+    last = None
+    for step in itertools.count(1):
+        if last is None and stop.exists():
+            last = step + 20
         x = torch.randn(8, 4)
         loss = model(x).square().mean()
         loss.backward()
-        run.log(loss=float("nan") if step > 280 else loss)
+        run.log(loss=loss if last is None else float("nan"))
         opt.step()
         opt.zero_grad()
+        if step == last:
+            break
         time.sleep(0.005)
 """
 
 
+@contextlib.contextmanager
+def served(path):
+    """The address of a desk in a process of its own, and the process."""
+    command = [sys.executable, "-c", SERVE, str(path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}", server
+    finally:
+        server.kill()
+        server.communicate()
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """The address of a desk in a process of its own, the path of its store, and the process."""
+    """The address of a desk and the path of its store, to which each test adds runs of its own."""
     path = tmp_path_factory.mktemp("desk") / "runs.sqlite"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-c", SERVE, str(path), str(port)])
-    address = f"http://127.0.0.1:{port}"
-    while True:
-        try:
-            httpx.get(f"{address}/api/runs")
-            break
-        except httpx.TransportError:
-            assert server.poll() is None
-            time.sleep(0.1)
-    yield address, path, server
-    server.kill()
-    server.wait()
+    with served(path) as (address, _):
+        yield address, path
+
+
+def get(address):
+    return httpx.get(address, timeout=None)
 
 
 def events(address, cursor=None, **about):
@@ -79,41 +92,46 @@ def events(address, cursor=None, **about):
                 found = {}
 
 
-def test_events_of_a_run_that_trains_come_in_order_and_go_on_behind_a_cursor(desk):
-    address, path, _ = desk
-    assert httpx.get(f"{address}/api/runs").json() == []
-    waiting = events(f"{address}/api/runs/events")
-    assert next(waiting)[1] == ""
-    training = subprocess.Popen([sys.executable, "-c", TRAIN, str(path)])
-    # Who waits for the first run is told of it.
-    first = next(data for _, kind, data in waiting if kind == "run")
-    assert first["name"] == "trained elsewhere" and first["state"] == "running"
-    stream = f"{address}/api/runs/{first['id']}/events"
-    cursor, points, findings, progress, connections = "0.0.", [], [], [], 0
-    while not progress or progress[-1]["state"] == "running":
-        connections += 1
-        for number, (last, kind, data) in enumerate(events(stream, cursor, show="loss")):
-            cursor = last or cursor
-            if kind == "readings":
-                points += zip(data["loss"]["step"], data["loss"]["value"], strict=True)
-            elif kind == "finding":
-                findings.append(data)
-            elif kind == "progress":
-                progress.append(data)
-            # Connections break at any place: in turn after one, two and three events.
-            if connections < 9 and number >= connections % 3:
-                break
-    training.wait()
-    assert connections == 9 and len(progress) > 2
+def test_events_of_a_run_that_trains_come_in_order_and_go_on_behind_a_cursor(tmp_path):
+    path, stop = tmp_path / "runs.sqlite", tmp_path / "stop"
+    with served(path) as (address, _):
+        assert get(f"{address}/api/runs").json() == []
+        waiting = events(f"{address}/api/runs/events")
+        assert next(waiting)[1] == ""
+        training = subprocess.Popen([sys.executable, "-c", TRAIN, str(path), str(stop)])
+        # Who waits for the first run is told of it.
+        first = next(data for _, kind, data in waiting if kind == "run")
+        assert first["name"] == "trained elsewhere" and first["state"] == "running"
+        stream = f"{address}/api/runs/{first['id']}/events"
+        cursor, points, findings, progress, connections = "0.0.", [], [], [], 0
+        while not progress or progress[-1]["state"] == "running":
+            connections += 1
+            for number, (last, kind, data) in enumerate(events(stream, cursor, show="loss")):
+                cursor = last or cursor
+                if kind == "readings":
+                    points += zip(data["loss"]["step"], data["loss"]["value"], strict=True)
+                elif kind == "finding":
+                    findings.append(data)
+                elif kind == "progress":
+                    progress.append(data)
+                # Connections break at any place: in turn after one, two and three events.
+                if connections < 9 and number >= connections % 3:
+                    break
+                # The run trains until it has been seen from nine connections.
+                if connections == 9 and len(progress) > 2:
+                    stop.touch()
+        assert training.wait() == 0 and connections == 9
     with RunStore(path) as store:
         stored = [(one.step, one.value if one.finite else None) for one in store.readings(1, "loss")]
         told = store.findings(1)
     # Nothing twice, nothing missing, nothing out of order.
-    assert points == stored and len(points) == 300 and points[-1][1] is None
+    assert points == stored and points[-1][1] is None
+    assert [step for step, _ in points] == list(range(1, len(points) + 1))
     assert [one["number"] for one in findings] == list(range(1, len(told) + 1))
     assert [one["name"] for one in findings] == [one.name for one in told] and "not finite" in str(told)
     steps = [one["steps"] for one in progress]
-    assert steps == sorted(steps) and progress[-1] == {**progress[-1], "steps": 300, "state": "finished"}
+    assert steps == sorted(steps)
+    assert progress[-1] == {**progress[-1], "steps": len(points), "state": "finished"}
     assert "of the training time, of 3% allowed" in progress[-1]["overhead"]
 
 
@@ -123,7 +141,7 @@ def begun(path, name="by hand"):
 
 
 def test_a_stream_beats_while_nothing_happens_and_starts_anew_when_the_run_is_resumed(desk):
-    address, path, _ = desk
+    address, path = desk
     store, run = begun(path)
     with store:
         store.write(run, 5, [(0.0, Reading(step, "loss", 1.0)) for step in range(1, 6)], [])
@@ -141,10 +159,10 @@ def test_a_stream_beats_while_nothing_happens_and_starts_anew_when_the_run_is_re
 
 
 def test_the_list_is_told_of_runs_that_are_new_or_change_and_of_no_others(desk):
-    address, path, _ = desk
+    address, path = desk
     quiet, other = begun(path, "quiet")
     quiet.close()
-    mark = max(one["ended"] or one["started"] for one in httpx.get(f"{address}/api/runs").json())
+    mark = max(one["ended"] or one["started"] for one in get(f"{address}/api/runs").json())
     stream = events(f"{address}/api/runs/events", str(mark))
     store, run = begun(path, "<i>new</i>")
     with store:
@@ -161,18 +179,21 @@ def test_the_list_is_told_of_runs_that_are_new_or_change_and_of_no_others(desk):
 
 
 def test_what_is_not_there_is_an_error_and_no_stream(desk):
-    address, _, _ = desk
-    assert httpx.get(f"{address}/api/runs/9999/events").status_code == 404
+    address, path = desk
+    store, run = begun(path)
+    store.close()
+    assert get(f"{address}/api/runs/9999/events").status_code == 404
     for cursor in ("", "x", "1.2", "9" * 60, "-1.-1.-1", "\u00e9.1.2"):
-        with httpx.stream("GET", f"{address}/api/runs/1/events", params={"after": cursor}) as answer:
+        with httpx.stream(
+            "GET", f"{address}/api/runs/{run}/events", params={"after": cursor}, timeout=None
+        ) as answer:
             assert answer.status_code == 200, cursor
 
 
-def test_streams_end_when_the_server_is_asked_to(desk):
-    """The last one here: it takes the server down."""
-    address, path, server = desk
+def test_streams_end_when_the_server_is_asked_to(tmp_path):
+    path = tmp_path / "runs.sqlite"
     store, run = begun(path)
-    with store:
+    with store, served(path) as (address, server):
         open_ones = [events(f"{address}/api/runs/{run}/events"), events(f"{address}/api/runs/events")]
         for one in open_ones:
             next(one)
