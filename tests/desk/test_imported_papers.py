@@ -87,7 +87,8 @@ def test_a_week_and_a_month_go_on_over_pages(client):
 
 def test_a_paper_in_both_is_on_its_exact_day(client):
     assert keys(client.get("/papers?date=2024-03-06").text)[0] == "galore"
-    assert "J. Z." in client.get("/papers/galore").text
+    text = client.get("/papers/galore").text
+    assert "Jiawei Zhao, Zhenyu Zhang" in text and "J. Z." not in text
 
 
 def test_a_page_of_an_imported_paper_says_what_was_guessed(client):
@@ -139,15 +140,55 @@ def test_the_api_pages_through_everything_once(client):
         found += [one["paper"]["id"] for one in part]
         page += 1
     assert len(found) == len(set(found)) == 282 + len(load())
-    day = client.get("/api/daily_papers?date=2024-05-17&limit=4").json()
-    assert {one["paper"]["publishedAt"] for one in day} == {"2024-05-17T00:00:00.000Z"}
-    rest = [
-        one
-        for p in (1, 2, 3, 4, 5, 6)
-        for one in client.get(f"/api/daily_papers?date=2024-05-17&limit=4&p={p}").json()
+    day = [
+        one for p in range(5) for one in client.get(f"/api/daily_papers?date=2024-05-17&limit=4&p={p}").json()
     ]
-    both = [one["paper"]["id"] for one in day + rest]
-    assert len(both) == len(set(both)) and find("grokfast").arxiv in both
+    assert {one["paper"]["publishedAt"] for one in day} == {"2024-05-17T00:00:00.000Z"}
+    ids = [one["paper"]["id"] for one in day]
+    assert len(ids) == 10 and set(ids) == {f"2405.{number:05}" for number in range(280) if number % 28 == 16}
+
+
+def test_papers_of_a_period_by_trend_are_all_of_them_those_that_trend_first(site, client):
+    def asked(period, sort):
+        found = []
+        for p in range(9):
+            answer = client.get(f"/api/daily_papers?{period}&sort={sort}&limit=37&p={p}").json()
+            found += [one["paper"]["id"] for one in answer]
+        return found
+
+    ada, database = person(site, "Ada").id, site.state.database
+    with database.write() as on:
+        for number in ("2405.00016", "2405.00070"):
+            on.execute("INSERT INTO votes VALUES (?, ?, ?)", (number, ada, time.time()))
+    try:
+        for period in ("month=2024-05", "week=2024-W20", "date=2024-05-17"):
+            trend, newest = asked(period, "trending"), asked(period, "publishedAt")
+            assert sorted(trend) == sorted(newest) and len(set(trend)) == len(trend)
+            first = {one for one in ("2405.00016", "2405.00070") if one in newest}
+            measured = {one.id for one in site.state.shelf.papers if one.measured and one.id in newest}
+            assert first and set(trend[: len(first)]) == first
+            assert set(trend[len(first) : len(first | measured)]) == measured
+            rest = trend[len(first | measured) :]
+            assert rest == [one for one in newest if one in rest]
+    finally:
+        with database.write() as on:
+            on.execute("DELETE FROM votes")
+            on.execute("DELETE FROM people")
+
+
+def test_an_old_id_has_its_page_where_a_tilde_stands_for_the_slash(site, client):
+    site.state.shelf.library.add([checked({"id": "hep-th/9901001", "title": "Old", "published": "1999-01"})])
+    for written in ("hep-th/9901001", "arxiv:hep-th/9901001v2"):
+        answer = client.get(f"/papers/{written}", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/papers/hep-th~9901001")
+    assert "<h1>Old</h1>" in client.get("/papers/hep-th~9901001").text
+    for what in ("similar", "evidence"):
+        by_slash = client.get(f"/api/papers/hep-th/9901001/{what}")
+        assert by_slash.status_code == {"similar": 200, "evidence": 404}[what]
+        assert by_slash.text.replace("hep-th/", "hep-th~") == client.get(
+            f"/api/papers/hep-th~9901001/{what}"
+        ).text.replace("hep-th/", "hep-th~")
+    assert client.get("/papers/hep-th/9901001/plot.svg").status_code == 404
 
 
 def test_a_database_that_cannot_be_read_leaves_the_catalog(tmp_path):
