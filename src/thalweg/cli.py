@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,9 @@ def demo(
         table.add_row(key, *(line[key] for line in lines))
     screen.print(table)
     screen.print(f"report: {path}", soft_wrap=True)
+    screen.print(
+        f"live pages: thalweg desk --store {shlex.quote(str(folder / 'run.sqlite'))}", soft_wrap=True
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

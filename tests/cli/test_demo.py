@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from fastapi.testclient import TestClient
 
+from thalweg.desk.app import create_app
 from thalweg.watch import RunStore
 
 
@@ -38,6 +40,18 @@ def test_the_remedy_that_the_finding_names_brings_the_test_accuracy_from_chance_
         code = {remedy.code for one in store.findings(first.id) for remedy in one.remedies}
     assert second.about["optimizer"] == "PerpGrad"
     assert any("optim.PerpGrad" in one for one in code)
+
+
+def test_the_last_line_is_the_command_that_shows_these_runs_on_the_desk(demo):
+    done, folder = demo
+    said = re.fullmatch(r"live pages: thalweg desk --store (\S+)", done.stdout.splitlines()[-1])
+    store = folder.parents[1] / said[1]
+    assert store == folder / "run.sqlite"
+    client = TestClient(create_app(store))
+    assert 'href="/runs/2"' in client.get("/runs").text
+    # The desk's own words for it, where it has no runs.
+    empty = TestClient(create_app(folder / "none.sqlite")).get("/runs").text
+    assert f"thalweg demo\nthalweg desk --store {said[1]}<" in empty
 
 
 def test_the_report_stands_alone_and_holds_findings_remedies_and_plots(demo):
