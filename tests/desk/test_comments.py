@@ -114,6 +114,50 @@ def test_the_address_of_a_comment_leads_to_its_page_however_many_there_are(app, 
     )
 
 
+def test_long_comments_fill_a_page_by_their_weight(app, ada):
+    long = ["ü*a* " * 950 + str(n) for n in range(50)]
+    numbers = [write(app.state.database, "galore", ada.person, text) for text in long]
+    seen, reader, asked = [], ada, 1  # for whom each has its buttons
+    while True:
+        text = reader.get(f"/papers/galore?comments={asked}").text
+        shown = re.search(r'<ol class="comments">.*?</ol>', text, re.S)[0]
+        assert len(shown.encode()) <= 60_000
+        found = [int(one) for one in re.findall(r'<li id="comment-(\d+)"', shown)]
+        assert all(
+            f"comments={asked}#" in reader.get(f"/comments/{one}").headers["location"] for one in found
+        )
+        seen += found
+        if "Later comments" not in text:
+            break
+        asked += 1
+    assert seen == numbers and asked > 5
+
+
+def test_a_page_has_room_when_a_long_comment_was_shortened_or_taken_back(app, ada):
+    for n in range(8):
+        said(ada, "x*a* " * 900 + str(n))
+    text = browser(app).get("/papers/galore").text
+    assert "Earlier comments" in text
+    for number in range(2, 9):
+        if number % 2:
+            send(ada, f"/comments/{number}/edit", text=f"short {number}")
+        else:
+            send(ada, f"/comments/{number}/delete")
+    text = browser(app).get("/papers/galore").text
+    assert "Earlier comments" not in text and text.count('<li id="comment-') == 4
+
+
+def test_comments_from_before_weights_were_kept_are_weighed_when_the_desk_starts(app, ada, tmp_path):
+    with app.state.database.write() as on:
+        on.executemany(
+            "INSERT INTO comments (paper, person, text, at) VALUES ('galore', ?, ?, 0)",
+            [(ada.person.id, "x" * 5000)] * 30,
+        )
+    again = create_app(folder=tmp_path)
+    assert "Earlier comments" in browser(again).get("/papers/galore").text
+    assert again.state.database.rows("SELECT DISTINCT bytes FROM comments")[0][0] == len("<p></p>\n") + 5000
+
+
 @pytest.mark.parametrize("asked", ["0", "-1", "x", "9" * 30, "٣", "", "999", "1'--"])
 def test_any_page_that_is_asked_for_is_one_that_there_is(app, ada, asked):
     said(ada, "the only one")

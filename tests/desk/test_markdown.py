@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from html.parser import HTMLParser
 
@@ -145,3 +146,16 @@ def test_no_comment_of_the_longest_length_holds_the_desk_up(text):
     check(text[:5000])
     # Not a race: growth with the square of the length would take minutes.
     assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a]: http:" + "b" * 2000 + "\n\n" + "[a]" * 990,
+        "|" + "a|" * 1000 + "\n|" + "-|" * 1000 + "\n" + "x\n" * 490,
+    ],
+)
+def test_what_repeats_itself_into_megabytes_is_shown_as_typed(text):
+    made = rendered(text)
+    assert len(made) < 50_000 and made.startswith("<pre><code>")
+    assert html.unescape(made).count(text) == 1

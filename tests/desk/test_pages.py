@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from html import unescape
 
 import pytest
@@ -30,6 +31,7 @@ PAGES = [
     "/methods",
     "/findings",
     "/runs",
+    "/api",
 ]
 
 
@@ -77,6 +79,19 @@ def test_a_wrong_filter_is_named_with_what_is_allowed(client, address, why):
     answer = client.get(address.replace("&amp;", "&"))
     assert answer.status_code == 400
     assert why is None or why in answer.text
+
+
+def test_every_topic_stands_under_its_first_letter_and_the_largest_stand_together(client):
+    def named(address):
+        return re.findall(r'href="/search\?topic=[^"]+" data-item>([^<]+)<', client.get(address).text)
+
+    counts = Counter(topic for entry in load() for topic in entry.topics)
+    first = named("/topics")
+    assert len(first) == 120
+    assert min(counts[topic] for topic in first) >= max(counts[topic] for topic in counts.keys() - first)
+    letters = re.findall(r'href="/topics\?letter=(.)"', client.get("/topics").text)
+    assert [topic for letter in letters for topic in named(f"/topics?letter={letter}")] == sorted(counts)
+    assert client.get("/topics?letter=!").status_code == 400
 
 
 def test_what_comes_from_outside_is_escaped(client):

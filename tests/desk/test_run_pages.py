@@ -154,14 +154,32 @@ def test_of_many_findings_the_latest_are_shown_until_all_are_asked_for(tmp_path)
     with RunStore(tmp_path / "s", write=True) as store:
         run = store.begin("x", {})
         store.write(
-            run, 99, [], [Finding("spike", step, "", {}, "info", (), (), (REMEDY,)) for step in range(80)]
+            run,
+            99,
+            [],
+            [
+                Finding("spike", step, "", {}, "critical" if step in (3, 70) else "info", (), (), (REMEDY,))
+                for step in range(80)
+            ],
         )
     client = TestClient(create_app(tmp_path / "s"))
     some, every = client.get("/runs/1").text, client.get("/runs/1?all=1").text
-    assert re.findall(r'id="finding-(\d+)"', some) == [str(number) for number in range(31, 81)]
+    assert re.findall(r'id="finding-(\d+)"', some) == [str(number) for number in range(56, 81)]
     assert len(re.findall(r'id="finding-', every)) == 80 and "Show all 80" in some
+    assert "of those before, 1 is critical" in some and "of those before" not in every
     assert some.count('class="remedy" open') == 0 and every.count('class="remedy" open') == 1
     assert len(some) < 200_000
+
+
+def test_a_finding_names_each_of_its_papers_once_and_few_of_many_layers(tmp_path):
+    layers = tuple(f"layer {number}." for number in range(200))
+    with RunStore(tmp_path / "s", write=True) as store:
+        run = store.begin("x", {})
+        one = Finding("spike", 1, "", {}, "info", layers, ("gradient-clipping", "spam"), (REMEDY,))
+        store.write(run, 1, [], [one])
+    text = TestClient(create_app(tmp_path / "s")).get("/runs/1").text
+    assert text.count('href="/papers/gradient-clipping"') == 1 and text.count('href="/papers/spam"') == 1
+    assert "layer 29. and 170 more" in text and "layer 30." not in text
 
 
 def test_runs_beside_each_other_differ_in_what_differs(client):

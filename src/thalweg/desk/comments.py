@@ -20,7 +20,9 @@ __all__ = ["Comment"]
 LONGEST = 5000  # characters
 EDITABLE = 86400.0  # seconds in which its author may change a comment; others may have answered it by then
 TWICE = 600.0  # seconds in which the same words of the same person are one comment, sent again
-SHOWN = 50  # on a page
+SHOWN = 50  # on a page, at most
+WEIGHT = 60_000  # bytes of HTML of the comments of a page, at most
+FRAME = 1000  # bytes of HTML around the words of a comment
 SCHEMA = (
     """
     CREATE TABLE comments (
@@ -31,6 +33,7 @@ SCHEMA = (
     CREATE INDEX comments_paper ON comments (paper, removed, id);
     CREATE INDEX comments_person ON comments (person);
     """,
+    "ALTER TABLE comments ADD COLUMN bytes INTEGER",  # of the HTML of its words
 )
 SELECT = "SELECT comments.*, people.name FROM comments LEFT JOIN people ON people.id = comments.person "
 # What its author took back leaves no trace; what a moderator removed leaves a line.
@@ -84,6 +87,12 @@ class Discussion:
 def prepare(database: Database) -> None:
     """Bring the table; what is in it follows papers into the catalog."""
     database.ensure("comments", SCHEMA)
+    if unknown := database.rows("SELECT id, text FROM comments WHERE bytes IS NULL"):
+        with database.write() as on:
+            on.executemany(
+                "UPDATE comments SET bytes = ? WHERE id = ? AND bytes IS NULL",
+                [(_bytes(row["text"]), row["id"]) for row in unknown],
+            )
     follow_catalog(database, "comments")
 
 
@@ -110,8 +119,8 @@ def write(database: Database, paper: str, person: Person, text: str) -> int:
         if same:
             return same[0]
         made = on.execute(
-            "INSERT INTO comments (paper, person, text, at) VALUES (?, ?, ?, ?)",
-            (paper, person.id, text, now),
+            "INSERT INTO comments (paper, person, text, at, bytes) VALUES (?, ?, ?, ?, ?)",
+            (paper, person.id, text, now, _bytes(text)),
         )
         assert made.lastrowid is not None
         return made.lastrowid
@@ -122,8 +131,8 @@ def change(database: Database, comment: Comment, text: str) -> None:
     text = checked_text(text)
     with database.write() as on:
         on.execute(
-            "UPDATE comments SET text = ?, edited = ? WHERE id = ? AND removed = ''",
-            (text, time.time(), comment.id),
+            "UPDATE comments SET text = ?, bytes = ?, edited = ? WHERE id = ? AND removed = ''",
+            (text, _bytes(text), time.time(), comment.id),
         )
 
 
@@ -132,7 +141,8 @@ def take_away(database: Database, comment: Comment, person: Person) -> None:
     by = "author" if comment.person == person.id else "moderator"
     with database.write() as on:
         on.execute(
-            "UPDATE comments SET text = '', removed = ? WHERE id = ? AND removed = ''", (by, comment.id)
+            "UPDATE comments SET text = '', bytes = 0, removed = ? WHERE id = ? AND removed = ''",
+            (by, comment.id),
         )
 
 
@@ -144,8 +154,23 @@ def found(database: Database | None, id: int) -> Comment | None:
 
 def page_of(database: Database, comment: Comment) -> int:
     """The page of the discussion on which a comment stands."""
-    sql = f"SELECT count(*) FROM comments WHERE paper = ? AND {SEEN} AND id < ?"
-    return database.rows(sql, (comment.paper, comment.id))[0][0] // SHOWN + 1
+    return next(
+        (number for number, ids in enumerate(_pages(database, comment.paper), 1) if comment.id <= ids[-1]), 1
+    )
+
+
+def _pages(database: Database, paper: str) -> list[list[int]]:
+    """The comments of each page, by id: as many as its weight allows."""
+    pages: list[list[int]] = []
+    weight = 0
+    sql = f"SELECT id, bytes FROM comments WHERE paper = ? AND {SEEN} ORDER BY id"
+    for id, size in database.rows(sql, (paper,)):
+        weight += FRAME + (size or 0)
+        if not pages or len(pages[-1]) == SHOWN or weight > WEIGHT:
+            pages.append([])
+            weight = FRAME + (size or 0)
+        pages[-1].append(id)
+    return pages
 
 
 def discussion(request: Request, paper: str) -> Discussion | None:
@@ -154,20 +179,26 @@ def discussion(request: Request, paper: str) -> Discussion | None:
     if database is None:
         return None
     try:
-        seen, total = database.rows(
-            f"SELECT count(*), sum(removed = '') FROM comments WHERE paper = ? AND {SEEN}", (paper,)
-        )[0]
-        pages = max(1, -(-seen // SHOWN))
+        pages = _pages(database, paper)
         asked = request.query_params.get("comments", "")
-        number = min(int(asked), pages) if asked.isdecimal() and len(asked) < 9 and int(asked) else pages
+        number = len(pages)
+        if asked.isdecimal() and len(asked) < 9 and 1 <= int(asked) < number:
+            number = int(asked)
+        ids = pages[number - 1] if pages else [0]
         rows = database.rows(
-            f"{SELECT} WHERE paper = ? AND {SEEN} ORDER BY comments.id LIMIT ? OFFSET ?",
-            (paper, SHOWN, (number - 1) * SHOWN),
+            f"{SELECT} WHERE paper = ? AND {SEEN} AND comments.id BETWEEN ? AND ? ORDER BY comments.id",
+            (paper, ids[0], ids[-1]),
         )
+        sql = "SELECT count(*) FROM comments WHERE paper = ? AND removed = ''"
+        total = database.rows(sql, (paper,))[0][0]
     except sqlite3.Error as error:
         request.app.state.problems.report("database", f"comments cannot be read: {error}")
         return None
-    return Discussion(tuple(_comment(row) for row in rows), number, pages, total or 0)
+    return Discussion(tuple(_comment(row) for row in rows), max(number, 1), max(len(pages), 1), total)
+
+
+def _bytes(text: str) -> int:
+    return len(rendered(text).encode())
 
 
 def _comment(row: sqlite3.Row) -> Comment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from functools import lru_cache
 
 import nh3
@@ -17,6 +18,7 @@ TAGS = {"a", "blockquote", "br", "code", "em", "hr", "li", "ol", "p", "pre", "s"
     "thead",
     "tr",
 }
+LARGEST = 50_000  # bytes: a link or a table of a few lines can be made to repeat itself into megabytes
 # Headings would stand above those of the page; a picture would be fetched from elsewhere.
 _PARSER = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
 _PARSER.disable(["image", "heading", "lheading", "html_block", "html_inline"])
@@ -24,8 +26,11 @@ _PARSER.disable(["image", "heading", "lheading", "html_block", "html_inline"])
 
 @lru_cache(maxsize=2048)
 def rendered(text: str) -> str:
-    """HTML that is safe to show: few tags, and no attribute but the address of a link."""
-    return nh3.clean(
+    """HTML that is safe to show: few tags, and no attribute but the address of a link.
+
+    What would take more than ``LARGEST`` bytes is shown as it was typed.
+    """
+    made = nh3.clean(
         _PARSER.render(text),
         tags=TAGS,
         # By default every tag may have a title and a language.
@@ -33,3 +38,6 @@ def rendered(text: str) -> str:
         url_schemes={"http", "https", "mailto"},
         link_rel="nofollow noreferrer ugc",
     )
+    if len(made.encode()) > LARGEST:
+        return f"<pre><code>{html.escape(text, quote=False)}</code></pre>"
+    return made

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import RedirectResponse, Response
 
+from thalweg._core.checks import check_choice
 from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
 from thalweg.desk.troubles import troubles
@@ -18,6 +19,7 @@ from thalweg.papers.entry import ROOMS, UnknownPaper
 
 router = APIRouter(include_in_schema=False)
 IMPORTED = 5  # papers from outside that are named under a finding
+TOPICS = 120  # those with the most papers, which stand together
 DRAWING = threading.Lock()  # one plot at a time: a second takes as long, and both take the pages' time
 Text = Annotated[str, Query(max_length=400)]
 
@@ -38,13 +40,8 @@ def home() -> Response:
     return RedirectResponse("/papers", 303)
 
 
-@router.get("/papers/{name}")
-def paper(request: Request, name: str) -> Response:
-    found = paper_of(request, name)
-    return page(request, "paper.html", paper=found, similar=shelf_of(request).similar(found))
-
-
-@router.get("/papers/{name}/plot.svg")
+# Before the page, whose name may hold anything: old arXiv ids have a slash in them.
+@router.get("/papers/{name:path}/plot.svg")
 def plot(request: Request, name: str, setting: Text = "") -> Response:
     found = paper_of(request, name)
     if found.measured is None or (setting and setting not in found.measured.raw["settings"]):
@@ -52,6 +49,17 @@ def plot(request: Request, name: str, setting: Text = "") -> Response:
     with DRAWING:
         drawn = _drawn(found, setting)
     return Response(drawn, media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
+
+
+@router.get("/papers/{name:path}")
+def paper(request: Request, name: str) -> Response:
+    """The page of a paper; an id with a slash in it leads to the address where ``~`` stands for it."""
+    if not name:
+        return RedirectResponse("/papers", 303)
+    found = paper_of(request, name)
+    if "/" in name:
+        return RedirectResponse(f"/papers/{found.key}", 303)
+    return page(request, "paper.html", paper=found, similar=shelf_of(request).similar(found))
 
 
 @lru_cache(maxsize=256)
@@ -64,8 +72,15 @@ def _drawn(paper: Paper, setting: str) -> bytes:
 
 
 @router.get("/topics")
-def topics(request: Request) -> Response:
-    return page(request, "topics.html", topics=shelf_of(request).topics)
+def topics(request: Request, letter: Annotated[str, Query(max_length=1)] = "") -> Response:
+    """Those with the most papers, or all that begin with a letter, by name."""
+    known = shelf_of(request).topics
+    letters = sorted({topic[0] for topic, _ in known})
+    if letter:
+        check_choice("letter", letter, tuple(letters))
+    found = sorted(one for one in known if one[0][0] == letter) if letter else known[:TOPICS]
+    about = {"letter": letter, "letters": letters, "more": len(known) - len(found)}
+    return page(request, "topics.html", topics=found, **about)
 
 
 @router.get("/methods")

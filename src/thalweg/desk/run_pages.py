@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
+from thalweg.desk.run_api import ID
 from thalweg.desk.run_rows import rows_of
 from thalweg.desk.run_source import run_of, source_of
 from thalweg.desk.run_summary import (
@@ -19,7 +20,6 @@ from thalweg.desk.run_summary import (
     kind_of,
     left_out,
     overhead,
-    plain_finding,
     settings,
     state_of,
     unit_of,
@@ -27,12 +27,11 @@ from thalweg.desk.run_summary import (
 from thalweg.desk.views import page
 
 if TYPE_CHECKING:
-    from thalweg.watch import Finding, RunInfo, RunStore
+    from thalweg.watch import Finding, RunStore
 
 router = APIRouter()
 PAGE = 50  # runs on a page
-FINDINGS = 50  # of a run on its page, unless all are asked for
-ID = 2**63 - 1  # the largest that SQLite counts to
+FINDINGS = 25  # of a run on its page, unless all are asked for
 Names = Annotated[list[str] | None, Query(max_length=64)]
 
 
@@ -91,7 +90,8 @@ def one_run(
         layered = layered_names(store, run)
     firsts = {one.name: number for number, one in reversed([*enumerate(findings, 1)])}
     kept = [(number, one, firsts[one.name] == number) for number, one in enumerate(findings, 1)]
-    kept = kept if every else kept[-FINDINGS:]
+    hidden = [] if every else [one for _, one, _ in kept[:-FINDINGS]]
+    kept = kept[len(hidden) :]
     return page(
         request,
         "run.html",
@@ -105,6 +105,7 @@ def one_run(
         layered=[name for name in names if name in layered],
         findings=kept,
         total=len(findings),
+        hidden_critical=sum(one.severity == "critical" for one in hidden),
         papers=_papers(request, [one for _, one, _ in kept]),
         overhead=overhead(found),
         left_out=left_out(found),
@@ -130,43 +131,5 @@ def one_finding(request: Request, run: int, number: int) -> Response:
 def _papers(request: Request, findings: list[Finding]) -> dict[str, Any]:
     """Papers that findings and their remedies name, as far as the desk knows them."""
     keys = {key for one in findings for key in (*one.papers, *(remedy.paper for remedy in one.remedies))}
-    shelf = request.app.state.shelf
-    return {key: shelf.by_id.get(key) for key in keys}
-
-
-@router.get("/api/runs", tags=["runs"])
-def list_runs(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-    before: Annotated[int, Query(ge=1, le=ID)] = ID,
-) -> list[dict[str, Any]]:
-    """Runs of the store, the newest first; ``before`` is an id, for those that came earlier."""
-    source = source_of(request)
-    if not source.there:
-        return []
-    with source.open() as store:
-        return [_record(one) for one in islice(store.newest("id < ?", before), limit)]
-
-
-def _record(one: RunInfo) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "name": one.name,
-        "started": one.started,
-        "ended": one.ended,
-        "steps": one.steps,
-        "state": state_of(one),
-        "overhead": overhead(one),
-        "settings": settings(one),
-    }
-
-
-@router.get("/api/runs/{run}/findings", tags=["findings"])
-def findings(
-    request: Request, run: int, after: Annotated[int, Query(ge=0, le=ID)] = 0
-) -> list[dict[str, Any]]:
-    """What was found in a run, in order; ``after``: how many are known already."""
-    source = source_of(request)
-    with source.open() as store:
-        run_of(store, run, source)
-        return [plain_finding(one) for one in store.findings(run, after, damaged=source.damaged)]
+    known = request.app.state.shelf.by_id
+    return {key: known[key] for key in keys if key in known}
