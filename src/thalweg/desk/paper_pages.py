@@ -79,8 +79,8 @@ def topics(request: Request, letter: Annotated[str, Query(max_length=1)] = "") -
     if letter:
         check_choice("letter", letter, tuple(letters))
     found = sorted(one for one in known if one[0][0] == letter) if letter else known[:TOPICS]
-    about = {"letter": letter, "letters": letters, "more": len(known) - len(found)}
-    return page(request, "topics.html", topics=found, **about)
+    more = len(known) - len(found)
+    return page(request, "topics.html", topics=found, letter=letter, letters=letters, more=more)
 
 
 @router.get("/methods")
