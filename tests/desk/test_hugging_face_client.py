@@ -50,6 +50,15 @@ def hub_with_imports(tmp_path_factory):
         )
         for number in range(250)
     )
+    app.state.shelf.library.add(
+        checked({"title": f"Spikes of {name}", "abstract": "Gradient spikes.", **row})
+        for name, row in {
+            "an old id": {"id": "hep-th/9901001", "published": "1999-01-04"},
+            "an old id with a class": {"id": "math.GT/0309136", "published": "2003-09-08"},
+            "a DOI": {"id": "doi:10.1000/x(1)", "published": "2020-01-01"},
+            "an archive": {"id": "pwc:adam-a/method", "published": "2020-01-02"},
+        }.items()
+    )
     yield from serve(app)
 
 
@@ -60,7 +69,41 @@ def test_papers_of_a_month_and_of_a_day(hub):
     assert month == set(found)
     assert found[entry.arxiv].title == entry.title and found[entry.arxiv].summary == entry.summary
     assert (found[entry.arxiv].published_at.year, found[entry.arxiv].published_at.month) == (2024, 3)
-    assert {one.id for one in hub.list_daily_papers(date="2024-03-06", limit=100)} == month
+    assert list(hub.list_daily_papers(date="2024-03-06")) == [], "of its papers only the month is known"
+
+
+def test_days_and_weeks_of_a_month_give_no_paper_twice(hub_with_imports):
+    days = [
+        one.id
+        for day in range(1, 32)
+        for one in hub_with_imports.list_daily_papers(date=f"2024-05-{day:02}", limit=100)
+    ]
+    weeks = [
+        one.id
+        for week in range(18, 23)
+        for one in hub_with_imports.list_daily_papers(week=f"2024-W{week}", limit=100)
+    ]
+    exact = {f"2405.{number:05}" for number in range(250)}
+    assert len(days) == len(set(days)) and set(days) == exact
+    assert len(weeks) == len(set(weeks)) and set(weeks) == exact
+
+
+def test_every_id_that_a_list_gives_is_a_paper(hub_with_imports):
+    listed = {one.id for p in range(9) for one in hub_with_imports.list_daily_papers(p=p, limit=100)}
+    listed |= {one.id for one in hub_with_imports.list_papers(query="gradient spikes", limit=100)}
+    assert {"hep-th/9901001", "math.GT/0309136", "doi:10.1000~x(1)", "pwc:adam-a~method"} <= listed
+    assert len(listed) == 254 + len(load())
+    for id in listed:
+        assert hub_with_imports.paper_info(id).id == id
+
+
+def test_an_id_that_is_none_of_arxiv_is_found_as_it_was_imported(hub_with_imports):
+    assert hub_with_imports.paper_info("doi:10.1000/x(1)").title == "Spikes of a DOI"
+
+
+@pytest.mark.parametrize("written", ["arxiv:2403.03507", "arXiv:2403.03507v2", "2403.03507v1", "galore"])
+def test_a_paper_by_the_ways_in_which_people_write_its_id(hub, written):
+    assert hub.paper_info(written).id == find("galore").arxiv
 
 
 def test_pages_of_the_list_hold_every_paper_once(hub):
@@ -107,7 +150,7 @@ def test_a_day_holds_its_imported_papers_and_a_month_both(hub_with_imports):
     day = [one.id for one in hub_with_imports.list_daily_papers(date="2024-05-17", limit=100)]
     exact = {f"2405.{number:05}" for number in range(250) if number % 28 == 16}
     month_only = {entry.arxiv for entry in load() if entry.date == "2024-05"}
-    assert set(day[: len(exact)]) == exact and set(day[len(exact) :]) == month_only
+    assert set(day) == exact and len(day) == len(exact)
     month = [
         one.id
         for page in range(4)

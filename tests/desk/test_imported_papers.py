@@ -176,6 +176,13 @@ def test_papers_of_a_period_by_trend_are_all_of_them_those_that_trend_first(site
             on.execute("DELETE FROM people")
 
 
+def test_a_week_of_two_months_shows_papers_of_a_month_apart(client):
+    text = client.get("/papers?week=2024-W22").text
+    days, apart = text.split("From the built-in catalog", 1)
+    month_only = {entry.key for entry in load() if entry.date in ("2024-05", "2024-06")}
+    assert keys(days) and not month_only & set(keys(days)) and month_only <= set(keys(apart))
+
+
 def test_an_old_id_has_its_page_where_a_tilde_stands_for_the_slash(site, client):
     site.state.shelf.library.add([checked({"id": "hep-th/9901001", "title": "Old", "published": "1999-01"})])
     for written in ("hep-th/9901001", "arxiv:hep-th/9901001v2"):

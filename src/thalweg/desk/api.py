@@ -6,16 +6,21 @@ import datetime
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Path, Query, Request
+from pydantic import ValidationError
 
+from thalweg.desk.api_shapes import EvidenceShape, ListItem, PaperShape
 from thalweg.desk.counts import tallies
+from thalweg.desk.findings_api import check_names
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import paper_of, shelf_of
 from thalweg.desk.periods import period_of, start_of
+from thalweg.desk.trend_of_period import by_trend
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
 Text = Annotated[str, Query(max_length=400)]
+Name = Annotated[str, Path(examples=["galore", "2403.03507", "hep-th/9901001"])]
 LAST = 100  # page of a search
 
 
@@ -81,47 +86,44 @@ def listed(request: Request, papers: Sequence[Paper]) -> list[dict[str, Any]]:
     return [daily(one, tally[one.key]) for one in papers]
 
 
-@router.get("/daily_papers")
+@router.get("/daily_papers", response_model=list[ListItem])
 def daily_papers(
     request: Request,
-    date: str = "",
-    week: str = "",
-    month: str = "",
-    submitter: str = "",
+    date: Text = "",
+    week: Text = "",
+    month: Text = "",
+    submitter: Text = "",
     sort: Literal["publishedAt", "trending"] = "publishedAt",
     p: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     limit: Limit = 50,
 ) -> list[dict[str, Any]]:
     """Papers of a day, a week or a month; without one, all of them, the newest first.
 
-    Of a paper of the built-in catalog only the month may be known: then it stands behind the papers of every
-    day and week of its month.
+    Of a paper of the built-in catalog only the month may be known: then it is in its month, and in no day or
+    week. Nobody submits papers here, so that a ``submitter`` has none.
     """
     shelf = shelf_of(request)
     start = p * limit
-    if submitter:
-        return []
     if date or week or month:
         period = period_of(date=date, week=week, month=month)
-        found = shelf.order.page(start, limit, period.first, period.last)
-        if period.kind != "month" and len(found) < limit:
-            # Behind the papers of these days stand those of which only the month is known.
-            others = [one for name in period.months for one in shelf.of_month(name)]
-            start = max(start - shelf.order.count(period.first, period.last), 0)
-            found += others[start : start + limit - len(found)]
+        if sort == "trending":
+            found = by_trend(shelf, period, start, limit)
+        else:
+            found = shelf.order.page_of(period, start, limit)
     elif sort == "trending":
         found = list(shelf.trending()[start : start + limit])
     else:
         found = shelf.order.page(start, limit)
-    return listed(request, found)
+    return listed(request, [] if submitter else found)
 
 
-@router.get("/papers/search")
+@router.get("/papers/search", response_model=list[ListItem])
 def search(
     request: Request,
     q: Text = "",
     topic: Text = "",
     room: Text = "",
+    finding: Text = "",
     status: Text = "",
     since: Text = "",
     until: Text = "",
@@ -130,34 +132,48 @@ def search(
 ) -> list[dict[str, Any]]:
     """Papers that fit a question, best first; without one, the newest that pass the filters.
 
-    ``since`` and ``until`` are days, months or years, both included; ``p`` is the page, from 0.
+    ``since`` and ``until`` are days, months or years, both included; ``p`` is the page, from 0. With a
+    question, ``finding`` is looked for among the 500 papers that fit it best.
     """
     shelf = shelf_of(request)
-    asked = {"topic": topic, "room": room, "state": status, "since": since, "until": until}
+    check_names(shelf, topic=topic, finding=finding)
+    asked = {
+        "topic": topic,
+        "room": room,
+        "finding": finding,
+        "state": status,
+        "since": since,
+        "until": until,
+    }
     if not q.strip():
         return listed(request, shelf.chosen(start=p * limit, count=limit, **asked))
     return listed(request, [one for one, _ in shelf.search(q, limit, start=p * limit, **asked)])
 
 
-@router.get("/papers/{name}")
-def paper(request: Request, name: str) -> dict[str, Any]:
-    """One paper, by arXiv id or key."""
-    found = paper_of(request, name)
-    return record(found, tally_of(request, [found])[found.key])
-
-
-@router.get("/papers/{name}/similar")
+# Names may hold a slash, as old arXiv ids do: what ends in a word of ours goes first.
+@router.get("/papers/{name:path}/similar", response_model=list[ListItem])
 def similar(
-    request: Request, name: str, limit: Annotated[int, Query(ge=1, le=30)] = 6
+    request: Request, name: Name, limit: Annotated[int, Query(ge=1, le=30)] = 6
 ) -> list[dict[str, Any]]:
     """The papers nearest in meaning to one, of the catalog and imported ones by turns."""
     return listed(request, shelf_of(request).similar(paper_of(request, name), limit))
 
 
-@router.get("/papers/{name}/evidence")
-def evidence(request: Request, name: str) -> dict[str, Any]:
+@router.get("/papers/{name:path}/evidence", response_model=EvidenceShape)
+def evidence(request: Request, name: Name) -> EvidenceShape:
     """Everything that was measured for a paper: every arm, every seed."""
     found = paper_of(request, name)
     if found.measured is None:
         raise HTTPException(404, f"nothing was measured for {name!r} yet")
-    return found.measured.raw
+    try:
+        return EvidenceShape.model_validate(found.measured.raw)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise HTTPException(503, f"the evidence of {name!r} is damaged: {wrong}") from None
+
+
+@router.get("/papers/{name:path}", response_model=PaperShape)
+def paper(request: Request, name: Name) -> dict[str, Any]:
+    """One paper, by arXiv id, by another id that a list gives, or by key."""
+    found = paper_of(request, name)
+    return record(found, tally_of(request, [found])[found.key])

@@ -11,10 +11,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from thalweg._core.discover import modules
+from thalweg.desk.api_shapes import FAILURES
 from thalweg.desk.csrf import checked
 from thalweg.desk.database import Database
 from thalweg.desk.error_pages import answer_errors
 from thalweg.desk.guard import Guard
+from thalweg.desk.head_requests import HeadRequests
 from thalweg.desk.library import Library
 from thalweg.desk.limits import Limits
 from thalweg.desk.page_memory import PageMemory
@@ -54,6 +56,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(checked)],
+        responses=FAILURES,
     )
     app.state.public = public.rstrip("/") if public else None
     app.state.limits = Limits()
@@ -75,6 +78,7 @@ def create_app(
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Guard)
+    app.add_middleware(HeadRequests)
     return app
 
 

@@ -46,8 +46,8 @@ def papers(
             periods=_periods(order, "~"),
         )
     period = period_of(date=date, week=week, month=month)
-    found = order.page(p * AT_ONCE, AT_ONCE, period.first, period.last)
-    more = (p + 1) * AT_ONCE < order.count(period.first, period.last)
+    found = order.page_of(period, p * AT_ONCE, AT_ONCE)
+    more = (p + 1) * AT_ONCE < order.count_of(period)
     name = {period.kind: period.name}
     return _list(
         request,

@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
-from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -38,8 +37,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _malformed(request: Request, error: Exception) -> Response:
     """A field that is missing, too long or of the wrong kind; not repeated, for it may be a password."""
     assert isinstance(error, RequestValidationError)
-    if request.url.path.startswith("/api/") and request.method == "GET":
-        return await request_validation_exception_handler(request, error)
     return _answer(request, 422, "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()))
 
 

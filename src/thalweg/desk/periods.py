@@ -33,6 +33,13 @@ class Period:
         """The months that it touches."""
         return tuple(dict.fromkeys((self.first[:7], self.last[:7])))
 
+    @property
+    def spans(self) -> tuple[tuple[str, str], ...]:
+        """Stretches of dates, the latest first: in a week of two months, the later one's name is between."""
+        if self.kind == "month" or self.first[:7] == self.last[:7]:
+            return ((self.first, self.last),)
+        return (f"{self.last[:7]}-01", self.last), (self.first, f"{self.first[:7]}-31")
+
 
 def period_of(*, date: str = "", week: str = "", month: str = "") -> Period:
     """The one period that is given.

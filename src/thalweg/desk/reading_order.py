@@ -14,6 +14,7 @@ from itertools import accumulate
 
 from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper
+from thalweg.desk.periods import Period
 
 __all__ = ["ReadingOrder"]
 
@@ -63,6 +64,18 @@ class ReadingOrder:
                 found += self._imported(date, max(skip - len(own), 0), take - len(part))
             begin += take
             block += 1
+        return found
+
+    def count_of(self, period: Period) -> int:
+        """How many papers are known to be of a period."""
+        return sum(self.count(first, last) for first, last in period.spans)
+
+    def page_of(self, period: Period, start: int, count: int) -> list[Paper]:
+        """``count`` papers of a period from the ``start``-th on."""
+        found: list[Paper] = []
+        for first, last in period.spans:
+            found += self.page(start, count - len(found), first, last)
+            start = max(start - self.count(first, last), 0)
         return found
 
     def older(self, date: str, lengths: Collection[int] = (7, 10)) -> str:

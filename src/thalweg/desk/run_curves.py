@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
 
+from thalweg.desk.api_shapes import CurveShape, LayersShape
 from thalweg.desk.run_source import run_of, source_of
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ Step = Annotated[int, Query(ge=0, le=LAST)]
 Curve = dict[str, list[Any]]
 
 
-@router.get("/curve")
+@router.get("/curve", response_model=CurveShape)
 def curve(
     request: Request,
     run: int,
@@ -30,7 +32,7 @@ def curve(
     low: Annotated[int, Query(alias="from", ge=0, le=LAST)] = 0,
     to: Step = LAST,
     after: Annotated[int, Query(ge=-1, le=LAST - 1)] = -1,
-) -> Curve:
+) -> JSONResponse:
     """A curve of at most ``points`` points whose spikes are those of the whole; null where it is not finite.
 
     ``from`` and ``to``: first and last step of a window, which is then given in full detail. ``after``: the
@@ -39,10 +41,11 @@ def curve(
     source = source_of(request)
     with source.open() as store:
         run_of(store, run, source)
-        return curve_of(store, run, name, points, max(low, after + 1), to)
+        # Thousands of numbers that are right by making are not looked at one by one again.
+        return JSONResponse(curve_of(store, run, name, points, max(low, after + 1), to))
 
 
-@router.get("/layers")
+@router.get("/layers", response_model=LayersShape)
 def layers(
     request: Request,
     run: int,
@@ -51,7 +54,7 @@ def layers(
     low: Annotated[int, Query(alias="from", ge=0, le=LAST)] = 0,
     to: Step = LAST,
     after: Annotated[int, Query(ge=-1, le=LAST - 1)] = -1,
-) -> dict[str, Any]:
+) -> JSONResponse:
     """A reading by layer, at the steps at which the curve of the whole model has its points."""
     from thalweg.watch.store_tail import layers_at
 
@@ -60,7 +63,8 @@ def layers(
         run_of(store, run, source)
         steps = [one.step for one in store.overview(run, name, points, low=max(low, after + 1), high=to)]
         found = layers_at(store, run, name, steps)
-    return {"step": steps, "layers": {layer: plain(values) for layer, values in found.items()}}
+    by_layer = {layer: plain(values) for layer, values in found.items()}
+    return JSONResponse({"step": steps, "layers": by_layer})
 
 
 def curve_of(store: RunStore, run: int, name: str, points: int, low: int = 0, high: int = LAST) -> Curve:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from thalweg.desk.run_lookout import Lookout
@@ -18,6 +19,12 @@ from thalweg.desk.run_viewer import Cursor, ListViewer, RunViewer, Viewer
 
 router = APIRouter(prefix="/api/runs", tags=["runs"])
 HEARTBEAT = 15  # seconds
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events, as long as somebody reads",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 PATIENCE = 20.0  # seconds that a viewer may take to read what was sent
 
 
@@ -31,7 +38,7 @@ class Stream(EventSourceResponse):
             return
 
 
-@router.get("/events", response_class=EventSourceResponse)
+@router.get("/events", response_class=Response, responses=EVENTS)
 async def list_events(request: Request, after: Annotated[str, Query(max_length=40)] = "") -> Stream:
     """Rows of the list that are new or have changed, as ``run``; ``after`` is the id of the last event.
 
@@ -44,7 +51,7 @@ async def list_events(request: Request, after: Annotated[str, Query(max_length=4
     return _stream(request, ListViewer(seen))
 
 
-@router.get("/{run}/events", response_class=EventSourceResponse)
+@router.get("/{run}/events", response_class=Response, responses=EVENTS)
 async def events(
     request: Request,
     run: int,
