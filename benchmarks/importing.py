@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks._abstracts import Generator
+from thalweg.desk._shelf_merging import merge
 from thalweg.desk.database import Database
 from thalweg.desk.importing import import_file
 from thalweg.desk.library import Library
@@ -55,7 +56,7 @@ def pages(shelf: Shelf) -> dict[str, float]:
         "a finding, page 100": lambda: shelf.chosen(finding="loss spike", start=3000, count=30),
         "topics": lambda: shelf.topics,
         "a paper": lambda: shelf.paper("made:77"),
-        "first after an import": lambda: shelf._merge(-1, shelf.library).order.page(0, 30),
+        "first after an import": lambda: merge(shelf._built_in, shelf.library, -1).order.page(0, 30),
     }
     found = {}
     for name, ask in asked.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from thalweg.desk._library_labels import label_numbers, labels_of
 from thalweg.desk._library_rows import FIELDS, columns, tag_columns, tags_of_row
 from thalweg.desk.imported import Imported
+from thalweg.desk.same_paper import may_be_same, plain_title
 from thalweg.desk.tagging import NOTHING, Tags
 from thalweg.papers.entry import load
 
@@ -25,8 +26,13 @@ def write(
     both = [*new, *newer]
     # What the catalog has is tagged there, by hand.
     ours = {entry.arxiv for entry in load()}
+    titles = {title: entry.arxiv or entry.key for entry in load() if (title := plain_title(entry.title))}
     guessed = guess([f"{one.title} {one.abstract}" for one in both])
-    tags = [NOTHING if one.id in ours else found for one, found in zip(both, guessed, strict=True)]
+    plain = [plain_title(one.title) for one in both]
+    tags = [
+        NOTHING if one.id in ours or (name in titles and may_be_same(titles[name], one.id)) else found
+        for one, name, found in zip(both, plain, guessed, strict=True)
+    ]
     last = on.execute("SELECT seq FROM sqlite_sequence WHERE name = 'imported'").fetchone()
     first = 1 + (last[0] if last else 0)
     numbers = [*range(first, first + len(new)), *(there[one.id]["paper"] for one in newer)]
@@ -46,10 +52,16 @@ def write(
         [(ids[name], row["published"], row["paper"]) for row in gone for name in labels_of(tags_of_row(row))],
     )
     rows = [
-        (number, *columns(one), *tag_columns(found), there[one.id]["added"] if one.id in there else now)
-        for number, one, found in zip(numbers, both, tags, strict=True)
+        (
+            number,
+            *columns(one),
+            *tag_columns(found),
+            there[one.id]["added"] if one.id in there else now,
+            name,
+        )
+        for number, one, found, name in zip(numbers, both, tags, plain, strict=True)
     ]
-    on.executemany(f"REPLACE INTO imported ({FIELDS}) VALUES ({', '.join('?' * 16)})", rows)
+    on.executemany(f"REPLACE INTO imported ({FIELDS}, plain) VALUES ({', '.join('?' * 17)})", rows)
     on.executemany(
         "INSERT INTO labelled VALUES (?, ?, ?)",
         [

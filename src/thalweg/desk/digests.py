@@ -77,6 +77,7 @@ class News:
         self, database: Database, shelf: Shelf, since: float, now: float, wants: Iterable[Wants] = (Wants(),)
     ) -> None:
         self.looked = now
+        self._shelf = shelf
         self.cut: list[str] = []
         self._answers: dict[str, frozenset[str]] = {}
         seen = first_seen(database, shelf.papers, now)
@@ -87,11 +88,11 @@ class News:
         # By label first: what nobody wants, however much of it came, takes no place from what somebody does.
         for kind, name in sorted({pair for one in wants for pair in one.labels}):
             for one in self._arrived(library, since - SLACK, {kind: name}):
-                if one.id not in when:
+                if one.id not in shelf.by_id:
                     found[one.id] = (one, one.added)
         if any(one.everything or one.questions for one in wants):
             for one in self._arrived(library, since - SLACK):
-                if one.id not in when:
+                if one.id not in shelf.by_id:
                     found[one.id] = (one, one.added)
                     judged.add(one.id)
         votes = counts(database, [one.key for one, _ in found.values()])
@@ -114,7 +115,9 @@ class News:
         since = subscriber.since - SLACK
         fresh = [one.paper for one in self.items if one.when > since]
         if fresh:
-            had = ledger.had(subscriber.id)
+            # A paper may have been imported, and sent, before the catalog had it, or after.
+            ours = self._shelf.by_id
+            had = {ours[name].id if name in ours else name for name in ledger.had(subscriber.id)}
             fresh = [one for one in fresh if one.id not in had]
         asked = frozenset[str]().union(*map(self._answering, subscriber.wants.questions))
         wanted = (one for one in fresh if one.id in asked or subscriber.wants.tagged(one))

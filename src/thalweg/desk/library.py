@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from thalweg.desk._library_rows import FIELDS, later, paper_of_row, rows_of_ids
+from thalweg.desk._library_twins import kept_id, rows_of_titles, without_twins
 from thalweg.desk._library_writing import write
 from thalweg.desk.database import Database
 from thalweg.desk.imported import Imported, arxiv_id
 from thalweg.desk.paper import Paper
+from thalweg.desk.same_paper import plain_title
 from thalweg.desk.tagging import Tags, tagger
 
 __all__ = ["Added", "Library"]
@@ -39,6 +41,14 @@ SCHEMA = (
     CREATE TABLE library (one INTEGER PRIMARY KEY CHECK (one = 1), change INTEGER NOT NULL);
     INSERT INTO library VALUES (1, 0);
     """,
+    # plain_title is given to SQLite in prepare.
+    """
+    ALTER TABLE imported ADD COLUMN plain TEXT NOT NULL DEFAULT '';
+    UPDATE imported SET plain = plain_title(title);
+    CREATE INDEX imported_by_title ON imported (plain);
+    CREATE TABLE aliases (id TEXT PRIMARY KEY, kept TEXT NOT NULL) WITHOUT ROWID;
+    """,
+    "CREATE INDEX imported_by_repository ON imported (lower(repository)) WHERE repository <> ''",
 )
 AT_ONCE = 2000  # rows that a reader of everything takes at once, so that it never holds up a checkpoint
 
@@ -85,7 +95,11 @@ class Library:
         for one in papers:
             if one.id not in latest or one.updated >= latest[one.id].updated:
                 latest[one.id] = one
+        given = len(latest)
         there = {row["id"]: row for row in rows_of_ids(on, latest)}
+        others = without_twins(on, {name: one for name, one in latest.items() if name not in there})
+        latest = {name: one for name, one in latest.items() if name in there or name in others}
+        there |= {row["id"]: row for row in rows_of_ids(on, others)}
         new = [one for one in latest.values() if one.id not in there]
         newer = [
             merged
@@ -94,7 +108,7 @@ class Library:
         ]
         if new or newer:
             write(on, new, newer, there, self.tags or tagger())
-        return Added(len(new), len(newer), len(latest) - len(new) - len(newer))
+        return Added(len(new), len(newer), given - len(new) - len(newer))
 
     def set_repositories(self, addresses: dict[str, str]) -> int:
         """Say where the code of papers is, by id, for those that are here and do not; how many it was."""
@@ -102,7 +116,7 @@ class Library:
             before = on.total_changes
             on.executemany(
                 "UPDATE imported SET repository = ? WHERE id = ? AND repository = ''",
-                [(address, name) for name, address in addresses.items()],
+                [(address, kept_id(on, name)) for name, address in addresses.items()],
             )
             changed = on.total_changes - before
             on.execute("UPDATE library SET change = change + ?", (min(changed, 1),))
@@ -123,19 +137,33 @@ class Library:
 
     def by_id(self, name: str) -> Paper | None:
         """The paper with this id or key, if there is one; an arXiv id may have a version."""
-        found = by_ids(self, [arxiv_id(name.replace("~", "/")) or name.replace("~", "/")])
+        name = arxiv_id(name.replace("~", "/")) or name.replace("~", "/")
+        found = by_ids(self, [name]) or by_ids(self, [kept_id(self.database.connection, name)])
         return found[0][1] if found else None
 
     def by_rowid(self, rows: Sequence[int]) -> list[Paper]:
         """Papers by their numbers, in that order; those that are not there are left out."""
-        found = {
-            row["paper"]: paper_of_row(row)
-            for row in self.database.rows(
-                f"SELECT {FIELDS} FROM imported WHERE paper IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(rows)),),
-            )
-        }
+        found = self.numbered(rows)
         return [found[row] for row in rows if row in found]
+
+    def numbered(self, rows: Sequence[int]) -> dict[int, Paper]:
+        """Papers by their numbers, under these numbers."""
+        found = self.database.rows(
+            f"SELECT {FIELDS} FROM imported WHERE paper IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(rows)),),
+        )
+        return {row["paper"]: paper_of_row(row) for row in found}
+
+    def of_repository(self, name: str, most: int = 20) -> list[int]:
+        """Numbers of papers whose code is at an address such as ``github.com/owner/name``, newest first."""
+        starts, ends = ("https://", "http://", "https://www."), ("", ".git", "/")
+        addresses = [f"{start}{name.lower()}{end}" for start in starts for end in ends]
+        rows = self.database.rows(
+            "SELECT paper FROM imported WHERE repository <> '' "
+            f"AND lower(repository) IN ({', '.join('?' * len(addresses))}) ORDER BY paper DESC LIMIT ?",
+            (*addresses, most),
+        )
+        return [row["paper"] for row in rows]
 
     def of_day(self, day: str, skip: int, count: int, without: str = "[]") -> list[Paper]:
         """``count`` papers of a day after the first ``skip``, what came last first.
@@ -226,9 +254,16 @@ class Library:
 
 def prepare(database: Database) -> None:
     """Bring the tables."""
+    database.connection.create_function("plain_title", 1, plain_title, deterministic=True)
     database.ensure("library", SCHEMA)
 
 
 def by_ids(library: Library, names: Iterable[str]) -> list[tuple[int, Paper]]:
     """The papers with these ids that are there, with their numbers."""
     return [(row["paper"], paper_of_row(row)) for row in rows_of_ids(library.database.connection, names)]
+
+
+def by_titles(library: Library, titles: Iterable[str]) -> list[tuple[int, Paper]]:
+    """The papers with these plain titles, with their numbers."""
+    found = rows_of_titles(library.database.connection, titles)
+    return [(row["paper"], paper_of_row(row)) for row in found]

@@ -10,14 +10,14 @@ import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 from thalweg._core.checks import check_choice
+from thalweg.desk._shelf_merging import Merged, merge
 from thalweg.desk.counts import most_upvoted
 from thalweg.desk.imported import arxiv_id
 from thalweg.desk.index.filters import Filters, check_range, within
-from thalweg.desk.library import Library, by_ids
+from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper, of_catalog
 from thalweg.desk.paper_search import PaperSearch
 from thalweg.desk.periods import start_of
@@ -34,17 +34,6 @@ MOST = 500  # papers that trend
 DEEP = 500  # papers of an answer among which a finding is looked for
 
 
-@dataclass(frozen=True)
-class _Merged:
-    """What is in memory, as of one change of the library."""
-
-    change: int
-    papers: tuple[Paper, ...]
-    by_id: dict[str, Paper]
-    known: dict[int, str]
-    order: ReadingOrder
-
-
 class Shelf:
     """Reads the catalog once; every list is newest first.
 
@@ -56,47 +45,30 @@ class Shelf:
     def __init__(self, library: Library | None = None, problems: Problems | None = None) -> None:
         self.library = library
         self._problems = problems
-        self._last: _Merged | None = None
+        self._last: Merged | None = None
         self._topics: tuple[int | None, tuple[tuple[str, int], ...]] = (None, ())
         self.finder = PaperSearch(library, problems)
 
     @cached_property
-    def _built_in(self) -> dict[str, Paper]:
-        return {entry.key: of_catalog(entry) for entry in load()}
+    def _built_in(self) -> tuple[Paper, ...]:
+        return tuple(of_catalog(entry) for entry in load())
 
     @property
-    def _merged(self) -> _Merged:
+    def _merged(self) -> Merged:
         try:
             change = self.library.newest_change() if self.library else 0
             if self._last is None or self._last.change != change:
-                self._last = self._merge(change, self.library)
+                self._last = merge(self._built_in, self.library, change)
             return self._last
         except sqlite3.Error as error:
             if self._problems:
                 self._problems.report("library", f"imported papers cannot be read: {error}")
-            return self._merge(-1, None)
+            return merge(self._built_in, None, -1)
 
     @property
     def _readable(self) -> Library | None:
         """The library, unless it cannot be read, which :attr:`_merged` has reported."""
         return self.library if self._merged.change >= 0 else None
-
-    def _merge(self, change: int, library: Library | None) -> _Merged:
-        papers, known = dict(self._built_in), {}
-        ours = {one.arxiv: one for one in papers.values() if one.arxiv}
-        for row, other in by_ids(library, ours) if library else ():
-            mine, known[row] = ours[other.id], other.date
-            papers[mine.key] = replace(
-                mine,
-                authors=mine.authors or other.authors,
-                organisation=mine.organisation or other.organisation,
-                date=max(mine.date, other.date) if other.date.startswith(mine.date) else mine.date,
-                repository=mine.repository or other.repository,
-                added=other.added,
-            )
-        listed = tuple(sorted(papers.values(), key=lambda one: (one.date, one.arxiv), reverse=True))
-        names = {name: one for one in listed for name in (one.key, one.arxiv) if name}
-        return _Merged(change, listed, names, known, ReadingOrder(listed, library, known))
 
     @property
     def papers(self) -> tuple[Paper, ...]:
@@ -105,7 +77,7 @@ class Shelf:
 
     @property
     def by_id(self) -> dict[str, Paper]:
-        """Papers of the catalog by key and by arXiv id."""
+        """Papers of the catalog by key, by arXiv id, and by the ids that they were imported under."""
         return self._merged.by_id
 
     @property

@@ -1,0 +1,58 @@
+"""A paper both in the catalog and imported is one: the catalog's, with authors and day from the import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from thalweg.desk.library import Library, by_ids, by_titles
+from thalweg.desk.paper import Paper
+from thalweg.desk.reading_order import ReadingOrder
+from thalweg.desk.same_paper import may_be_same, plain_title
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What is in memory, as of one change of the library.
+
+    ``by_id`` has papers of the catalog by key and by each id that they have here or were imported under;
+    ``known`` the numbers of these imports, with their days.
+    """
+
+    change: int
+    papers: tuple[Paper, ...]
+    by_id: dict[str, Paper]
+    known: dict[int, str]
+    order: ReadingOrder
+
+
+def merge(built_in: Iterable[Paper], library: Library | None, change: int) -> Merged:
+    """The catalog with what the library says of its papers."""
+    papers, known = {one.key: one for one in built_in}, {}
+    others: dict[str, str] = {}
+    for row, other, key in _imports(papers, library) if library else ():
+        mine, known[row], others[other.id] = papers[key], other.date, key
+        papers[key] = replace(
+            mine,
+            authors=mine.authors or other.authors,
+            organisation=mine.organisation or other.organisation,
+            date=max(mine.date, other.date) if other.date.startswith(mine.date) else mine.date,
+            repository=mine.repository or other.repository,
+            link=mine.link or other.link,
+            added=other.added,
+        )
+    listed = tuple(sorted(papers.values(), key=lambda one: (one.date, one.arxiv), reverse=True))
+    names = {name: papers[key] for name, key in others.items()}
+    names |= {name: one for one in listed for name in (one.key, one.arxiv) if name}
+    return Merged(change, listed, names, known, ReadingOrder(listed, library, known))
+
+
+def _imports(papers: dict[str, Paper], library: Library) -> Iterable[tuple[int, Paper, str]]:
+    """Imported papers that the catalog has, with its key: by title, and then, surer, by arXiv id."""
+    titles = {plain: one for one in papers.values() if (plain := plain_title(one.title))}
+    for row, other in by_titles(library, titles):
+        mine = titles[plain_title(other.title)]
+        if may_be_same(mine.id, other.id):
+            yield row, other, mine.key
+    ids = {one.arxiv: one.key for one in papers.values() if one.arxiv}
+    yield from ((row, other, ids[other.id]) for row, other in by_ids(library, ids))
