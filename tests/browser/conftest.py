@@ -16,6 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from real_desk import served, training
 
+# How long a page may take on a machine that does other things as well, in milliseconds.
+PATIENCE = 60_000
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "runs" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -46,6 +48,7 @@ def chromium():
         if "CI" in os.environ:
             pytest.fail("CI is to have Chromium")
         pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to its path")
+    playwright.expect.set_options(timeout=PATIENCE / 2)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=list(QUIET))
         yield browser
@@ -96,6 +99,7 @@ def reader(chromium, request):
             return route.abort()
 
         context.route("**/*", only_here)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.on("console", lambda said: heard(said, expected))
         page.on("pageerror", lambda error: wrong.append(f"script: {error}"))

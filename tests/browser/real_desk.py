@@ -55,10 +55,10 @@ def served(folder, *options, store=None, environment=None):
 
 
 @contextlib.contextmanager
-def training(store, steps, bad=0, pause=0.0):
-    """A process that trains and writes to a run store; ended at the end of the block."""
+def training(store, steps=0, bad=0):
+    """A process that trains, ``steps`` or until told (see ``training.py``); ended at the end of the block."""
     program = Path(__file__).with_name("training.py")
-    words = [sys.executable, program, store, steps, bad, pause]
+    words = [sys.executable, program, store, steps, bad]
     running = subprocess.Popen([str(word) for word in words], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         yield running

@@ -7,12 +7,18 @@ from accessibility import serious_faults
 from playwright.sync_api import expect
 from real_desk import served
 
+from thalweg.desk import people
+from thalweg.desk.database import Database
+
 PASSWORD = "a long winding river"
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory):
+    """A desk where Ada has a name already."""
     with served(tmp_path_factory.mktemp("team")) as running:
+        database = Database(running.data)
+        people.join(database, people.invite(database, "Ada"), "Ada", PASSWORD)
         yield running
 
 
@@ -27,7 +33,7 @@ def join(team, page, name):
 
 def test_an_upvote_counts_at_once_once_and_for_everybody(team, reader):
     page = reader(team)
-    join(team, page, "Ada")
+    join(team, page, "Emmy")
     page.goto("/papers")
     row = page.locator(".papers > li").nth(1)
     title = row.locator("h2").text_content()
