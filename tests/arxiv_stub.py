@@ -42,6 +42,15 @@ FEED = """<?xml version='1.0' encoding='UTF-8'?>
   <opensearch:startIndex>{start}</opensearch:startIndex>
 {entries}</feed>
 """
+ERROR = """  <entry>
+    <id>https://arxiv.org/api/errors#incorrect_id_format_for_1234.12345</id>
+    <title>Error</title>
+    <summary>incorrect id format for 1234.12345 &amp; others</summary>
+    <updated>2026-11-30T00:00:00Z</updated>
+    <link href="https://arxiv.org/api/errors#incorrect_id_format" rel="alternate" type="text/html"/>
+    <author><name>arXiv api core</name></author>
+  </entry>
+"""
 AUTHOR = "    <author>\n      <name>{}</name>\n{}    </author>"
 ANNOUNCED = """<?xml version='1.0' encoding='UTF-8'?>
 <feed xmlns:arxiv="http://arxiv.org/schemas/atom" xmlns:dc="http://purl.org/dc/elements/1.1/"
@@ -156,6 +165,8 @@ def arxiv_stub(papers: list[MadeUp], *faults: object, **more: object) -> Iterato
                 return self.answer(body[: len(body) * 2 // 3])
             if fault == "short":  # less than the length promises
                 return self.answer(body, cut=len(body) // 2)
+            if fault == "error":  # with a status of success
+                return self.answer(FEED.format(query="", size=1, total=1, start=0, entries=ERROR).encode())
             if fault == "slow":
                 time.sleep(1.0)
             return self.answer(body)

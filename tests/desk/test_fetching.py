@@ -94,7 +94,7 @@ def test_a_query_says_what_was_asked_for_and_nothing_else(tmp_path):
         assert desk.fetcher.fetch("nobody wrote about this").added == (0, 0, 0)
 
 
-@pytest.mark.parametrize("fault", [429, (429, 0), 500, 503, "empty", "cut", "short", "reset"])
+@pytest.mark.parametrize("fault", [429, (429, 0), 500, 503, "empty", "error", "cut", "short", "reset"])
 def test_a_page_that_fails_is_asked_for_again_and_nothing_of_the_failure_is_kept(tmp_path, fault):
     papers = made_up(35)
     with arxiv_stub(papers, None, fault, fault, None, fault) as stub:
@@ -289,6 +289,20 @@ def test_a_fetch_that_is_killed_loses_nothing_confirmed_and_the_next_ends_it(tmp
     assert int(stub.asked[asked]["start"]) == kept, "what was confirmed is not asked for again"
     library = Library(Database(tmp_path))
     assert [one.title for one in library.stream()] == [one.title for one in papers]
+
+
+def test_an_error_in_the_shape_of_a_paper_is_no_paper_and_no_success(tmp_path):
+    with arxiv_stub(made_up(3), always="error") as stub:
+        words = ("--topic", "spikes", "--data", tmp_path, "--api", stub.api, "--delay", 0.001)
+        process = command(*words)
+        said = process.communicate()[0]
+        assert process.returncode == 2 and "incorrect id format for 1234.12345 & others" in " ".join(
+            said.split()
+        )
+        desk = Desk(tmp_path, stub)
+        assert desk.library.count() == 0 and "answers with an error" in desk.problems.all()[0].what
+        stub.always = None
+        assert desk.fetcher.fetch("spikes").added == (3, 0, 0)
 
 
 def test_what_went_wrong_is_said_in_one_line(tmp_path):

@@ -2,7 +2,7 @@
 
 ``arxiv.Client`` keeps the pause between requests and tries again after a failure. An adapter of its session
 adds what it does not see to: a time limit, longer and longer waits, ``Retry-After``, pages that break off in
-the middle and pages that are empty although there is more.
+the middle, pages that are empty although there is more, and errors in the shape of a paper.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import datetime
 import re
 import time
 from email.utils import parsedate_to_datetime
+from html import unescape
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -27,6 +28,10 @@ PAGE = 100  # papers a request
 TIMEOUT = (20.0, 120.0)  # seconds to connect, and between bytes
 LONGEST_WAIT = 900.0  # seconds; whoever is asked to stay away for longer gives up
 MAY_PASS = (403, 408, 429)  # refusals that are about the moment and not about the query
+# What the API says in the shape of a paper, with a status of success or without.
+ERROR = re.compile(
+    rb"<id>[^<]*/api/errors[^<]*</id>.*?(?:<summary[^>]*>\s*([^<]*?)\s*</summary>|</entry>)", re.DOTALL
+)
 TOTAL = re.compile(rb"<opensearch:totalResults[^>]*>\s*(\d+)\s*<")
 
 
@@ -98,6 +103,8 @@ def _fault(address: str, content: bytes) -> str:
     """What is wrong with a page that claims to be right."""
     if not content.rstrip().endswith(b"</feed>"):
         return "a page broke off before its end"
+    if error := ERROR.search(content):
+        return f"arXiv answers with an error: {unescape((error[1] or b'').decode(errors='replace'))[:200]}"
     asked = parse_qs(urlsplit(address).query)
     if "search_query" not in asked or b"<entry" in content:
         return ""
