@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+import urllib.request
+from html import unescape
 
 import pytest
 import uvicorn
@@ -157,3 +160,10 @@ def test_a_day_holds_its_imported_papers_and_a_month_both(hub_with_imports):
         for one in hub_with_imports.list_daily_papers(month="2024-05", limit=100, p=page)
     ]
     assert len(month) == len(set(month)) == 250 + len(month_only)
+
+
+def test_the_example_of_the_page_about_the_api_runs_as_it_stands(hub, capsys):
+    page = urllib.request.urlopen(f"{hub.endpoint}/api").read().decode()
+    (code,) = re.findall(r'aria-label="Code"><code>(.*?)</code>', page, re.DOTALL)
+    exec(unescape(code), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -176,7 +176,7 @@ class FindingShape(BaseModel):
     name: str
     step: int
     message: str
-    evidence: dict[str, float | None]
+    evidence: dict[str, float | Literal["nan", "inf", "-inf"]]
     severity: str
     layers: list[str]
     papers: list[str]
