@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from thalweg.desk import health
 from thalweg.desk.app import create_app
+from thalweg.papers import entry
 
 READABLE = ["/papers", "/papers/spam", "/search?q=loss+spike", "/topics", "/methods", "/findings"]
 
@@ -43,6 +45,18 @@ def test_a_new_desk_is_well_on_the_page_and_for_a_monitor(tmp_path):
     assert {check(client, name)["state"] for name in ("database", "disk", "catalog", "run store")} == {"good"}
     page = client.get("/health")
     assert page.status_code == 200 and "can be written" in page.text and str(tmp_path) not in page.text
+
+
+def test_a_damaged_entry_of_the_catalog_is_named_and_the_other_papers_are_shown(tmp_path, monkeypatch):
+    shutil.copytree(entry.ENTRIES, tmp_path / "entries")
+    (tmp_path / "entries" / "torn.toml").write_bytes(b'key = "to\xff')
+    monkeypatch.setattr(entry, "ENTRIES", tmp_path / "entries")
+    with pytest.warns(UserWarning, match=r"left out of the catalog: torn\.toml"):
+        client = client_of(tmp_path)
+        assert [client.get(address).status_code for address in READABLE] == [200] * len(READABLE)
+        assert client.get("/papers/torn").status_code == 404
+        found = check(client, "catalog")
+    assert found["state"] == "bad" and "torn.toml: not a TOML file" in found["what"]
 
 
 def test_a_file_that_is_no_database_leaves_a_desk_that_can_be_read(tmp_path):

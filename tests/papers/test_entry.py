@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thalweg.papers import Entry, UnknownPaper, find, load
-from thalweg.papers.entry import ENTRIES
+from thalweg.papers.entry import ENTRIES, faults
 from thalweg.watch.rule import all_rules
 
 PAPERS = 311
@@ -135,6 +135,10 @@ def test_a_malformed_file_is_refused_naming_file_field_and_value(tmp_path, field
     with pytest.raises(ValueError, match=message) as caught:
         load(write(tmp_path, **fields))
     assert str(caught.value).startswith("some-paper.toml: ")
+
+
+def test_no_file_of_the_catalog_is_left_out():
+    assert faults() == ()
 
 
 def test_a_key_used_by_a_second_file_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from thalweg.desk.check import Check
 from thalweg.desk.database import Database
 from thalweg.desk.evidence_rows import damage, measured
 from thalweg.desk.views import page
-from thalweg.papers.entry import load
+from thalweg.papers.entry import faults, load
 
 router = APIRouter()
 SCHEMA = ("CREATE TABLE health (one INTEGER PRIMARY KEY CHECK (one = 1), written REAL NOT NULL);",)
@@ -127,11 +127,8 @@ def _disk(database: Database) -> Check:
 
 
 def _catalog() -> Check:
-    try:
-        entries = load()
-    except ValueError as error:
-        return Check("catalog", "bad", f"cannot be read: {error}")
-    damaged = [said for entry in entries if (said := damage(entry))]
+    entries = load()
+    damaged = [*faults(), *(said for entry in entries if (said := damage(entry)))]
     if damaged:
         return Check("catalog", "bad", f"{len(entries)} papers; {'; '.join(damaged)}")
     done = sum(measured(entry) is not None for entry in entries)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -81,10 +82,24 @@ class UnknownPaper(KeyError, ValueError):
 def load(folder: Path | None = None) -> tuple[Entry, ...]:
     """Every entry, sorted by key; read once.
 
+    Of the built-in catalog a malformed file is left out with a warning, so that one damaged paper does not
+    take all others away; :func:`faults` names it.
+
     Raises:
-        ValueError: a file is malformed; the message names the file, the field, the value and what is allowed.
+        ValueError: a file of ``folder`` is malformed; the message names the file, the field, the value and
+            what is allowed.
     """
-    return _read_folder(ENTRIES if folder is None else Path(folder))
+    entries, wrong = _read_folder(ENTRIES if folder is None else Path(folder))
+    if wrong and folder is not None:
+        raise ValueError(wrong[0])
+    for one in wrong:
+        warnings.warn(f"left out of the catalog: {one}", stacklevel=2)
+    return entries
+
+
+def faults() -> tuple[str, ...]:
+    """What is wrong with files of the built-in catalog that were left out of it."""
+    return _read_folder(ENTRIES)[1]
 
 
 def find(key: str, folder: Path | None = None) -> Entry:
@@ -100,9 +115,15 @@ def find(key: str, folder: Path | None = None) -> Entry:
 
 
 @lru_cache(maxsize=8)
-def _read_folder(folder: Path) -> tuple[Entry, ...]:
-    entries = [_read(path) for path in sorted(folder.glob("*.toml"))]
-    return tuple(sorted(entries, key=lambda entry: entry.key))
+def _read_folder(folder: Path) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """The entries, and what is wrong with each file that is none."""
+    entries, wrong = [], []
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            entries.append(_read(path))
+        except (ValueError, OSError) as error:
+            wrong.append(str(error))
+    return tuple(sorted(entries, key=lambda entry: entry.key)), tuple(wrong)
 
 
 def _read(path: Path) -> Entry:
