@@ -184,6 +184,9 @@ def test_no_secret_is_in_the_file(app, database, tmp_path):
         assert secret.encode() not in kept
 
 
+PUBLIC = ("--public", "https://desk.example")
+
+
 def desk(tmp_path, *arguments):
     return CliRunner().invoke(command, ["desk", *arguments, "--data", str(tmp_path)])
 
@@ -195,7 +198,9 @@ def test_the_command_line_invites_lists_renews_and_removes(tmp_path):
     database = Database(tmp_path)
     people.join(database, token, "Ada", PASSWORD)
     assert re.search(r"Ada +owner", desk(tmp_path, "people").stdout)
-    renewed = re.search(r"/join/([\w-]+)", desk(tmp_path, "invite", "ada", "--new-password").stdout)[1]
+    renewed = re.search(r"/join/([\w-]+)", desk(tmp_path, "invite", "ada", "--new-password", *PUBLIC).stdout)[
+        1
+    ]
     people.join(database, renewed, "ignored", "another password")
     assert [one.name for one in people.everyone(database)] == ["Ada"]
     assert people.recognise(database, "Ada", "another password")
@@ -206,10 +211,11 @@ def test_the_command_line_invites_lists_renews_and_removes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("invite", "Ada", "--role", "king"), "role must be one of member, moderator, owner"),
-        (("invite", ""), "the name must have 1 to 40 characters"),
+        (("invite", "Ada", "--role", "king", *PUBLIC), "role must be one of member, moderator, owner"),
+        (("invite", "", *PUBLIC), "the name must have 1 to 40 characters"),
         (("invite", "Ada", "--address", "ftp://x"), "must be like https://"),
-        (("invite", "Eve", "--new-password"), "nobody has the name 'Eve'"),
+        (("invite", "Ada"), "no desk runs over"),
+        (("invite", "Eve", "--new-password", *PUBLIC), "nobody has the name 'Eve'"),
         (("remove", "Eve"), "nobody has the name 'Eve'"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +62,7 @@ def desk(
 
             from thalweg.desk.app import create_app
             from thalweg.desk.database import data_folder
+            from thalweg.desk.own_address import kept_address, reached_at
             from thalweg.desk.settings import public_address
         except ImportError as error:
             raise ValueError(
@@ -78,21 +81,24 @@ def desk(
         except OSError as error:
             raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
         public = public_address(public) if public else ""
-        site = create_app(
-            store, folder=data or data_folder(), public=public or None, hosts=_names(host, public)
-        )
+        folder = data or data_folder()
+        site = create_app(store, folder=folder, public=public or None, hosts=_names(host, public))
     for one in site.state.problems.all():
         typer.echo(f"warning: {one.source}: {one.what}", err=True)
     if host not in LOCAL:
         typer.echo(_warning(host, public), err=True)
-    address = f"http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}/papers"
-    typer.echo(f"thalweg desk: {address} (Ctrl+C ends it)")
-    if open:
-        webbrowser.open(address)
+    port = listening.getsockname()[1]
+    address = reached_at(host, port)
     # The access log would hold invitations and the addresses of readers. A proxy is believed only if named.
     trusted: dict[str, Any] = {"proxy_headers": bool(proxy), "forwarded_allow_ips": proxy or None}
     config = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, **trusted)
-    uvicorn.Server(config).run(sockets=[listening])
+    # Uvicorn ends by the signal that it was sent, after which nothing more would run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with kept_address(folder, (urlsplit(address).hostname or host, port), public or address):
+        typer.echo(f"thalweg desk: {address}/papers (Ctrl+C ends it)")
+        if open:
+            webbrowser.open(f"{address}/papers")
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _names(host: str, public: str) -> list[str] | None:

@@ -126,11 +126,12 @@ def allow(
 
 def _opened(data: Path | None, public: str, *, needs_server: bool) -> tuple[Database, MailSettings]:
     database = _database(data)
+    from thalweg.desk.own_address import address_of
     from thalweg.desk.settings import MailSettings, mail_settings, public_address
 
     settings = mail_settings(database.folder, public_url=public)
     if settings is None and not needs_server:
-        address = public_address(public or "http://127.0.0.1:8600")
+        address = public_address(public or address_of(database.folder) or "http://127.0.0.1:8600")
         settings = MailSettings("localhost", 25, "none", "thalweg desk <desk@localhost>", address)
     if settings is None:
         raise ValueError(

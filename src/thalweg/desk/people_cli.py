@@ -32,17 +32,30 @@ def invite(
     new_password: Annotated[
         bool, typer.Option("--new-password", help="For somebody who is here: a link to set a new password.")
     ] = False,
-    address: Annotated[
-        str, typer.Option(envvar="THALWEG_PUBLIC_URL", help="Where people reach the desk.")
-    ] = "http://127.0.0.1:8600",
+    public: Annotated[
+        str,
+        typer.Option(
+            "--public",
+            "--address",
+            envvar="THALWEG_PUBLIC_URL",
+            help="Where people reach the desk; by default as the desk that runs has it.",
+        ),
+    ] = "",
     data: Data = None,
 ) -> None:
     """Print a link, good once and for seven days, by which somebody joins."""
     with user_errors():
+        from thalweg.desk.own_address import address_of
         from thalweg.desk.people import INVITED_FOR, invite, renew
         from thalweg.desk.settings import public_address
 
-        base, database = public_address(address), _database(data)
+        database = _database(data)
+        base = public_address(public) if public else address_of(database.folder)
+        if base is None:
+            raise ValueError(
+                f"no desk runs over {database.folder}, so that a link would lead nowhere: start it with "
+                "thalweg desk, or say where people reach it by --public https://NAME"
+            )
         token = renew(database, name) if new_password else invite(database, name, role)
     until = time.strftime("%Y-%m-%d", time.localtime(time.time() + INVITED_FOR))
     typer.echo(f"{base}/join/{token}")
