@@ -161,6 +161,8 @@ def test_damaged_rows_are_told_and_everything_else_is_shown(client, path):
     db.close()
     for place in (*PLACES, "/runs/2", "/api/runs/2/findings"):
         assert client.get(place).status_code in (200, 503), place
+    curve = client.get("/api/runs/1/curve").json()
+    assert [step for step, value in zip(curve["step"], curve["value"], strict=True) if value is None] == [7]
     assert client.get("/runs").status_code == 200 and client.get("/runs/2").status_code == 200
     assert "cannot be read" in client.get("/runs/2").text
     rows = [one.what for one in client.app.state.problems.all() if one.source == "rows of the run store"]

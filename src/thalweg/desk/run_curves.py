@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
 
 from thalweg.desk.api_shapes import CurveShape, LayersShape
 from thalweg.desk.run_source import run_of, source_of
@@ -32,7 +31,7 @@ def curve(
     low: Annotated[int, Query(alias="from", ge=0, le=LAST)] = 0,
     to: Step = LAST,
     after: Annotated[int, Query(ge=-1, le=LAST - 1)] = -1,
-) -> JSONResponse:
+) -> Curve:
     """A curve of at most ``points`` points whose spikes are those of the whole; null where it is not finite.
 
     ``from`` and ``to``: first and last step of a window, which is then given in full detail. ``after``: the
@@ -41,8 +40,7 @@ def curve(
     source = source_of(request)
     with source.open() as store:
         run_of(store, run, source)
-        # Thousands of numbers that are right by making are not looked at one by one again.
-        return JSONResponse(curve_of(store, run, name, points, max(low, after + 1), to))
+        return curve_of(store, run, name, points, max(low, after + 1), to)
 
 
 @router.get("/layers", response_model=LayersShape)
@@ -54,7 +52,7 @@ def layers(
     low: Annotated[int, Query(alias="from", ge=0, le=LAST)] = 0,
     to: Step = LAST,
     after: Annotated[int, Query(ge=-1, le=LAST - 1)] = -1,
-) -> JSONResponse:
+) -> dict[str, Any]:
     """A reading by layer, at the steps at which the curve of the whole model has its points."""
     from thalweg.watch.store_tail import layers_at
 
@@ -63,14 +61,14 @@ def layers(
         run_of(store, run, source)
         steps = [one.step for one in store.overview(run, name, points, low=max(low, after + 1), high=to)]
         found = layers_at(store, run, name, steps)
-    by_layer = {layer: plain(values) for layer, values in found.items()}
-    return JSONResponse({"step": steps, "layers": by_layer})
+    return {"step": steps, "layers": {layer: plain(values) for layer, values in found.items()}}
 
 
 def curve_of(store: RunStore, run: int, name: str, points: int, low: int = 0, high: int = LAST) -> Curve:
-    """Steps and values, with one null in each stretch in which the reading was not finite."""
+    """Steps and values, with one null in each stretch in which the reading was not finite, or is damaged."""
     found: list[tuple[int, float | None]] = [
-        (one.step, one.value) for one in store.overview(run, name, points, low=low, high=high)
+        (one.step, one.value if isinstance(one.value, int | float) else None)
+        for one in store.overview(run, name, points, low=low, high=high)
     ]
     found += [(step, None) for step in store.gaps(run, name, points, low=low, high=high)]
     found.sort(key=lambda point: point[0])
