@@ -6,16 +6,20 @@ What cannot be used is said on the page and on /health, and the rest answers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from thalweg.desk.fresh_papers import MOST, FreshPapers
 from thalweg.desk.index.build import build
 from thalweg.desk.index.filters import Filters
 from thalweg.desk.index.search_index import Rankings, SearchIndex, UnusableIndex, stamp
-from thalweg.desk.library import Library
+from thalweg.desk.library import Library, by_ids
 from thalweg.desk.problems import Problems
+from thalweg.papers.entry import load
+from thalweg.papers.names import arxiv_named, repository_named
 from thalweg.papers.search import fuse
 
 __all__ = ["ImportedSearch", "index_folder", "rebuild"]
@@ -34,7 +38,8 @@ def rebuild(library: Library, progress: Callable[[str, int], None] = lambda stag
         OSError: the disk is full; the old index stays.
     """
     change = library.newest_change()
-    return build(index_folder(library), library.stream(), change=change, progress=progress)
+    catalog = [(one.title, f"{' '.join(one.topics)} {one.summary} {one.claim}") for one in load()]
+    return build(index_folder(library), library.stream(), change=change, beside=catalog, progress=progress)
 
 
 class ImportedSearch:
@@ -66,6 +71,32 @@ class ImportedSearch:
         worth = fuse([found.by_word, list(found.by_meaning)]) | fuse([new, []])
         held = {*found.by_word, *new}
         return {row: (score, _why(row in held, found.by_meaning.get(row))) for row, score in worth.items()}
+
+    def named(self, question: str) -> list[int]:
+        """Numbers of the papers whose id, repository (or an address of either) or exact title it is."""
+        name = arxiv_named(question) or question.strip().replace("~", "/")
+        found = [row for row, _ in by_ids(self.library, [name])]
+        if repository := repository_named(question):
+            found += self.library.of_repository(repository)
+        after = 0
+        with self._noted():
+            if index := self._opened():
+                found, after = found + index.titled(question), index.last
+        return list(dict.fromkeys([*found, *self.fresh.titled(question, after)]))
+
+    def holders(self, stems: np.ndarray) -> tuple[np.ndarray, int]:
+        """In how many papers of the index each stem is, and how many papers it has."""
+        with self._noted():
+            if index := self._opened():
+                return index.holders(stems), index.count
+        return np.zeros(len(stems), np.int64), 0
+
+    def project(self, texts: Sequence[tuple[str, str]]) -> np.ndarray | None:
+        """Unit vectors of titles with their texts in the index's latent semantic space, if there is one."""
+        with self._noted():
+            if index := self._opened():
+                return index.project(texts)
+        return None
 
     def near(self, title: str, abstract: str, count: int) -> list[int]:
         """The papers of the index that are nearest in meaning to a text."""

@@ -1,22 +1,30 @@
 """One answer out of two collections: the catalog, which knows its papers well, and what was imported.
 
-Each ranks its own papers; a paper is worth the mean of what its places in the rankings are worth.
+What is asked for by name comes first. Else each collection ranks its own papers, and the two lists are merged
+by what all their papers are worth on one scale.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 
+import numpy as np
+
+from thalweg.desk.common_scale import fit_to, likeness, merged
 from thalweg.desk.imported_search import ImportedSearch
-from thalweg.desk.index.filters import Filters
+from thalweg.desk.index.filters import Filters, within
 from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper
 from thalweg.desk.problems import Problems
-from thalweg.papers.search import near, search, similar
+from thalweg.papers.search import named, near, search, similar
 
 __all__ = ["Found", "PaperSearch"]
+
+Name = str | int  # the key of a paper of the catalog, or the number of an imported one
+POOL = 60  # papers of each collection that are compared
+DEEPEST = 2100  # of each, for the last page that can be asked for
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,16 @@ class Found:
 
     paper: Paper
     why: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question, and what may be found by it, as for :meth:`PaperSearch.find`."""
+
+    question: str
+    ours: dict[str, Paper]
+    filters: Filters | None
+    known: dict[int, str]
 
 
 class PaperSearch:
@@ -62,21 +80,51 @@ class PaperSearch:
         """
         if not question.strip():
             return []
-        depth = start + count
-        worth: dict[str | int, tuple[float, str]] = {
-            hit.entry.key: (hit.score, hit.why) for hit in search(question, depth, among=ours)
-        }
-        if filters is not None:
-            theirs = self._ranked(question, filters, depth + len(known))
-            worth |= {row: found for row, found in theirs.items() if row not in known}
-        # Of equals the catalog's come first: they are the ones with code and measurements.
-        best = sorted(worth, key=lambda name: (-worth[name][0], isinstance(name, int)))[start:depth]
+        asked = _Asked(question, ours, filters, known)
+        named = self._named(asked)
+        why: dict[Name, str] = dict.fromkeys(named, "name")
+        order = self._order(asked, start + count + len(named), why)
+        best = list(dict.fromkeys([*named, *order]))[start : start + count]
         read = self._read([name for name in best if isinstance(name, int)])
-        papers = [(read.get(name) if isinstance(name, int) else ours[name], worth[name][1]) for name in best]
+        papers = [(read.get(name) if isinstance(name, int) else ours[name], why[name]) for name in best]
         return [Found(paper, why) for paper, why in papers if paper]
 
+    def _order(self, asked: _Asked, depth: int, why: dict[Name, str]) -> list[Name]:
+        """At least ``depth`` papers, if so many fit, best first; the same ones whatever the depth."""
+        mine, theirs = self._both(asked, POOL, why)
+        order: list[Name] = [*mine, *theirs]
+        if mine and theirs:
+            read = self._read(list(theirs))
+            names: list[Name] = [*mine, *read]
+            papers = [*(asked.ours[key] for key in mine), *read.values()]
+            fit = fit_to(asked.question, papers, self._project, self._holders)
+            graded = list(zip(names, fit, strict=True))
+            order = merged(graded[: len(mine)], graded[len(mine) :])
+        if depth <= len(order) or max(len(mine), len(theirs)) < POOL:
+            return order
+        # Beyond the first pages nothing is compared: what is left comes in the order of the rankings.
+        held, worth = {*order}, dict[Name, float]()
+        for some in self._both(asked, DEEPEST, why):
+            worth.update((name, one) for name, one in some.items() if name not in held)
+        return order + sorted(worth, key=lambda name: (-worth[name], isinstance(name, int)))
+
+    def _both(
+        self, asked: _Asked, depth: int, why: dict[Name, str]
+    ) -> tuple[dict[str, float], dict[int, float]]:
+        """The best of each collection, best first, with their worth in it; ``why`` gets what matched."""
+        hits = search(asked.question, depth, among=asked.ours)
+        found = {}
+        if asked.filters is not None:
+            found = self._ranked(asked.question, asked.filters, depth + len(asked.known))
+        rows = sorted(found.keys() - asked.known.keys(), key=lambda row: (-found[row][0], -row))[:depth]
+        for hit in hits:
+            why.setdefault(hit.entry.key, hit.why)
+        for row in rows:
+            why.setdefault(row, found[row][1])
+        return {hit.entry.key: hit.score for hit in hits}, {row: found[row][0] for row in rows}
+
     def alike(self, paper: Paper, catalog: dict[str, Paper], count: int) -> list[Paper]:
-        """The papers nearest in meaning to one, of the catalog and imported ones by turns."""
+        """The papers nearest in meaning to one, imported ones among those of the catalog."""
         text = f"{paper.title} {' '.join(paper.topics)} {paper.summary} {paper.claim}"
         if paper.entry:
             entries = [entry for entry, _ in similar(paper.key, count + 1)]
@@ -84,9 +132,41 @@ class PaperSearch:
             entries = [entry for entry, _ in near(text, count + 1)]
         ours = [catalog[entry.key] for entry in entries if entry.key in catalog]
         theirs = list(self._read(self._near(paper, count + 1)).values())
-        turns = chain.from_iterable(zip_longest(ours, theirs))
-        different = {one.id: catalog.get(one.id, one) for one in turns if one and one.id != paper.id}
-        return list(different.values())[:count]
+        different: dict[str, Paper] = {}
+        for one in (*ours, *(catalog.get(one.id, one) for one in theirs)):
+            different.setdefault(one.id, one)
+        different.pop(paper.id, None)
+        papers = list(different.values())
+        if ours and theirs:
+            like = likeness((paper.title, f"{paper.summary} {paper.claim}"), papers, self._project)
+            graded = [
+                [
+                    (one.id, float(fit))
+                    for one, fit in zip(papers, like, strict=True)
+                    if bool(one.entry) is kind
+                ]
+                for kind in (True, False)
+            ]
+            papers = [different[str(name)] for name in merged(*graded)]
+        return papers[:count]
+
+    def _named(self, asked: _Asked) -> list[Name]:
+        """Papers whose id, repository, key or exact title the question is, and which pass."""
+        found: list[Name] = [entry.key for entry in named(asked.question) if entry.key in asked.ours]
+        if asked.filters is None or self._imported is None:
+            return found
+        try:
+            rows = [row for row in self._imported.named(asked.question) if row not in asked.known]
+        except sqlite3.Error as error:
+            self._unreadable(error)
+            return found
+        return found + [row for row, one in self._read(rows).items() if _passes(one, asked.filters)]
+
+    def _project(self, texts: Sequence[tuple[str, str]]) -> np.ndarray | None:
+        return self._imported.project(texts) if self._imported else None
+
+    def _holders(self, stems: np.ndarray) -> tuple[np.ndarray, int]:
+        return self._imported.holders(stems) if self._imported else (np.zeros(len(stems), np.int64), 0)
 
     def _ranked(self, question: str, filters: Filters, depth: int) -> dict[int, tuple[float, str]]:
         try:
@@ -104,12 +184,20 @@ class PaperSearch:
 
     def _read(self, rows: list[int]) -> dict[int, Paper]:
         try:
-            found = {row: self._library.by_rowid([row]) for row in rows} if self._library else {}
+            found = self._library.numbered(rows) if self._library and rows else {}
         except sqlite3.Error as error:
             self._unreadable(error)
             found = {}
-        return {row: papers[0] for row, papers in found.items() if papers}
+        return {row: found[row] for row in rows if row in found}
 
     def _unreadable(self, error: sqlite3.Error) -> None:
         if self._problems:
             self._problems.report("library", f"imported papers cannot be searched: {error}")
+
+
+def _passes(one: Paper, filters: Filters) -> bool:
+    return (
+        filters.topic in ("", *one.topics)
+        and filters.room in ("", one.room)
+        and within(one.date, filters.since, filters.until)
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from thalweg._core.checks import check_count
 from thalweg.papers.entry import Entry, load
+from thalweg.papers.names import name_asked, repository_named, title_name
 from thalweg.papers.words import WordIndex, content_words, tokens
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"question must be a text with at least one word, got {question!r}")
     check_count("limit", limit)
-    asked = tokens(question)[:_LONGEST]
+    name, asked = name_asked(question), tokens(question)[:_LONGEST]
     question = " ".join(asked)
     entries = load()
     indexes = _indexes()
@@ -69,9 +70,9 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
     if asked and (encode := _encoder()):
         rankings.append(_near(_sentences() @ encode(question), _LEAST_LIKE, allowed, depth))
     scores = fuse(rankings)
-    named = indexes.names.get(tuple(asked))
-    if named is not None and allowed[named]:
-        scores[named] = scores.get(named, 0) + 1  # asked for by name: nothing may stand before it
+    for row in indexes.names.get(name, ()):
+        if allowed[row]:
+            scores[row] = scores.get(row, 0) + 1  # asked for by name: nothing may stand before it
     order = {row: (-round(worth, 9), entries[row].tier, -similarity[row]) for row, worth in scores.items()}
     best = sorted(scores, key=order.__getitem__)[:limit]
     return [
@@ -106,6 +107,11 @@ def near(text: str, limit: int = 5) -> list[tuple[Entry, float]]:
     return [(entries[row], float(similarity[row])) for row in best if similarity[row] >= _LEAST_SIMILAR]
 
 
+def named(question: str) -> list[Entry]:
+    """The papers whose arXiv id, repository (or an address of either), key or exact title the question is."""
+    return [load()[row] for row in _indexes().names.get(name_asked(question), ())]
+
+
 def meant_by() -> str:
     """What judges meaning here, as a reader may be told."""
     return f"{_SENTENCES} and {_LATENT}" if _encoder() else _LATENT
@@ -124,7 +130,7 @@ def fuse(rankings: Iterable[Sequence[Name]]) -> dict[Name, float]:
 class _Indexes(NamedTuple):
     by_word: WordIndex
     by_meaning: MeaningIndex
-    names: Mapping[tuple[str, ...], int]
+    names: Mapping[str, Sequence[int]]
 
 
 @lru_cache(maxsize=1)
@@ -134,9 +140,11 @@ def _indexes() -> _Indexes:
     )
 
     entries = load()
-    names = {
-        tuple(tokens(name)): row for row, entry in enumerate(entries) for name in (entry.title, entry.key)
-    }
+    names: dict[str, list[int]] = {}
+    for row, entry in enumerate(entries):
+        own = title_name(entry.title), title_name(entry.key), entry.arxiv, repository_named(entry.repository)
+        for name in {*own} - {""}:
+            names.setdefault(name, []).append(row)
     return _Indexes(WordIndex(entries), MeaningIndex(entries), names)
 
 

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +23,13 @@ from filelock import FileLock, Timeout
 from thalweg.desk.index.counts import Block, count
 from thalweg.desk.index.filters import LabelWriter
 from thalweg.desk.index.meaning import RANK, fit, write_meaning
+from thalweg.desk.index.titles import number_of
 from thalweg.desk.index.words import vocabulary, write_words
 
 __all__ = ["CURRENT", "FORMAT", "MANIFEST", "Record", "build"]
 
 AT_ONCE = 10_000  # texts in a block
-FORMAT = 1
+FORMAT = 2
 CURRENT, MANIFEST = "current", "index.json"
 _COUNTS = "counts"
 
@@ -54,6 +56,7 @@ def build(
     papers: Iterable[Record],
     *,
     change: int = 0,
+    beside: Sequence[tuple[str, str]] = (),
     rank: int = RANK,
     progress: Callable[[str, int], None] = lambda stage, done: None,
 ) -> int:
@@ -62,6 +65,7 @@ def build(
     Args:
         folder: made if missing; other builds there are refused meanwhile.
         change: kept with the index, to say later what it knows.
+        beside: titles and texts that are not to be found but tell what words mean.
         rank: how many numbers a paper's vector has.
         progress: told the stage and how many papers it has dealt with.
 
@@ -80,7 +84,7 @@ def build(
         new = folder / name
         (new / _COUNTS).mkdir(parents=True)
         try:
-            last, total = _written(new, papers, rank, progress)
+            last, total = _written(new, papers, beside, rank, progress)
             shutil.rmtree(new / _COUNTS)
             sizes = {file.name: file.stat().st_size for file in sorted(new.iterdir())}
             about = {"format": FORMAT, "papers": total, "last": last, "change": change, "files": sizes}
@@ -102,10 +106,14 @@ def build(
 
 
 def _written(
-    new: Path, papers: Iterable[Record], rank: int, progress: Callable[[str, int], None]
+    new: Path,
+    papers: Iterable[Record],
+    beside: Sequence[tuple[str, str]],
+    rank: int,
+    progress: Callable[[str, int], None],
 ) -> tuple[int, int]:
     """Write every file but the manifest; gives the last paper's number and how many papers there are."""
-    labels, last, total = LabelWriter(), 0, 0
+    labels, titles, last, total = LabelWriter(), array("Q"), 0, 0
 
     def counted() -> Iterator[Block]:
         nonlocal last, total
@@ -116,6 +124,7 @@ def _written(
                     raise ValueError(f"rows of papers must rise, got {one.row} after {last}")
                 last = one.row
                 labels.add(one.row, one.day, one.room, tuple(one.topics))
+                titles.append(number_of(one.title))
             block = count([(one.title, one.abstract) for one in some])
             np.savez(
                 new / _COUNTS / f"{total:012}.npz", terms=block.terms, times=block.times, ends=block.ends
@@ -135,8 +144,12 @@ def _written(
 
     terms, holders, mean_length = vocabulary(counted())
     labels.write(new)
+    np.save(new / "titles.npy", np.array(titles, np.uint64))
     write_words(new, lambda: blocks("lists"), terms, holders, mean_length)
-    fitted = fit(blocks(), total, terms, holders, rank)
+    more = count(beside)
+    terms, place = np.unique(np.concatenate([terms, more.terms]), return_inverse=True)
+    holders = np.bincount(place, np.concatenate([holders, np.ones(len(more.terms))]), len(terms))
+    fitted = fit(itertools.chain([more], blocks()), total + len(beside), terms, holders, rank)
     write_meaning(new, lambda: blocks("vectors"), total, fitted)
     return last, total
 

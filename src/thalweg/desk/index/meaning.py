@@ -23,11 +23,9 @@ __all__ = ["Meaning", "fit", "write_meaning"]
 RANK = 96
 SAMPLE = 40_000  # texts from which the directions are learned
 _MOST_TERMS = 100_000
-_RAREST, _COMMONEST = (
-    5,
-    0.3,
-)  # a stem in fewer texts, or in a larger share of them, says nothing of the subject
-_TEXTS = 20  # at least, for every direction: with as many as texts, words would mean only themselves
+_RAREST, _COMMONEST = 5, 0.3  # among many, a stem in fewer texts or a larger share of them says nothing
+_SMALL, _TINY = 20_000, 500  # up to here no stem is too common (its rarity says so), or hardly one too rare
+_TEXTS = 6  # at least, for every direction: with as many as texts, words would mean only themselves
 _SPARE, _ITERATIONS = 16, 2  # directions beyond those that are kept, and rounds, of the fit
 _CHUNK = 16_384  # texts whose vectors fit into a processor's cache
 
@@ -77,7 +75,9 @@ def fit(
     blocks: Iterable[Block], texts: int, terms: np.ndarray, holders: np.ndarray, rank: int = RANK
 ) -> Meaning:
     """Learn the directions from ``SAMPLE`` of the texts, evenly spread over all of them."""
-    fitting = np.flatnonzero((holders >= min(_RAREST, texts)) & (holders <= max(_COMMONEST * texts, _RAREST)))
+    # A library of one subject must not lose the words of the subject, nor a small one most of its words.
+    rarest = min(_RAREST, 1 + texts // _TINY)
+    fitting = np.flatnonzero((holders >= rarest) & (holders <= texts * (_COMMONEST if texts > _SMALL else 1)))
     if len(fitting) > _MOST_TERMS:
         fitting = np.sort(fitting[np.argsort(-holders[fitting], kind="stable")[:_MOST_TERMS]])
     known, rarity = terms[fitting], np.log((1 + texts) / (1 + holders[fitting])) + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from thalweg.desk.index.build import CURRENT, FORMAT, MANIFEST
 from thalweg.desk.index.counts import count, numbers
 from thalweg.desk.index.filters import Filters, Labels
 from thalweg.desk.index.meaning import Meaning
+from thalweg.desk.index.titles import number_of
 from thalweg.desk.index.words import Words
 from thalweg.papers.words import content_words
 
@@ -68,6 +69,7 @@ class SearchIndex:
         self._labels = Labels(here)
         self._words = Words(here, self.count)
         self._meaning = Meaning.open(here)
+        self._titles = np.load(here / "titles.npy", mmap_mode="r")
 
     def rankings(self, question: str, filters: Filters | None = None, depth: int = 60) -> Rankings:
         """The best papers that pass the filters, ``depth`` by word and as many by meaning.
@@ -96,6 +98,30 @@ class SearchIndex:
             close = self._with_cosines(_best(similarity, None, depth + 1, _LEAST_ALIKE), similarity)
         close.pop(without, None)
         return dict(list(close.items())[:depth])
+
+    def holders(self, stems: np.ndarray) -> np.ndarray:
+        """How many papers hold each stem (:func:`thalweg.desk.index.counts.numbers`).
+
+        Raises:
+            UnusableIndex: the files are damaged.
+        """
+        with _undamaged():
+            return self._words.holders(stems)
+
+    def titled(self, title: str) -> list[int]:
+        """Papers that have this title but for case, accents and punctuation, the newest first."""
+        number = number_of(title)
+        with _undamaged():
+            return self._rows(np.flatnonzero(self._titles == number)[::-1]) if number else []
+
+    def project(self, texts: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Unit vectors of titles with their texts, float32 (texts, rank); their cosines are of one scale.
+
+        Raises:
+            UnusableIndex: the files are damaged.
+        """
+        with _undamaged():
+            return self._meaning.project(count(texts))
 
     def _similarity(self, title: str, text: str) -> np.ndarray:
         return self._meaning.similarity(self._meaning.project(count([(title, text)]))[0])

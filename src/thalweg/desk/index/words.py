@@ -81,12 +81,16 @@ class Words:
         self._terms, self._starts = (np.load(folder / f"{name}.npy") for name in FILES[:2])
         self._holders, self._worths = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES[2:])
 
+    def holders(self, terms: np.ndarray) -> np.ndarray:
+        """How many texts hold each stem."""
+        if not len(self._terms):
+            return np.zeros(len(terms), np.int64)
+        place = np.searchsorted(self._terms, terms).clip(max=len(self._terms) - 1)
+        return np.where(self._terms[place] == terms, self._starts[place + 1] - self._starts[place], 0)
+
     def rarity(self, terms: np.ndarray) -> np.ndarray:
         """The weight of each stem in a question; zero for one that no text holds."""
-        if not len(self._terms):
-            return np.zeros(len(terms))
-        place = np.searchsorted(self._terms, terms).clip(max=len(self._terms) - 1)
-        held = np.where(self._terms[place] == terms, self._starts[place + 1] - self._starts[place], 0)
+        held = self.holders(terms)
         return np.where(held, np.log1p((self._count - held + 0.5) / (held + 0.5)), 0.0)
 
     def scores(self, question: Sequence[int]) -> np.ndarray:
