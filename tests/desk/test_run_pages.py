@@ -171,6 +171,26 @@ def test_of_many_findings_the_latest_are_shown_until_all_are_asked_for(tmp_path)
     assert len(some) < 200_000
 
 
+def test_findings_that_say_much_are_fewer_on_a_page(tmp_path):
+    code = "opt = optim.Descent(model.parameters(), lr=1e-3)  # <-- <this> & <that>\n" * 40
+    with RunStore(tmp_path / "s", write=True) as store:
+        run = store.begin("x", {})
+        remedies = (Remedy("one", code, "spam"), Remedy("other", code, "galore"))
+        spikes = [
+            Finding("spike", step, "ü" * 900, {"a": 1.0}, "info", (), (), remedies) for step in range(40)
+        ]
+        store.write(run, 99, [], spikes)
+        only = store.begin("y", {})
+        store.write(only, 1, [], [Finding("spike", 1, "x" * 90_000, {}, "info")])
+    client = TestClient(create_app(tmp_path / "s"))
+    text = client.get("/runs/1").text
+    shown = re.search(r'<ol id="findings".*?</ol>', text, re.S)[0]
+    assert 45_000 < len(shown.encode()) < 65_000
+    numbers = re.findall(r'id="finding-(\d+)"', shown)
+    assert numbers[-1] == "40" and f"The latest {len(numbers)}." in text
+    assert 'id="finding-1"' in client.get("/runs/2").text
+
+
 def test_a_finding_names_each_of_its_papers_once_and_few_of_many_layers(tmp_path):
     layers = tuple(f"layer {number}." for number in range(200))
     with RunStore(tmp_path / "s", write=True) as store:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from html import escape
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 router = APIRouter()
 PAGE = 50  # runs on a page
 FINDINGS = 25  # of a run on its page, unless all are asked for
+WEIGHT = 60_000  # bytes of HTML that they take, about
 Names = Annotated[list[str] | None, Query(max_length=64)]
 
 
@@ -90,7 +92,7 @@ def one_run(
         layered = layered_names(store, run)
     firsts = {one.name: number for number, one in reversed([*enumerate(findings, 1)])}
     kept = [(number, one, firsts[one.name] == number) for number, one in enumerate(findings, 1)]
-    hidden = [] if every else [one for _, one, _ in kept[:-FINDINGS]]
+    hidden = [] if every else [one for _, one, _ in kept[: len(kept) - _shown(findings)]]
     kept = kept[len(hidden) :]
     return page(
         request,
@@ -126,6 +128,20 @@ def one_finding(request: Request, run: int, number: int) -> Response:
     one = found[-1]
     first = all(before.name != one.name for before in found[:-1])
     return page(request, "_finding.html", one=one, number=number, first=first, papers=_papers(request, [one]))
+
+
+def _shown(findings: list[Finding]) -> int:
+    """How many of the latest a page shows."""
+    weights = accumulate(_weight(one) for one in reversed(findings[-FINDINGS:]))
+    return max(sum(weight <= WEIGHT for weight in weights), min(1, len(findings)))
+
+
+def _weight(one: Finding) -> int:
+    """About how many bytes of HTML a finding takes."""
+    texts = [one.message, *one.evidence, *one.layers[:30]]
+    texts += [text for remedy in one.remedies for text in (remedy.title, remedy.code)]
+    frames = 900 + 60 * len(one.evidence) + 400 * len(one.remedies)
+    return frames + sum(len(escape(text).encode()) for text in texts)
 
 
 def _papers(request: Request, findings: list[Finding]) -> dict[str, Any]:
