@@ -13,6 +13,7 @@ from torch import nn
 
 import thalweg
 from thalweg.desk.app import create_app
+from thalweg.desk.evidence_rows import measured
 from thalweg.papers import load
 from thalweg.watch import RunStore
 
@@ -79,6 +80,14 @@ def test_a_wrong_filter_is_named_with_what_is_allowed(client, address, why):
     answer = client.get(address.replace("&amp;", "&"))
     assert answer.status_code == 400
     assert why is None or why in answer.text
+
+
+def test_the_start_page_says_how_much_was_measured_and_where(client):
+    done = sum(measured(entry) is not None for entry in load())
+    line = f'{done} of {len(load())} papers were measured here: <a href="/papers/trending">'
+    assert done > 20 and line in client.get("/papers").text
+    for other in ("/papers?p=1", "/papers?month=2024-05", "/papers/trending"):
+        assert "were measured here" not in client.get(other).text
 
 
 def test_every_topic_stands_under_its_first_letter_and_the_largest_stand_together(client):

@@ -12,6 +12,7 @@ from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import Text, shelf_of
 from thalweg.desk.periods import Period, name_in, period_of
 from thalweg.desk.reading_order import ReadingOrder
+from thalweg.desk.shelf import Shelf
 from thalweg.desk.views import page
 
 router = APIRouter(include_in_schema=False)
@@ -33,7 +34,8 @@ class Link(NamedTuple):
 def papers(
     request: Request, date: Text = "", week: Text = "", month: Text = "", p: PageNumber = 0
 ) -> Response:
-    order = shelf_of(request).order
+    shelf = shelf_of(request)
+    order = shelf.order
     if not (date or week or month):
         found = order.page(p * AT_ONCE, AT_ONCE)
         more = (p + 1) * AT_ONCE < order.count()
@@ -44,6 +46,7 @@ def papers(
             newer=Link(_address(p=p - 1), "Newer papers") if p else None,
             older=Link(_address(p=p + 1), "Older papers") if more else None,
             periods=_periods(order, "~"),
+            **({} if p or order.count() > len(shelf.papers) else _results(shelf)),
         )
     period = period_of(date=date, week=week, month=month)
     found = order.page_of(period, p * AT_ONCE, AT_ONCE)
@@ -98,6 +101,11 @@ def about(
 def _list(request: Request, title: str, papers: Any, **about: Any) -> Response:
     known: dict[str, Any] = {"undated": {}, "periods": [], "kind": "newest"}
     return page(request, "papers.html", title=title, papers=papers, **(known | about))
+
+
+def _results(shelf: Shelf) -> dict[str, int]:
+    """How much was measured: the newest papers of the catalog alone are mostly planned."""
+    return {"done": sum(one.measured is not None for one in shelf.papers), "known": len(shelf.papers)}
 
 
 def _of_months(request: Request, period: Period) -> dict[str, tuple[Paper, ...]]:

@@ -1,6 +1,6 @@
 // Curves over steps: lines that are told apart without colour, findings as marks, phases as bands.
 import { gravity, linked, together } from "./marks.js";
-import { short, smoothed, summary, whole } from "./series.js";
+import { short, smoothed, summary, ticked, whole } from "./series.js";
 
 const DASHES = [[], [10, 5], [2, 3], [10, 4, 2, 4], [16, 4], [5, 2, 1, 2, 1, 2]];
 
@@ -71,7 +71,7 @@ export class Plot {
     this.u = new uPlot({
       width: this.place.clientWidth,
       height: this.place.clientHeight,
-      padding: [10, 12, 0, 0],
+      padding: [10, 28, 0, 0],
       legend: { show: false },
       scales: {
         x: { time: false, range: () => this.view() },
@@ -84,8 +84,8 @@ export class Plot {
           values: (u, ticks) => ticks.map((one) => (Number.isInteger(one) ? whole(one) : "")),
         },
         {
-          stroke: soft, font, grid: decades, ticks: decades, size: 58, gap: 4, labelSize: 18, labelFont: font, label: this.unit,
-          values: (u, ticks) => ticks.map((one) => (one === null ? "" : short(one))),
+          stroke: soft, font, grid: decades, ticks: decades, size: 62, gap: 4, labelSize: 18, labelFont: font, label: this.unit,
+          values: (u, ticks) => ticked(ticks),
         },
       ],
       series: [{}, ...series],

@@ -89,11 +89,20 @@ export function smoothed({ step, value }) {
   };
 }
 
+const brief = (value) => Number(value.toPrecision(3)).toExponential().replace("e+", "e");
+
 export function short(value) {
   if (value === null || value === undefined) return "none";
   const size = Math.abs(value);
-  if (size && (size >= 1e6 || size < 1e-3)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
-  return String(+value.toPrecision(4));
+  return size && (size >= 1e6 || size < 1e-3) ? brief(value) : String(+value.toPrecision(4));
+}
+
+// Numbers along an axis: few letters, but as many digits as tell neighbours apart.
+export function ticked(ticks) {
+  const words = ticks.map((one) => (one === null ? "" : Math.abs(one) >= 1e5 ? brief(one) : short(one)));
+  const said = words.filter(Boolean);
+  if (new Set(said).size === said.length) return words;
+  return ticks.map((one, n) => (Math.abs(one) >= 1 && Math.abs(one) < 1e7 ? String(+one.toPrecision(7)) : words[n]));
 }
 
 export const whole = (step) => Math.round(step).toLocaleString("en");
