@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 import xml.etree.ElementTree as xml
 from urllib.parse import quote
 
@@ -12,17 +14,32 @@ from desk_hostile import HOSTILE, harm, hostile_desk
 from desk_people import PASSWORD, browser, person, send, signed_in
 from thalweg.desk.digests import Digest
 from thalweg.desk.imported import checked
+from thalweg.desk.limits import Limits
 from thalweg.desk.paper import Paper
 from thalweg.desk.postman import Postman
 from thalweg.desk.run_rows import rows_of
 from thalweg.desk.settings import MailSettings
-from thalweg.desk.subscriptions import Subscriber
+from thalweg.desk.subscriptions import Subscriber, Subscriptions
 from thalweg.desk.wants import Wants
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    return hostile_desk(tmp_path_factory.mktemp("hostile"))
+    """It has a mail server by name, so that readers may subscribe, though nobody listens there."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "desk").mkdir()
+    settings = folder / "desk" / "mail.toml"
+    settings.touch(mode=0o600)
+    settings.write_text(
+        'host = "127.0.0.1"\nport = 1\nsecurity = "none"\n'
+        'from = "Desk <desk@example.org>"\npublic_url = "https://desk.example"\n'
+    )
+    return hostile_desk(folder)
+
+
+@pytest.fixture(autouse=True)
+def unlimited(app):
+    app.state.limits = Limits()
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +107,33 @@ def test_what_an_address_or_a_form_says_is_shown_as_text(reader, owner, text):
         send(reader, "/people/sign-in", name=text, password="", next=text),
         send(owner, "/people/invite", name=text, role=text),
         send(owner, "/papers/galore/comments", text=text + "x" * 6000),
-        send(reader, "/subscribe", address=text, topic=text, every=text, q=text),
+        send(reader, "/subscribe", email="ada@example.org", topic=text, q=text),
+        send(reader, "/subscribe", email="ada@example.org", every=text),
     ]
     for answer in forms:
-        assert answer.status_code != 500 and harm(answer.text) == []
+        assert answer.status_code < 500 and harm(answer.text) == []
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("domain", ["", "@example.org"])
+def test_what_is_no_mail_address_comes_back_in_its_field_as_text(app, reader, text, domain):
+    answer = send(reader, "/subscribe", email=text + domain, topic="gradient spikes")
+    assert answer.status_code == 400 and harm(answer.text) == []
+    shown = re.search(r'<input[^>]*name="email"[^>]*>', answer.text)[0]
+    assert "evil7" in shown
+    assert not app.state.database.rows("SELECT 1 FROM subscription_requests WHERE address LIKE '%evil7%'")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_question_that_is_subscribed_to_is_text_on_the_pages_of_its_reader(app, reader, text):
+    them = Subscriptions(app.state.database)
+    wants = Wants(questions=(text,))
+    address = f"reader{HOSTILE.index(text)}@example.org"
+    _, token = them.claim(them.ask(address, "daily", wants, time.time()), time.time())
+    asked = reader.get(f"/subscriptions/confirm/{token}").text
+    secret = them.confirm(token, time.time()).secret
+    for shown in (asked, reader.get(f"/subscriptions/{secret}").text):
+        assert "evil7" in shown and harm(shown) == []
 
 
 def test_what_arrives_while_somebody_looks_is_safe_before_a_script_puts_it_in(app, reader):
