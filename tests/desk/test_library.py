@@ -9,7 +9,7 @@ import pytest
 
 from thalweg.desk.database import Database
 from thalweg.desk.imported import checked
-from thalweg.desk.library import Library
+from thalweg.desk.library import SCHEMA, Library
 from thalweg.desk.shelf import Shelf
 from thalweg.desk.tagging import Tags
 from thalweg.papers import find, load
@@ -98,6 +98,35 @@ def test_every_question_of_a_page_is_answered_by_an_index(library, monkeypatch):
         plan = [one["detail"] for one in library.database.rows(f"EXPLAIN QUERY PLAN {sql}", values)]
         assert not [one for one in plan if "SCAN imported" in one and "USING INDEX" not in one], (sql, plan)
         assert not [one for one in plan if "TEMP B-TREE" in one], (sql, plan)
+
+
+def test_within_a_day_the_latest_submission_is_first_however_they_came(library):
+    hours = [9, 23, 0, 17]
+    library.add([checked(row(hour, f"2024-05-17T{hour:02}:30:00Z")) for hour in hours])
+    library.add([checked(row(50)), checked(row(51, "2024-05-18T02:00:00+05:00"))])
+    in_order = ["Paper 23", "Paper 51", "Paper 17", "Paper 9", "Paper 0", "Paper 50"]
+    assert [one.title for one in library.of_day("2024-05-17", 0, 9)] == in_order
+    assert [one.title for one in library.newest(9)] == in_order
+    assert library.add([checked(row(23, "2024-05-17T23:30:00Z"))]).known == 1
+
+
+def test_a_library_of_an_older_version_keeps_its_papers_and_no_days_that_have_not_come(tmp_path):
+    database = Database(tmp_path)
+    database.ensure("library", SCHEMA[:1])
+    with database.write() as on:
+        for number, day in ((1, "2999-01-01"), (2, "2024-05-17")):
+            on.execute(
+                "INSERT INTO imported VALUES "
+                "(?, ?, 'A title', '', '[]', ?, ?, '[]', '', '', '', 'file', '[\"adam\"]', '', '[]', 1.7e9)",
+                (number, f"x:{number}", day, day),
+            )
+            on.execute("INSERT INTO days VALUES (?, 1)", (day,))
+            on.execute("INSERT INTO labelled VALUES (1, ?, ?)", (day, number))
+        on.execute("INSERT INTO labels VALUES (1, 'topic', 'adam', 2)")
+    library = Library(database)
+    assert library.days() == [("2023-11-14", 1), ("2024-05-17", 1)]
+    assert [one.id for one in library.newest(9)] == ["x:2", "x:1"]
+    assert library.with_labels({"topic": "adam"}, 9) == [("2024-05-17", 2), ("2023-11-14", 1)]
 
 
 def test_pages_hold_every_paper_of_both_once_in_order(library):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from thalweg.desk.imported import Imported, arxiv_id
 from thalweg.desk.paper import Paper
@@ -12,7 +14,7 @@ from thalweg.desk.tagging import Tags
 
 FIELDS = (
     "paper, id, title, abstract, authors, published, updated, categories, organisation, repository, link, "
-    "source, topics, room, addresses, added"
+    "source, submitted, topics, room, addresses, added"
 )
 
 
@@ -51,8 +53,25 @@ def later(row: sqlite3.Row, one: Imported) -> Imported | None:
     kept = {
         name: getattr(one, name) or row[name] for name in ("published", "organisation", "repository", "link")
     }
+    if not one.submitted and kept["published"] == row["published"]:
+        kept["submitted"] = row["submitted"]
     merged = Imported(**{**one.__dict__, **kept})
-    return None if tuple(row)[1:12] == columns(merged) else merged
+    return None if tuple(row)[1:13] == columns(merged) else merged
+
+
+def without_future(one: Imported, row: sqlite3.Row | None) -> Imported:
+    """A paper as it is kept: a day that has not come is that of the import, and orders no versions.
+
+    Args:
+        row: what is there of it.
+    """
+    today = datetime.datetime.now(datetime.UTC).date()
+    tomorrow = (today + datetime.timedelta(days=1)).isoformat()  # which it is somewhere
+    if one.published <= tomorrow:
+        return one
+    updated = "" if one.updated == one.published else one.updated
+    published = row["published"] if row else today.isoformat()
+    return replace(one, published=published, submitted="", updated=updated)
 
 
 def columns(one: Imported) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def write(
         )
         for number, one, found, name in zip(numbers, both, tags, plain, strict=True)
     ]
-    on.executemany(f"REPLACE INTO imported ({FIELDS}, plain) VALUES ({', '.join('?' * 17)})", rows)
+    on.executemany(f"REPLACE INTO imported ({FIELDS}, plain) VALUES ({', '.join('?' * 18)})", rows)
     on.executemany(
         "INSERT INTO labelled VALUES (?, ?, ?)",
         [

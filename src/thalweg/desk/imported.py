@@ -25,6 +25,7 @@ UNPRINTABLE = dict.fromkeys([*range(32), *range(127, 160), 0xFFFE, 0xFFFF])
 class Imported:
     """``id`` is the arXiv id without its version, or ``prefix:name``; ``published`` a day, a month or empty.
 
+    ``submitted`` is the time of that day (UTC) such as 17:59:59, where it is known.
     ``updated`` is an ISO day or moment (UTC) and orders versions: a later one replaces an earlier one.
     """
 
@@ -39,6 +40,7 @@ class Imported:
     repository: str = ""
     link: str = ""
     source: str = "file"
+    submitted: str = ""
 
 
 def arxiv_id(text: str) -> str:
@@ -82,6 +84,7 @@ def checked(row: Any, source: str = "file") -> Imported:
         repository=_address(row, "repository"),
         link=_address(row, "link") or (f"https://arxiv.org/abs/{found}" if found else ""),
         source=source,
+        submitted=_moment(row, "published")[11:19] if len(_text(row, "published")) > 10 else "",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from thalweg.desk._library_rows import FIELDS, later, paper_of_row, rows_of_ids
+from thalweg.desk._library_rows import FIELDS, later, paper_of_row, rows_of_ids, without_future
 from thalweg.desk._library_twins import kept_id, rows_of_titles, without_twins
 from thalweg.desk._library_writing import write
 from thalweg.desk.database import Database
@@ -49,6 +49,18 @@ SCHEMA = (
     CREATE TABLE aliases (id TEXT PRIMARY KEY, kept TEXT NOT NULL) WITHOUT ROWID;
     """,
     "CREATE INDEX imported_by_repository ON imported (lower(repository)) WHERE repository <> ''",
+    # Within a day the latest submission comes first; days that have not come become those of the import.
+    """
+    ALTER TABLE imported ADD COLUMN submitted TEXT NOT NULL DEFAULT '';
+    UPDATE labelled SET day = (SELECT date(added, 'unixepoch') FROM imported WHERE paper = labelled.paper)
+        WHERE paper IN (SELECT paper FROM imported WHERE published > date('now', '+1 day'));
+    UPDATE imported SET published = date(added, 'unixepoch'), updated = ''
+        WHERE published > date('now', '+1 day');
+    DELETE FROM days;
+    INSERT INTO days SELECT published, count(*) FROM imported GROUP BY published;
+    DROP INDEX imported_by_day;
+    CREATE INDEX imported_by_time ON imported (published, submitted, paper);
+    """,
 )
 AT_ONCE = 2000  # rows that a reader of everything takes at once, so that it never holds up a checkpoint
 
@@ -100,6 +112,7 @@ class Library:
         others = without_twins(on, {name: one for name, one in latest.items() if name not in there})
         latest = {name: one for name, one in latest.items() if name in there or name in others}
         there |= {row["id"]: row for row in rows_of_ids(on, others)}
+        latest = {name: without_future(one, there.get(name)) for name, one in latest.items()}
         new = [one for one in latest.values() if one.id not in there]
         newer = [
             merged
@@ -166,14 +179,15 @@ class Library:
         return [row["paper"] for row in rows]
 
     def of_day(self, day: str, skip: int, count: int, without: str = "[]") -> list[Paper]:
-        """``count`` papers of a day after the first ``skip``, what came last first.
+        """``count`` papers of a day after the first ``skip``, the latest submission first.
 
         Args:
             without: numbers of papers to leave out, as JSON.
         """
         rows = self.database.rows(
             f"SELECT {FIELDS} FROM imported WHERE published = ? "
-            "AND paper NOT IN (SELECT value FROM json_each(?)) ORDER BY paper DESC LIMIT ? OFFSET ?",
+            "AND paper NOT IN (SELECT value FROM json_each(?)) "
+            "ORDER BY submitted DESC, paper DESC LIMIT ? OFFSET ?",
             (day, without, count, skip),
         )
         return [paper_of_row(row) for row in rows]
@@ -189,7 +203,8 @@ class Library:
         """``count`` papers after the first ``skip``, latest day first; days from ``first`` to ``last``."""
         rows = self.database.rows(
             f"SELECT {FIELDS} FROM imported WHERE paper NOT IN (SELECT value FROM json_each(?)) "
-            "AND published BETWEEN ? AND ? ORDER BY published DESC, paper DESC LIMIT ? OFFSET ?",
+            "AND published BETWEEN ? AND ? "
+            "ORDER BY published DESC, submitted DESC, paper DESC LIMIT ? OFFSET ?",
             (json.dumps(list(without)), first, last, count, skip),
         )
         return [paper_of_row(row) for row in rows]

@@ -29,7 +29,8 @@ def arrivals(
     # The plus keeps SQLite from sorting a whole archive that has just come: the index by day has the order.
     number = "paper" if last - first < FEW else "+paper"
     rows = library.database.rows(
-        f"SELECT paper FROM imported WHERE {number} >= ? ORDER BY published DESC, paper DESC LIMIT ?",
+        f"SELECT paper FROM imported WHERE {number} >= ? "
+        "ORDER BY published DESC, submitted DESC, paper DESC LIMIT ?",
         (first, most),
     )
     return library.by_rowid([row["paper"] for row in rows])
