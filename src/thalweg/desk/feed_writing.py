@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from feedgen.entry import FeedEntry
 from feedgen.feed import FeedGenerator
 
+from thalweg.desk.novelty import STARTED
 from thalweg.desk.paper import Paper
 from thalweg.desk.views import TEMPLATES
 from thalweg.desk.wording import paper_text
@@ -26,7 +27,7 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 @dataclass(frozen=True)
 class Item:
-    """A paper with its moments, in seconds of 1970: when it came out, and when there was last news of it."""
+    """A paper with its moments, in seconds of 1970: when it came out (0: unknown), when last news came."""
 
     paper: Paper
     published: float
@@ -71,6 +72,7 @@ class Feed:
                 broken(item, error)
                 continue
             latest = max(latest, item.updated)
+        latest = latest or STARTED  # of an empty one
         made.updated(_moment(latest))
         made.lastBuildDate(_moment(latest))
         return (made.atom_str() if self.kind == "atom" else made.rss_str()), latest
@@ -79,10 +81,13 @@ class Feed:
 def _entry(item: Item, public: str) -> FeedEntry:
     paper, text = item.paper, paper_text(item.paper, public)
     entry = FeedEntry()
-    entry.id(paper.link or f"urn:uuid:{uuid.uuid5(SPACE, paper.key)}")
+    # What an import adds to a paper of the catalog does not give it another id.
+    link = paper.entry.link if paper.entry else paper.link
+    entry.id(link or f"urn:uuid:{uuid.uuid5(SPACE, paper.key)}")
     entry.title(_plain(text.title))
     entry.link(href=text.address)
-    entry.published(_moment(item.published))
+    if item.published:
+        entry.published(_moment(item.published))
     entry.updated(_moment(item.updated))
     for name in paper.authors[:20]:
         entry.author(name=_plain(name))

@@ -61,8 +61,9 @@ def feed(
         problems.report("feeds", f"{item.paper.key} is left out: {type(error).__name__} {error}")
 
     seen = _seen(request)
-    items = sorted((_item(one, seen) for one in _papers(request, **chosen)), key=lambda one: -one.updated)
-    written, latest = Feed(kind, chosen, base_of(request)).written(items[:MOST], broken)
+    items = sorted((_item(one, seen) for one in _papers(request, **chosen)), key=lambda pair: -pair[0])
+    shown = [item for _, item in items[:MOST]]
+    written, latest = Feed(kind, chosen, base_of(request)).written(shown, broken)
     headers = {
         "ETag": f'"{hashlib.sha256(written).hexdigest()[:32]}"',
         "Last-Modified": format_datetime(
@@ -125,13 +126,17 @@ def _seen(request: Request) -> dict[str, FirstSeen]:
         return first_seen(None, papers, now)
 
 
-def _item(one: Paper, seen: dict[str, FirstSeen]) -> Item:
+def _item(one: Paper, seen: dict[str, FirstSeen]) -> tuple[float, Item]:
+    """With when there was news of it: a paper that has no date and no verdict had none, and stands last."""
     try:
         published = start_of(one.date)
     except (TypeError, ValueError):
         published = 0.0
-    latest = seen[one.key].latest if one.key in seen else one.added
-    return Item(one, published, max(published, latest))
+    if published > time.time():  # a day that has not come is none
+        published = 0.0
+    first = seen.get(one.key)
+    news = max(published, first.latest if first else one.added)
+    return news, Item(one, published, news or (first.seen if first else one.added))
 
 
 def _known(tag: str, latest: float, if_none_match: str, if_modified_since: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from thalweg.desk.database import Database
 from thalweg.desk.paper import Paper
@@ -23,15 +23,24 @@ SCHEMA = (
         paper TEXT PRIMARY KEY, appeared REAL NOT NULL, verdict TEXT NOT NULL, judged REAL NOT NULL
     );
     """,
+    """
+    ALTER TABLE first_seen ADD COLUMN seen REAL NOT NULL DEFAULT 0;
+    UPDATE first_seen SET seen = unixepoch();
+    """,
 )
+STARTED = time.time()  # when everything was first seen, for a desk without a database
 
 
 @dataclass(frozen=True)
 class FirstSeen:
-    """When the paper was first here, and when its verdict became what it is (0: none), in seconds of 1970."""
+    """When the paper was first here, and when its verdict became what it is (0: none), in seconds of 1970.
+
+    ``seen`` is when this desk first looked, which is no news: of papers without a date nothing else is known.
+    """
 
     appeared: float
     judged: float
+    seen: float = field(default=STARTED, compare=False)
 
     @property
     def latest(self) -> float:
@@ -57,25 +66,26 @@ def first_seen(
     if database is not None:
         known = {row["paper"]: row for row in database.rows("SELECT * FROM first_seen")}
     found: dict[str, FirstSeen] = {}
-    changed: list[tuple[str, float, str, float]] = []
+    changed: list[tuple[str, float, str, float, float]] = []
     for one in papers:
         if one.entry is None:
             continue
         verdict = one.measured.verdict if one.measured else ""
         row = known.get(one.key)
         if row is not None and row["verdict"] == verdict:
-            found[one.key] = FirstSeen(row["appeared"], row["judged"])
+            found[one.key] = FirstSeen(row["appeared"], row["judged"], row["seen"])
             continue
         if known:
             appeared, judged = (row["appeared"] if row else now), (now if verdict else 0.0)
         else:
             appeared = min(now, _start(one.date))
             judged = min(now, _start(one.measured.date)) if one.measured else 0.0
-        found[one.key] = FirstSeen(appeared, judged)
-        changed.append((one.key, appeared, verdict, judged))
+        looked = row["seen"] if row else now if database is not None else STARTED
+        found[one.key] = FirstSeen(appeared, judged, looked)
+        changed.append((one.key, appeared, verdict, judged, looked))
     if database is not None and changed:
         with database.write() as on:
-            on.executemany("INSERT OR REPLACE INTO first_seen VALUES (?, ?, ?, ?)", changed)
+            on.executemany("INSERT OR REPLACE INTO first_seen VALUES (?, ?, ?, ?, ?)", changed)
     return found
 
 

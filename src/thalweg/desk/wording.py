@@ -14,13 +14,17 @@ AUTHORS = 3
 
 @dataclasses.dataclass(frozen=True)
 class PaperText:
-    """``facts`` is one line: when, where it belongs, by whom; ``measured`` is one sentence."""
+    """``facts`` is one line: when, where it belongs, by whom; ``helps`` and ``measured`` are a sentence each.
+
+    Where room, topics and findings were guessed from the text, both lines say that they are automatic.
+    """
 
     title: str
     address: str
     facts: str
     summary: str
     claim: str
+    helps: str
     measured: str
 
 
@@ -29,15 +33,24 @@ def paper_text(paper: Paper, public: str) -> PaperText:
     authors = ", ".join(paper.authors[:AUTHORS])
     if further := len(paper.authors) - AUTHORS:
         authors += f" and {further} more" if further > 0 else ""
-    facts = (paper.date, authors, paper.organisation, paper.room, ", ".join(paper.topics))
+    guessed = paper.automatic and bool(paper.room or paper.topics)
+    labels = (paper.room, ", ".join(paper.topics), "automatic" if guessed else "")
+    facts = (paper.date, authors, paper.organisation, *labels)
     return PaperText(
         title=" ".join(paper.title.split()),
         address=f"{public}/papers/{paper.key}",
         facts=" · ".join(fact for fact in facts if fact),
         summary=_cut(paper.summary),
         claim=_cut(paper.claim),
+        helps=_helps(paper),
         measured=_measured(paper),
     )
+
+
+def _helps(paper: Paper) -> str:
+    if not paper.addresses:
+        return ""
+    return f"Helps against {', '.join(paper.addresses)}{' (automatic)' if paper.automatic else ''}."
 
 
 def _measured(paper: Paper) -> str:
