@@ -1,5 +1,7 @@
 """``make bench``: run every benchmark in this folder, or the ones named first on the command line.
 
+It ends with an error, after all of them, if one missed a bar.
+
 Folders are not among them: ``python -m benchmarks.findings`` takes an hour.
 """
 
@@ -12,6 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+from benchmarks._bars import MISSED
 
 
 def main() -> None:
@@ -27,6 +31,8 @@ def main() -> None:
         torch.set_num_threads(threads)  # a benchmark may have chosen its own
         importlib.import_module(f"benchmarks.{name}").main()
         print(flush=True)
+    if MISSED:
+        sys.exit(f"bars missed: {'; '.join(MISSED)}")
 
 
 main()

@@ -26,6 +26,7 @@ from statistics import median, quantiles
 
 import httpx
 
+from benchmarks._bars import judged
 from benchmarks.store import A_STEP, copied, write
 from thalweg.watch.readings import Reading
 from thalweg.watch.store import RunStore
@@ -75,10 +76,9 @@ def served(path: Path) -> Iterator[str]:
         server.wait()
 
 
-def words(times: list[float]) -> str:
+def words(what: str, times: list[float]) -> str:
     high = quantiles(times, n=20)[-1]
-    mark = "within" if high <= BAR else "MISSES"
-    return f"median {median(times) * 1e3:.0f} ms, 95% {high * 1e3:.0f} ms ({mark} {BAR * 1e3:.0f} ms)"
+    return f"{what}: median {median(times) * 1e3:.0f} ms, 95% {high * 1e3:.0f} ms ({judged(what, high, BAR)})"
 
 
 def asked(client: httpx.Client, runs: int, steps: int, times: int) -> None:
@@ -107,7 +107,7 @@ def asked(client: httpx.Client, runs: int, steps: int, times: int) -> None:
             start = time.perf_counter()
             client.get(address()).raise_for_status()
             taken.append(time.perf_counter() - start)
-        print(f"  {name}: {words(taken)}", flush=True)
+        print(f"  {words(name, taken)}", flush=True)
 
 
 async def late(address: str, run: int, viewers: int, seconds: float) -> list[float]:
@@ -157,10 +157,8 @@ def measure(path: Path, readings: int, runs: int, times: int, viewers: int) -> N
             new = client.get("/api/runs?limit=1").json()[0]["id"]
             for count in (1, viewers):
                 found = asyncio.run(late(address, new, count, seconds / 2))
-                print(
-                    f"  from writing to the event, {count} watching: {words(found)}, {len(found)} events",
-                    flush=True,
-                )
+                what = f"from writing to the event, {count} watching"
+                print(f"  {words(what, found)}, {len(found)} events", flush=True)
             print("while a process writes:", flush=True)
             asked(client, runs, steps, times)
             writing.get()

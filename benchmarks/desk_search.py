@@ -29,6 +29,7 @@ from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
 from benchmarks._abstracts import Generator
+from benchmarks._bars import judged
 from thalweg.desk.app import create_app
 from thalweg.desk.database import Database
 from thalweg.desk.imported import Imported
@@ -222,7 +223,7 @@ def tell(what: str, times: list[Taken], bar: float | None = None) -> None:
         cut = quantiles(some, n=100)
         mark = ""
         if bar is not None and clock == "wall":
-            mark = f" ({'within' if cut[94] <= bar else 'MISSES'} {bar * 1e3:.0f} ms at 95%)"
+            mark = f" ({judged(what.strip(), cut[94], bar)} at 95%)"
         told.append(f"{clock} median {median(some) * 1e3:.1f} ms, 95% {cut[94] * 1e3:.1f} ms{mark}")
     print(f"{what}: {'; '.join(told)}; of {len(times)}", flush=True)
 

@@ -22,6 +22,7 @@ from typing import Any
 import pytorch_optimizer as peers
 import torch
 
+from benchmarks._bars import MISSED
 from thalweg import optim
 
 ROUNDS, PEER_ROUNDS = 30, 7
@@ -199,6 +200,7 @@ def main() -> None:
             misses.append(missed(cells))
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
+    MISSED.extend(one for one in misses if one)
     print("bars missed:", "; ".join(one for one in misses if one) or "none")
     if chosen.write is not None:
         about = f"# Speed of a step\n\n{__doc__}\n{title}; torch {torch.__version__}.\n\n"

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
 
+from benchmarks._bars import judged
 from thalweg.report.page import PANELS
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.store import RunStore
@@ -111,10 +112,9 @@ def page(path: Path, run: int) -> float:
     return taken
 
 
-def words(times: list[float]) -> str:
+def words(what: str, times: list[float]) -> str:
     high = quantiles(times, n=20)[-1]
-    mark = "within" if high <= BAR else "MISSES"
-    return f"median {median(times) * 1e3:.1f} ms, 95% {high * 1e3:.1f} ms ({mark} {BAR * 1e3:.0f} ms)"
+    return f"{what}: median {median(times) * 1e3:.1f} ms, 95% {high * 1e3:.1f} ms ({judged(what, high, BAR)})"
 
 
 def measure(path: Path, count: int, runs: int, pages: int) -> None:
@@ -135,7 +135,8 @@ def measure(path: Path, count: int, runs: int, pages: int) -> None:
     )
     source = random.Random(0)
     chosen = [source.randrange(1, runs + 1) for _ in range(pages)]
-    print(f"a page's queries ({len(NAMES)} curves): {words([page(path, run) for run in chosen])}", flush=True)
+    what = f"a page's queries ({len(NAMES)} curves)"
+    print(words(what, [page(path, run) for run in chosen]), flush=True)
     with RunStore(path) as store:
         start = time.perf_counter()
         found = len(store.readings(1, "gradient norm"))
@@ -144,7 +145,8 @@ def measure(path: Path, count: int, runs: int, pages: int) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         writing = pool.apply_async(write, (str(path), "live", 10**9, 8.0))
         time.sleep(3)
-        print(f"the same while another process writes: {words([page(path, run) for run in chosen[:100]])}")
+        what = "the same while another process writes"
+        print(words(what, [page(path, run) for run in chosen[:100]]))
         written, busy = writing.get()
     print(f"written while that was read: {written / busy:,.0f} readings/s", flush=True)
 
