@@ -16,6 +16,7 @@ from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import paper_of, shelf_of
 from thalweg.desk.periods import period_of, start_of
 from thalweg.desk.trend_of_period import by_trend
+from thalweg.desk.voted_first import by_votes
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -97,7 +98,7 @@ def daily_papers(
     p: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     limit: Limit = 50,
 ) -> list[dict[str, Any]]:
-    """Papers of a day, a week or a month; without one, all of them, the newest first.
+    """Papers of a day, a week or a month, the most upvoted first; without one, all, the newest first.
 
     Of a paper of the built-in catalog only the month may be known: then it is in its month, and in no day or
     week. Nobody submits papers here, so that a ``submitter`` has none.
@@ -109,7 +110,7 @@ def daily_papers(
         if sort == "trending":
             found = by_trend(shelf, period, start, limit)
         else:
-            found = shelf.order.page_of(period, start, limit)
+            found = by_votes(shelf, period, start, limit, request.app.state.problems)
     elif sort == "trending":
         found = list(shelf.trending()[start : start + limit])
     else:

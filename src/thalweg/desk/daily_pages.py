@@ -14,6 +14,7 @@ from thalweg.desk.periods import Period, name_in, period_of
 from thalweg.desk.reading_order import ReadingOrder
 from thalweg.desk.shelf import Shelf
 from thalweg.desk.views import page
+from thalweg.desk.voted_first import by_votes
 
 router = APIRouter(include_in_schema=False)
 AT_ONCE = 30  # papers on a page
@@ -49,7 +50,7 @@ def papers(
             **({} if p or order.count() > len(shelf.papers) else _results(shelf)),
         )
     period = period_of(date=date, week=week, month=month)
-    found = order.page_of(period, p * AT_ONCE, AT_ONCE)
+    found = by_votes(shelf, period, p * AT_ONCE, AT_ONCE, request.app.state.problems)
     more = (p + 1) * AT_ONCE < order.count_of(period)
     name = {period.kind: period.name}
     return _list(
@@ -75,6 +76,7 @@ def trending(request: Request, p: PageNumber = 0) -> Response:
         found[start : start + AT_ONCE],
         newer=Link(_address("/papers/trending", p=p - 1), "Back") if p else None,
         older=Link(_address("/papers/trending", p=p + 1), "More") if start + AT_ONCE < len(found) else None,
+        periods=_periods(shelf_of(request).order, "~"),
         kind="trending",
     )
 
@@ -94,6 +96,7 @@ def about(
         found[:AT_ONCE],
         newer=Link(_address(here, **wanted, p=p - 1), "Newer papers") if p else None,
         older=Link(_address(here, **wanted, p=p + 1), "Older papers") if len(found) > AT_ONCE else None,
+        periods=_periods(shelf_of(request).order, "~"),
         kind="about",
     )
 

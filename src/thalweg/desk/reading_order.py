@@ -29,7 +29,7 @@ class ReadingOrder:
     """
 
     def __init__(self, catalog: Sequence[Paper], library: Library | None, known: dict[int, str]) -> None:
-        self._library = library
+        self._papers, self._library, self._left_out = catalog, library, known
         self._known = json.dumps(sorted(known))
         counts = dict(library.days()) if library else {}
         for day in known.values():
@@ -41,6 +41,11 @@ class ReadingOrder:
         self.dates = sorted({day for day, count in counts.items() if count} | set(self._catalog))
         sizes = [counts.get(date, 0) + len(self._catalog.get(date, ())) for date in reversed(self.dates)]
         self._starts = [0, *accumulate(sizes)]
+
+    def without(self, keys: Collection[str], rows: dict[int, str]) -> ReadingOrder:
+        """The same without some papers: of the catalog by key, imported ones by number with their days."""
+        kept = [one for one in self._papers if one.key not in keys]
+        return ReadingOrder(kept, self._library, self._left_out | rows)
 
     def count(self, first: str = "", last: str = "~") -> int:
         """How many papers have a date from ``first`` to ``last``, both included."""
