@@ -57,6 +57,29 @@ def test_a_drag_zooms_into_full_detail_and_the_keyboard_does_all_of_it(page):
     expect(page.locator("#whole")).to_be_visible()
 
 
+@pytest.mark.parametrize(
+    ("ticks", "words"),
+    [
+        ([0, 5e4, 1e5, 1.5e5], ["0", "50000", "1e5", "1.5e5"]),
+        ([100_000, 100_050, 100_100], ["100000", "100050", "100100"]),
+        ([12_345.5, 12_345.75], ["12345.5", "12345.75"]),
+        ([None, 1e-4, None, 1e-3], ["", "1e-4", "", "0.001"]),
+        ([-2e6, 0, 2e6], ["-2e6", "0", "2e6"]),
+    ],
+)
+def test_numbers_along_an_axis_are_short_and_differ(page, ticks, words):
+    said = page.evaluate("async (ticks) => (await import('/static/series.js')).ticked(ticks)", ticks)
+    assert said == words
+
+
+def test_nothing_is_left_empty_above_the_curves_and_nothing_stands_on_code(page):
+    controls, panels = (page.locator(one).bounding_box() for one in (".controls", "#panels"))
+    assert controls["height"] < 60 and panels["y"] - controls["y"] - controls["height"] < 20
+    button = page.locator("#finding-1 button.copy").first.bounding_box()
+    top = page.locator("#finding-1 pre code").first.evaluate("(one) => one.getClientRects()[0].top")
+    assert top >= button["y"] + button["height"]
+
+
 def test_marks_lead_to_findings_and_findings_to_marks(page):
     mark = page.locator(".panel .mark").first
     mark.focus()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import random
 import re
@@ -166,6 +167,9 @@ def test_of_many_findings_the_latest_are_shown_until_all_are_asked_for(tmp_path)
     some, every = client.get("/runs/1").text, client.get("/runs/1?all=1").text
     assert re.findall(r'id="finding-(\d+)"', some) == [str(number) for number in range(56, 81)]
     assert len(re.findall(r'id="finding-', every)) == 80 and "Show all 80" in some
+    earlier = json.loads(re.search(r"data-earlier='([^']+)'", some)[1])
+    assert [one[0] for one in earlier] == list(range(1, 56))
+    assert [one[:2] for one in earlier if one[3] == "critical"] == [[4, 3]]
     assert "of those before, 1 is critical" in some and "of those before" not in every
     assert some.count('class="remedy" open') == 0 and every.count('class="remedy" open') == 1
     assert len(some) < 200_000

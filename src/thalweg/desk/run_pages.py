@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 router = APIRouter()
 PAGE = 50  # runs on a page
 FINDINGS = 25  # of a run on its page, unless all are asked for
+MARKED = 400  # further ones that have a mark on the curves
 WEIGHT = 60_000  # bytes of HTML that they take, about
 Names = Annotated[list[str] | None, Query(max_length=64)]
 
@@ -92,7 +93,7 @@ def one_run(
         layered = layered_names(store, run)
     firsts = {one.name: number for number, one in reversed([*enumerate(findings, 1)])}
     kept = [(number, one, firsts[one.name] == number) for number, one in enumerate(findings, 1)]
-    hidden = [] if every else [one for _, one, _ in kept[: len(kept) - _shown(findings)]]
+    hidden = [] if every else kept[: len(kept) - _shown(findings)]
     kept = kept[len(hidden) :]
     return page(
         request,
@@ -107,7 +108,8 @@ def one_run(
         layered=[name for name in names if name in layered],
         findings=kept,
         total=len(findings),
-        hidden_critical=sum(one.severity == "critical" for one in hidden),
+        hidden_critical=sum(one.severity == "critical" for _, one, _ in hidden),
+        earlier=[(number, one.step, one.name, one.severity) for number, one, _ in hidden[-MARKED:]],
         papers=_papers(request, [one for _, one, _ in kept]),
         overhead=overhead(found),
         left_out=left_out(found),

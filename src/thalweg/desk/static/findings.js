@@ -7,6 +7,8 @@ export class Findings {
     this.panels = panels;
     this.say = say;
     this.list = document.getElementById("findings");
+    // Those that only the page of all findings lists.
+    this.earlier = JSON.parse(this.list.dataset.earlier ?? "[]").map(([number, step, name, severity]) => ({ number, step, name, severity, elsewhere: true }));
     for (const item of this.list.children) this.listen(item);
     this.list.addEventListener("click", (event) => {
       const link = event.target.closest("a.seek");
@@ -18,12 +20,13 @@ export class Findings {
   }
 
   get marks() {
-    return [...this.list.children].map((item) => ({
+    const listed = [...this.list.children].map((item) => ({
       number: this.number(item),
       step: Number(item.dataset.step),
       name: item.dataset.name,
       severity: item.dataset.severity,
     }));
+    return [...this.earlier, ...listed];
   }
 
   number(item) {

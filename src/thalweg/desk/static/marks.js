@@ -28,7 +28,9 @@ export function linked({ left, marks }, pick) {
   if (marks.length > NAMED) names.push(`and ${marks.length - NAMED} more`);
   const link = document.createElement("a");
   link.className = `mark ${first.severity}`;
-  link.href = `#finding-${first.number}`;
+  const address = new URL(location.href);
+  if (first.elsewhere) address.searchParams.set("all", "1");
+  link.href = `${first.elsewhere ? address.search : ""}#finding-${first.number}`;
   link.dataset.numbers = numbers.join(" ");
   link.title = names.join("\n");
   link.textContent = SIGNS[first.severity] ?? "•";

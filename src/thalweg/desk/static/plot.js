@@ -84,7 +84,7 @@ export class Plot {
           values: (u, ticks) => ticks.map((one) => (Number.isInteger(one) ? whole(one) : "")),
         },
         {
-          stroke: soft, font, grid: decades, ticks: decades, size: 62, gap: 4, labelSize: 18, labelFont: font, label: this.unit,
+          stroke: soft, font, grid: decades, ticks: decades, size: 66, gap: 4, labelSize: 18, labelFont: font, label: this.unit,
           values: (u, ticks) => ticked(ticks),
         },
       ],
