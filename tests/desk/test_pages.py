@@ -114,6 +114,11 @@ def test_what_comes_from_outside_is_escaped(client):
         assert attack not in client.get(address).text
 
 
+def test_a_list_says_how_many_wrote_a_paper_of_the_catalog_and_where(client):
+    assert "4 authors · Imperial College London" in client.get("/papers?month=2025-01").text
+    assert "Lucas Prieto, Melih Barsbey" in client.get("/papers/softmax-collapse").text
+
+
 def test_an_unknown_paper_is_a_page_that_says_so(client):
     answer = client.get("/papers/no-such-paper")
     assert answer.status_code == 404 and "no-such-paper" in answer.text

@@ -49,6 +49,10 @@ def test_every_first_tier_paper_has_a_summary_and_a_claim_of_readable_length():
             assert entry.summary.endswith(".") and entry.claim.endswith("."), entry.key
 
 
+def test_every_first_tier_paper_names_its_authors():
+    assert [entry.key for entry in load() if entry.tier == 1 and not entry.authors] == []
+
+
 def test_every_second_tier_paper_has_a_summary():
     assert [entry.key for entry in load() if entry.tier == 2 and len(entry.summary) < 60] == []
 
