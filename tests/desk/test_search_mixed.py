@@ -149,3 +149,17 @@ def test_an_irrelevant_catalog_does_not_come_before_what_was_imported(tmp_path):
     rebuild(library)
     found = [one.title for one, _ in Shelf(library).search("loss of water in baking bread", 10)]
     assert {*found[:4]} == {f"Baking {one}" for one in breads} and len(found) == 10
+
+
+def test_similar_papers_come_from_both_and_each_once(tmp_path):
+    library = Library(Database(tmp_path))
+    galore, fira = find("galore"), find("fira")
+    again = {"title": f"{fira.title}, again", "abstract": f"{fira.summary} {fira.claim}"}
+    twin = {"id": galore.arxiv, "title": galore.title, "abstract": f"{galore.summary} {galore.claim}"}
+    cake = {"id": "2403.00002", "title": "Sourdough", "abstract": "Flour and water are kneaded and baked."}
+    library.add([checked({"id": "2403.00001", **again}), checked(twin), checked(cake)])
+    rebuild(library)
+    shelf = Shelf(library)
+    found = [one.title for one in shelf.similar(shelf.paper("fira"))]
+    assert found[0] == again["title"] and found.count(galore.title) == 1 and "Sourdough" not in found
+    assert shelf.similar(shelf.paper("2403.00001"))[0].title == fira.title

@@ -7,7 +7,7 @@ by what all their papers are worth on one scale.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,32 +123,25 @@ class PaperSearch:
             why.setdefault(row, found[row][1])
         return {hit.entry.key: hit.score for hit in hits}, {row: found[row][0] for row in rows}
 
-    def alike(self, paper: Paper, catalog: dict[str, Paper], count: int) -> list[Paper]:
+    def alike(
+        self, paper: Paper, catalog: dict[str, Paper], known: Collection[int], count: int
+    ) -> list[Paper]:
         """The papers nearest in meaning to one, imported ones among those of the catalog."""
-        text = f"{paper.title} {' '.join(paper.topics)} {paper.summary} {paper.claim}"
+        text = f"{paper.summary} {paper.claim}"
         if paper.entry:
             entries = [entry for entry, _ in similar(paper.key, count + 1)]
         else:
-            entries = [entry for entry, _ in near(text, count + 1)]
+            entries = [entry for entry, _ in near(f"{paper.title} {text}", count + 1)]
         ours = [catalog[entry.key] for entry in entries if entry.key in catalog]
-        theirs = list(self._read(self._near(paper, count + 1)).values())
-        different: dict[str, Paper] = {}
-        for one in (*ours, *(catalog.get(one.id, one) for one in theirs)):
-            different.setdefault(one.id, one)
-        different.pop(paper.id, None)
-        papers = list(different.values())
-        if ours and theirs:
-            like = likeness((paper.title, f"{paper.summary} {paper.claim}"), papers, self._project)
-            graded = [
-                [
-                    (one.id, float(fit))
-                    for one, fit in zip(papers, like, strict=True)
-                    if bool(one.entry) is kind
-                ]
-                for kind in (True, False)
-            ]
-            papers = [different[str(name)] for name in merged(*graded)]
-        return papers[:count]
+        rows = self._near(paper, count + 1 + len(known))
+        theirs = list(self._read([row for row in rows if row not in known][: count + 1]).values())
+        papers = {one.id: one for one in (*ours, *theirs) if one.id != paper.id}
+        if not (ours and theirs):
+            return list(papers.values())[:count]
+        like = likeness((paper.title, text), list(papers.values()), self._project).tolist()
+        worth = dict(zip(papers, like, strict=True))
+        lists = ([(one.id, worth[one.id]) for one in some if one.id in worth] for some in (ours, theirs))
+        return [papers[str(name)] for name in merged(*lists)][:count]
 
     def _named(self, asked: _Asked) -> list[Name]:
         """Papers whose id, repository, key or exact title the question is, and which pass."""

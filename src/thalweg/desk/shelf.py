@@ -221,7 +221,7 @@ class Shelf:
 
     def similar(self, paper: Paper, count: int = 6) -> tuple[Paper, ...]:
         """The papers nearest in meaning."""
-        return tuple(self.finder.alike(paper, self.by_id, count))
+        return tuple(self.finder.alike(paper, self.by_id, self._merged.known, count))
 
     @property
     def topics(self) -> tuple[tuple[str, int], ...]:
