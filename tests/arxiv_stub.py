@@ -104,7 +104,7 @@ class Stub:
     asked: list[dict[str, str]] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
     announced: list[tuple[MadeUp, str]] = field(default_factory=list)
-    pause: float = 0.0
+    answers: int = 10**9  # further requests wait until it is raised
     address: str = ""
 
     @property
@@ -151,7 +151,8 @@ def arxiv_stub(papers: list[MadeUp], *faults: object, **more: object) -> Iterato
                 return self.answer(ANNOUNCED.format("".join(entries)).encode())
             asked = {name: value[0] for name, value in parse_qs(parts.query).items()}
             stub.asked.append(asked)
-            time.sleep(stub.pause)
+            while len(stub.asked) > stub.answers:
+                time.sleep(0.01)
             fault = stub.faults.pop(0) if stub.faults else stub.always
             body = stub.page(asked, empty=fault == "empty")
             if isinstance(fault, tuple):
@@ -190,6 +191,7 @@ def arxiv_stub(papers: list[MadeUp], *faults: object, **more: object) -> Iterato
     try:
         yield stub
     finally:
+        stub.answers = 10**9
         server.shutdown()
         server.server_close()
         thread.join()

@@ -34,6 +34,7 @@ class PostOffice:
         self.content_answer = "250 taken"
         self.stage = ""
         self.reached, self.go = threading.Event(), threading.Event()
+        self.came = threading.Event()
 
     async def _wait(self, stage: str) -> None:
         if stage == self.stage:
@@ -57,6 +58,7 @@ class PostOffice:
         if self.content_answer.startswith("250"):
             self.messages.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
             self.recipients += envelope.rcpt_tos
+            self.came.set()
         await self._wait("content")
         return self.content_answer
 

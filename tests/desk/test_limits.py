@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 
@@ -62,7 +61,7 @@ def test_one_address_does_not_use_up_anothers_tries_and_memory_is_bounded(monkey
     ],
 )
 def test_too_many_tries_get_429_with_the_time_to_wait(app, monkeypatch, action, address, fields):
-    monkeypatch.setitem(ALLOWED, action, ((3, 60), (3, 60)))
+    monkeypatch.setitem(ALLOWED, action, ((3, 110), (3, 110)))
     client = signed_in(app, "Olga", "owner")
     data = {"csrf": form_token(client), **fields}
     if action == "sign in":
@@ -70,13 +69,13 @@ def test_too_many_tries_get_429_with_the_time_to_wait(app, monkeypatch, action, 
     codes = [client.post(address, data=data).status_code for _ in range(3)]
     assert 429 not in codes
     answer = client.post(address, data=data)
-    assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
+    assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 110
     assert re.search(rf"too many tries to {action}: wait \d+ seconds", answer.text)
     assert client.get("/papers").status_code == 200
 
 
 def test_an_account_is_limited_from_all_addresses_together(app, monkeypatch):
-    monkeypatch.setitem(ALLOWED, "sign in", ((100, 60), (2, 60)))
+    monkeypatch.setitem(ALLOWED, "sign in", ((100, 3600), (2, 3600)))
     codes = []
     for name, address in (("Ada", "10.0.0.1"), ("ADA", "10.0.0.2"), ("ada", "10.0.0.3"), ("Bob", "10.0.0.3")):
         client = browser(app, client=(address, 5000))
@@ -85,7 +84,7 @@ def test_an_account_is_limited_from_all_addresses_together(app, monkeypatch):
 
 
 def test_an_ipv6_network_counts_as_one_address_and_ipv4_as_many(app, monkeypatch):
-    monkeypatch.setitem(ALLOWED, "join", ((1, 60), (9, 60)))
+    monkeypatch.setitem(ALLOWED, "join", ((1, 3600), (9, 3600)))
 
     def code(address):
         return browser(app, client=(address, 5000)).get("/join/none").status_code
@@ -95,7 +94,7 @@ def test_an_ipv6_network_counts_as_one_address_and_ipv4_as_many(app, monkeypatch
 
 
 def test_a_header_does_not_make_another_address(app, monkeypatch):
-    monkeypatch.setitem(ALLOWED, "join", ((1, 60), (9, 60)))
+    monkeypatch.setitem(ALLOWED, "join", ((1, 3600), (9, 3600)))
     client = browser(app)
     codes = [client.get("/join/none", headers={"X-Forwarded-For": f"10.0.0.{n}"}).status_code for n in (1, 2)]
     assert codes == [404, 429]
@@ -103,19 +102,15 @@ def test_a_header_does_not_make_another_address(app, monkeypatch):
 
 @pytest.mark.parametrize(("proxy", "last"), [((), 429), (("--proxy", "127.0.0.1"), 404)])
 def test_the_served_desk_believes_a_proxy_only_if_it_is_named(tmp_path, proxy, last):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    arguments = ["desk", "--port", str(port), "--data", str(tmp_path), *proxy]
+    arguments = ["desk", "--port", "0", "--data", str(tmp_path), *proxy]
     served = subprocess.Popen(
-        [sys.executable, "-m", "thalweg", *arguments],
+        [sys.executable, "-u", "-m", "thalweg", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        assert str(port) in served.stdout.readline()
-        base = f"http://127.0.0.1:{port}"
+        base = re.search(r"http://[\d.]+:\d+", served.stdout.readline())[0]
         most = ALLOWED["join"][0][0]
         codes = [
             httpx.get(
