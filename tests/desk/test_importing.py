@@ -230,4 +230,4 @@ def test_the_command_names_what_it_left_out(tmp_path):
     process = command(tmp_path / "nothing.jsonl", "--data", tmp_path / "desk")
     assert "No such file" in process.communicate()[0] and process.returncode == 2
     process = command(path, "--format", "csv", "--data", tmp_path / "desk")
-    assert "form must be one of jsonl, pwc" in process.communicate()[0]
+    assert "--format must be one of jsonl, pwc" in process.communicate()[0]

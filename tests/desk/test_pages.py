@@ -138,6 +138,20 @@ def test_a_papers_page_shows_what_was_measured_and_its_plot(client):
     assert client.get("/papers/galore/plot.svg?setting=none").status_code == 404
 
 
+def test_the_plots_of_all_settings_are_on_a_papers_page(client):
+    papers = [one for one in client.app.state.shelf.papers if one.measured and len(one.measured.rows) > 1]
+    for paper in papers[:5]:
+        pictures = re.findall(r'<img class="plot" src="([^"]+)"', client.get(f"/papers/{paper.key}").text)
+        assert len(pictures) == len(set(pictures)) == len(paper.measured.rows)
+    assert client.get(unescape(pictures[-1])).content != client.get(pictures[0]).content
+
+
+def test_days_weeks_and_months_are_one_click_from_every_list(client):
+    for address in ("/papers", "/papers/trending", "/papers?month=2024-05", "/papers/about?room=optim"):
+        tabs = client.get(address).text.partition('aria-label="Periods"')[2].partition("</nav>")[0]
+        assert "Month</a>" in tabs and "Trending</a>" in tabs, address
+
+
 def test_a_run_is_shown_with_its_curve_findings_and_events(tmp_path):
     store = tmp_path / "runs.sqlite"
     client = TestClient(create_app(store))

@@ -159,6 +159,11 @@ def test_filters_by_topic_and_room_hold_for_the_catalog(client):
     found = titles(client, f"/search?q=loss+spikes&topic={expected.topics[0]}&room={expected.room}")
     assert expected.title in found
     assert titles(client, "/search?q=loss+spikes&since=2030") == []
+    text = client.get("/search?q=loss+spikes&since=2024-06&until=2024-05-31").text
+    assert "From is after To" in text and "<h2><a" not in text
+    answer = client.get("/api/papers/search?q=loss+spikes&since=2024-06&until=2024-05-31")
+    assert answer.status_code == 400 and "since must not be after until" in answer.json()["error"]
+    assert client.get("/api/papers/search?since=2024-05-31&until=2024-05").status_code == 200
 
 
 @pytest.mark.parametrize("name", ["since", "until"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thalweg._core.checks import check_choice, check_count
 from thalweg._core.terminal import console, progress_bar, user_errors
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ def fetch(
     screen = console()
     with user_errors(COMMAND), opened_desk(data) as (library, problems):
         if daily and (topic or category or since):
-            raise ValueError("daily fetches what was fetched before; give no topic, category or day with it")
+            raise ValueError(
+                "--daily fetches what was fetched before; give no --topic, --category or --since with it"
+            )
+        check_count("--max", most)
         from thalweg.desk.announcements import FEED
         from thalweg.desk.arxiv_source import ArxivSource
         from thalweg.desk.fetching import Fetcher
@@ -85,9 +89,10 @@ def import_papers(
     """Import papers from a file; running it again changes nothing."""
     screen = console()
     with user_errors(COMMAND), opened_desk(data) as (library, problems):
-        from thalweg.desk.importing import import_file
+        from thalweg.desk.importing import FORMATS, import_file
         from thalweg.desk.index_cli import keep_up
 
+        check_choice("--format", form, FORMATS)
         with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
             size = file.stat().st_size
             row = bar.add_task("bytes", total=size)

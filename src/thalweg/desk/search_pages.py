@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from thalweg.desk.index.filters import check_range
+from thalweg.desk.index.filters import check_range, reversed_range
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import IMPORTED
@@ -37,13 +37,17 @@ def search(
     p: Annotated[int, Query(ge=0, lt=LAST)] = 0,
 ) -> Response:
     shelf = shelf_of(request)
-    check_range(since, until)
+    check_range(since, "")
+    check_range("", until)
+    backward = reversed_range(since, until)  # which a form is while somebody fills it in
     days = {"since": _day(since), "until": _day(until, last=True)}
     filters = {"topic": topic.strip(), "room": room, "status": status, **days}
     asked = {"state" if name == "status" else name: value for name, value in filters.items()}
     start, count = p * AT_ONCE, AT_ONCE + 1  # one more says whether there is a next page
     hits: list[Paper] = []
-    if q.strip():
+    if backward:
+        pass
+    elif q.strip():
         hits = [one for one, _ in shelf.search(q, count, start=start, **asked)]
     elif any(filters.values()):
         hits = list(shelf.chosen(start=start, count=count, **asked))
@@ -59,6 +63,7 @@ def search(
         rooms=ROOMS,
         states=(*STATES, IMPORTED),
         topics=[name for name, _ in shelf.topics[:TOPICS]],
+        backward=backward,
         by=meant_by() if q.strip() else "",
         note=shelf.finder.note if q.strip() else "",
     )

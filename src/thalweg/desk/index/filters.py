@@ -41,7 +41,7 @@ def within(date: str, since: str, until: str) -> bool:
 
 
 def check_range(since: str, until: str) -> None:
-    """Refuse ends of a range that are neither a day nor a month nor a year."""
+    """Refuse ends of a range that are neither a day nor a month nor a year, or in the wrong order."""
     for name, date in (("since", since), ("until", until)):
         try:
             if date and not re.fullmatch(r"\d{4}(-\d\d){0,2}", date):
@@ -50,6 +50,13 @@ def check_range(since: str, until: str) -> None:
         except ValueError:
             allowed = "a day such as 2024-05-17, a month such as 2024-05 or a year such as 2024"
             raise ValueError(f"{name} must be {allowed}, got {date!r}") from None
+    if reversed_range(since, until):
+        raise ValueError(f"since must not be after until, got {since!r} and {until!r}")
+
+
+def reversed_range(since: str, until: str) -> bool:
+    """Whether a range ends before it begins."""
+    return bool(since and until) and _span(since)[0] > _span(until)[1]
 
 
 class LabelWriter:
