@@ -131,7 +131,8 @@ class PaperSearch:
         if paper.entry:
             entries = [entry for entry, _ in similar(paper.key, count + 1)]
         else:
-            entries = [entry for entry, _ in near(f"{paper.title} {text}", count + 1)]
+            guessed = " ".join(paper.topics)
+            entries = [entry for entry, _ in near(f"{paper.title} {guessed} {text}", count + 1)]
         ours = [catalog[entry.key] for entry in entries if entry.key in catalog]
         rows = self._near(paper, count + 1 + len(known))
         theirs = list(self._read([row for row in rows if row not in known][: count + 1]).values())
