@@ -66,7 +66,7 @@ def test_a_newcomer_finds_code_for_a_trouble_in_three_clicks_and_sees_what_it_me
     code = page.evaluate("navigator.clipboard.readText()")
     assert "from thalweg" in code
     subprocess.run([sys.executable, "-c", LOOP + code], check=True)
-    plot = page.locator("img.plot")
+    plot = page.locator("img.plot").first
     plot.scroll_into_view_if_needed()
     expect(plot).to_be_visible()
     page.evaluate(
