@@ -16,6 +16,7 @@ def arrive(page, address):
     page.evaluate(
         "async () => { for (let y = 0; y < document.body.scrollHeight; y += innerHeight) {"
         " scrollTo(0, y); await new Promise(requestAnimationFrame); }"
+        " for (const one of document.images) one.loading = 'eager';"  # passed too fast, it never comes
         " await Promise.all([...document.images].map((one) => one.complete"
         " || new Promise((done) => { one.onload = one.onerror = done; }))); }"
     )
