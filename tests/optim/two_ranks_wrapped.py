@@ -24,8 +24,8 @@ from gloo_pair import join, leave
 from thalweg import optim
 
 STEPS = range(7)
-# Mode exact sees no averaging over ranks and refuses shards; torch's own checkpoints need some state, which its
-# SGD without momentum does not have.
+# Mode exact sees no averaging over ranks and refuses shards; torch's own checkpoints need some state, which
+# its SGD without momentum does not have.
 NAMES = [name for name in MAKERS if not name.startswith("exact") and not name.endswith("torch SGD")]
 FORMS = {
     "sharded": StateDictOptions(),
