@@ -7,9 +7,11 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
+from markupsafe import Markup
 from starlette.responses import Response
 
 from thalweg.desk.run_api import ID
+from thalweg.desk.run_phases import phases as fitted_phases
 from thalweg.desk.run_rows import rows_of
 from thalweg.desk.run_source import run_of, source_of
 from thalweg.desk.run_summary import (
@@ -79,7 +81,12 @@ def _fitting(store: RunStore, words: str, state: str, before: int) -> Any:
 
 @router.get("/runs/{run:int}", include_in_schema=False)
 def one_run(
-    request: Request, run: int, show: Names = None, every: Annotated[bool, Query(alias="all")] = False
+    request: Request,
+    run: int,
+    show: Names = None,
+    every: Annotated[bool, Query(alias="all")] = False,
+    phases: Annotated[str, Query(max_length=10)] = "",
+    layers: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     from thalweg.watch.store_tail import last_row, layered_names
 
@@ -106,6 +113,9 @@ def one_run(
         most=MOST,
         unit=unit_of,
         layered=[name for name in names if name in layered],
+        # What the address asks for has its place at once: nothing below it moves when it comes.
+        phases=Markup(bytes(fitted_phases(request, run).body).decode()) if phases == "1" else "",
+        awaited=layers in layered,
         findings=kept,
         total=len(findings),
         hidden_critical=sum(one.severity == "critical" for _, one, _ in hidden),

@@ -182,7 +182,10 @@ menu.addEventListener("keydown", (event) => {
 
 const button = document.getElementById("phases");
 button.addEventListener("click", () => phases(button.getAttribute("aria-pressed") !== "true"));
-if (asked.get("phases") === "1") phases(true);
+if (asked.get("phases") === "1") {
+  button.setAttribute("aria-pressed", "true");
+  bands();
+}
 
 const stream = follow(address(), box.dataset.cursor, hear);
 
