@@ -8,8 +8,8 @@ from thalweg.watch.budget import Budget
 
 __all__ = ["Clock"]
 
-# A hook's clock sees neither the call that led there nor the caches that it leaves cold. That it misses as much
-# again is a guess on the safe side; benchmarks/watch_overhead.py measures what watching really costs.
+# A hook's clock sees neither the call that led there nor the caches that it leaves cold. That it misses as
+# much again is a guess on the safe side; benchmarks/watch_overhead.py measures what watching really costs.
 HIDDEN = 2.0
 
 
