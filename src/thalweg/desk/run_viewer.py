@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ POINTS = 300  # of a curve in one piece of news
 FAR = 100_000
 
 
-class Viewer:
+class Viewer(ABC):
     """Made in the loop that reads ``news``; everything else is for the lookout's thread.
 
     Attributes:
@@ -36,26 +37,26 @@ class Viewer:
         self.there = True
 
     @property
+    @abstractmethod
     def position(self) -> Hashable:
         """Viewers of equal position are told of the same look."""
-        raise NotImplementedError
 
+    @abstractmethod
     def due(self, changed: bool) -> bool:
         """Whether there may be something new, given whether the store has been written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, store: RunStore, source: RunSource, viewers: Sequence[Any]) -> Any:
         """What is new for all these."""
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, found: Any) -> None:
         """Make events of it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def id(self) -> str:
         """The cursor with which a client comes back."""
-        raise NotImplementedError
 
     def tell(self, event: str, data: Any) -> None:
         self._send({"event": event, "id": self.id, "data": json.dumps(data)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class RateDropout(nn.Module):
         return f"p={self.p:g}"
 
 
-class _Schedule:
+class _Schedule(ABC):
     """A rate that is written to every module concerned when made and at each :meth:`step`."""
 
     def __init__(self, model: nn.Module, rate: float, steps: int, kind: str) -> None:
@@ -85,9 +86,9 @@ class _Schedule:
         self.done = 0
         self._write()
 
+    @abstractmethod
     def rate_at(self, step: int) -> float:
         """The rate for the forward pass before update ``step``, which counts from 0."""
-        raise NotImplementedError
 
     @property
     def rate(self) -> float:

@@ -9,6 +9,7 @@ two formulas of arXiv 2009.10179 and 2106.15437):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
@@ -41,16 +42,16 @@ def _flat(g: Tensor) -> Tensor:
     return g.reshape(len(g), -1)
 
 
-class Form:
+class Form(ABC):
     """g_1 to g_B of one parameter. Where a subclass has no short way, they are written out part by part."""
 
     def __init__(self, examples: int, shape: Sequence[int]) -> None:
         self.examples, self.shape = examples, tuple(shape)
         self.entries = prod(self.shape)
 
+    @abstractmethod
     def explicit(self, part: slice) -> Tensor:
         """The gradients themselves, shape (examples of ``part``, *shape)."""
-        raise NotImplementedError
 
     def norms(self, total: bool) -> tuple[Tensor, Tensor | None]:
         """Squared norms, shape (B,), and the sum over examples if asked for."""

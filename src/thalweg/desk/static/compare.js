@@ -1,5 +1,5 @@
 // One reading of several runs in one plot; runs that go on are asked for what lies behind their last step.
-import { Panels, remember, remembered } from "./panels.js";
+import { Panels, remembered } from "./panels.js";
 import { Plot } from "./plot.js";
 import { Series, short, summary, whole } from "./series.js";
 import { follow } from "./stream.js";
@@ -22,16 +22,7 @@ if (figure) {
     clearTimeout(waiting);
     waiting = setTimeout(load, 120);
   });
-  const asked = remembered();
-  const [log, smooth] = ["log", "smooth"].map((one) => document.getElementById(one));
-  for (const one of [log, smooth]) {
-    one.checked = asked.get(one.id) === "1";
-    one.addEventListener("change", () => {
-      panels.set(log.checked, smooth.checked);
-      remember({ log: log.checked, smooth: smooth.checked });
-    });
-  }
-  [panels.log, panels.smooth] = [log.checked, smooth.checked];
+  panels.follow(remembered());
   const plot = new Plot(place, {
     lines: rows.length,
     unit,

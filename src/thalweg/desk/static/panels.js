@@ -29,6 +29,19 @@ export class Panels {
     this.changed();
   }
 
+  // The boxes of the page that choose a logarithmic scale and smoothing, set as the address says.
+  follow(asked) {
+    const [log, smooth] = ["log", "smooth"].map((one) => document.getElementById(one));
+    for (const one of [log, smooth]) {
+      one.checked = asked.get(one.id) === "1";
+      one.addEventListener("change", () => {
+        this.set(log.checked, smooth.checked);
+        remember({ log: log.checked, smooth: smooth.checked });
+      });
+    }
+    [this.log, this.smooth] = [log.checked, smooth.checked];
+  }
+
   add(plot, series) {
     this.plots.add(plot);
     this.series.set(plot, series);

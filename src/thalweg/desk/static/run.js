@@ -135,15 +135,7 @@ const asked = remembered();
 const [from, to] = [Number(asked.get("from")), Number(asked.get("to"))];
 if (to > from) panels.zoomed = [from, to];
 wholeRun.classList.toggle("off", !panels.zoomed);
-const [log, smooth] = ["log", "smooth"].map((name) => document.getElementById(name));
-for (const one of [log, smooth]) {
-  one.checked = asked.get(one.id) === "1";
-  one.addEventListener("change", () => {
-    panels.set(log.checked, smooth.checked);
-    remember({ log: log.checked, smooth: smooth.checked });
-  });
-}
-[panels.log, panels.smooth] = [log.checked, smooth.checked];
+panels.follow(asked);
 place.querySelectorAll(".panel").forEach(open);
 lay();
 load();
