@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.minilm_surgery import BEGIN, END, replaced
 
 import thalweg.surgery
 
@@ -47,3 +48,12 @@ def test_the_names_that_the_page_imports_are_documented():
     assert len(imported) >= 2
     for name in ", ".join(imported).split(", "):
         assert getattr(thalweg.surgery, name).__doc__
+
+
+def test_measured_tables_go_between_their_marks_and_nothing_else_changes():
+    begin, end = PAGE.index(BEGIN) + len(BEGIN), PAGE.index(END)
+    assert replaced(PAGE, PAGE[begin:end]) == PAGE
+    assert replaced(PAGE, "| new |\n") == PAGE[:begin] + "| new |\n" + PAGE[end:]
+    for wrong in (PAGE.replace(BEGIN, ""), PAGE.replace(END, ""), PAGE + BEGIN + END):
+        with pytest.raises(ValueError, match=r"surgery\.md must have one place between <!-- measured by "):
+            replaced(wrong, "")
