@@ -111,7 +111,7 @@ def test_upvotes_and_measurements_come_first_and_the_rest_is_behind_a_link(
     plain, html = titles(post_office.messages[0])
     assert plain == html == [3, 7]
     text = post_office.messages[0].get_body(("plain",)).get_content()
-    mail = re.search(rf"And 5 more: https://desk.example.org/subscriptions/{who.secret}/mails/(\d+)", text)
+    mail = re.search(rf"And 5 more:\s+https://desk.example.org/subscriptions/{who.secret}/mails/(\d+)", text)
     assert len(Ledger(database).mail(who.id, int(mail[1]))) == 7
     assert next_day.digests() == {"nothing new": 1}
 

@@ -243,7 +243,7 @@ def test_the_rest_of_a_mail_is_a_page_for_its_reader_alone(
     bring(1, 2, 3)
     Postman(database, shelf, settings, Problems(database), most=1).digests()
     text = post_office.messages[0].get_body(("plain",)).get_content()
-    rest = re.search(r"And 2 more: https://desk\.example\.org(\S+)", text)[1]
+    rest = re.search(r"And 2 more:\s+https://desk\.example\.org(\S+)", text)[1]
     page = client.get(rest)
     assert re.findall(r"Paper (\d) on", page.text) and "All 3 papers" in page.text
     other = subscribed(database, "bob@example.org")

@@ -1,4 +1,4 @@
-"""Write a message: the same facts as plain text and as HTML, with the headers that mailboxes look for.
+"""Write a message: one template as plain text and as HTML, with the headers that mailboxes look for.
 
 Nothing in it is loaded from anywhere, and nothing says whether it was read.
 """
@@ -14,20 +14,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from thalweg.desk.delivery import POLICY
 from thalweg.desk.settings import MailSettings
 
 __all__ = ["mail_message", "message_id", "save_message"]
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates" / "mail"),
-    autoescape=select_autoescape(("html",)),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+
+def _templates(form: str, *, autoescape: bool) -> Environment:
+    """Templates that write by the macros of the file ``form``."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates" / "mail"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals["form"] = form
+    return made
+
+
+TEXT = _templates("as_text.macros", autoescape=False)
+HTML = _templates("as_html.macros", autoescape=True)
 
 
 def message_id(settings: MailSettings) -> str:
@@ -46,7 +55,7 @@ def mail_message(
     unsubscribe: str = "",
     **about: Any,
 ) -> EmailMessage:
-    """A message from ``templates/mail/<template>.txt`` and ``.html``, which get the same ``about``.
+    """A message from ``templates/mail/<template>.mail``, once as text and once as HTML, about ``about``.
 
     Args:
         now: seconds of 1970, for its date.
@@ -72,9 +81,9 @@ def mail_message(
         made["List-Unsubscribe"] = f"<{unsubscribe}>"
         made["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
         made["Precedence"] = "bulk"
-    text = TEMPLATES.get_template(f"{template}.txt").render(about)
+    text = TEXT.get_template(f"{template}.mail").render(about)
     made.set_content(text.strip() + "\n")
-    html = TEMPLATES.get_template(f"{template}.html").render(about)
+    html = HTML.get_template(f"{template}.mail").render(about)
     inlined = css_inline.CSSInliner(load_remote_stylesheets=False).inline(html)
     made.add_alternative(inlined, subtype="html")
     return made
