@@ -16,14 +16,15 @@ from thalweg.studies.verdicts import at_least, otherwise
 from thalweg.tasks import Curve
 from thalweg.theory import annealing_areas, annealing_law, cooldown_schedule
 
-STEPS, WARMUP, EVERY = 1200, 50, 20
+STEPS, LONG = 1200, 3000
+WARMUP, EVERY = 50, 20
 PEAK = 4e-3
-SKIP = STEPS // 10
 DECAYS = (0.9, 0.97, 0.99, 0.997, 0.999)  # those of ``thalweg forecast``, as is the skipped part
 ALLOWED = 1.0  # percent
 WORST = 20.0
 ONE = grid(lr=(PEAK,))
 FIRST, HELD_OUT = "cosine", ("cooldown over a fifth", "linear")
+LONGER = "within one percent, longer runs"
 
 STUDY = Study(
     paper="annealing-law",
@@ -50,45 +51,62 @@ STUDY = Study(
             method=Arm("annealing law", ONE),
             references=(Arm("the end of the first run", ONE), Arm("annealing law, two runs", ONE)),
         ),
+        Setting(
+            setting=LONGER,
+            metric="as within one percent, with runs of 3000 steps: one percent minus the error",
+            verdict={
+                "reproduced": at_least(0.0),
+                "direction only": at_least(-1.0),
+                "not reproduced": otherwise,
+            },
+            effect="baseline - method",
+            worst=WORST,
+            axes=("steps", "validation loss under a cooldown over a fifth (nats a character)"),
+            baseline=Arm("one percent", ONE),
+            method=Arm("annealing law", ONE),
+        ),
     ),
     seeds=3,
-    minutes=5,
+    minutes=12,
     notes="GPT of 116 000 parameters on source text, AdamW at 4e-3, warm-up of 50 steps; validation loss "
-    "every 20 steps, first tenth not fitted. First run: cosine to 0 over 1200 steps. Held out: constant then "
-    "linear to 0 over the last fifth; linear to 0. The decay is the best of 0.9, 0.97, 0.99, 0.997 and 0.999 "
-    "by the fit of the first run. Two runs: the linear one is fitted too and only the other held out. Curves "
-    "are the forecasts; for one percent what was measured.",
+    "every 20 steps, first tenth not fitted. First run: cosine to 0 over 1200 steps; or over 3000, added later "
+    "with nothing else changed, since the law is about long runs. Held out: constant then linear to 0 over the "
+    "last fifth; linear to 0. The decay is the best of 0.9, 0.97, 0.99, 0.997 and 0.999 by the fit of the first "
+    "run. Two runs: the linear one is fitted too and only the other held out. Curves are the forecasts; for one "
+    "percent what was measured.",
 )
 
 
-def rates(schedule: str) -> np.ndarray:
+def rates(schedule: str, steps: int) -> np.ndarray:
     """Learning rate of every step, with the warm-up."""
     if schedule == "cooldown over a fifth":
-        rising = np.minimum(1, np.arange(1, STEPS + 1) / WARMUP)
-        return PEAK * rising * cooldown_schedule(STEPS, 0.2)
+        rising = np.minimum(1, np.arange(1, steps + 1) / WARMUP)
+        return PEAK * rising * cooldown_schedule(steps, 0.2)
     shape = optim.cosine if schedule == "cosine" else optim.linear_decay
-    return PEAK * np.array([shape(STEPS, WARMUP)(step) for step in range(STEPS)])
+    return PEAK * np.array([shape(steps, WARMUP)(step) for step in range(steps)])
 
 
 @cache  # all arms judge the same runs
-def measured(schedule: str, seed: int) -> tuple[Curve, dict[str, Any]]:
-    factors = rates(schedule) / PEAK
+def measured(schedule: str, seed: int, steps: int) -> tuple[Curve, dict[str, Any]]:
+    factors = rates(schedule, steps) / PEAK
 
     def make(model: Any) -> optim.Descent:
         return optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.0)
 
     # The scheduler also asks for the factor behind the last step.
-    return train(make, lambda step: float(factors[min(step, STEPS - 1)]), seed, STEPS, EVERY)
+    return train(make, lambda step: float(factors[min(step, steps - 1)]), seed, steps, EVERY)
 
 
-def losses(schedule: str, seed: int) -> np.ndarray:
-    return np.array(measured(schedule, seed)[0].test_loss[1:])
+def losses(schedule: str, seed: int, steps: int) -> np.ndarray:
+    return np.array(measured(schedule, seed, steps)[0].test_loss[1:])
 
 
-def power_law(fitted: str, seed: int, schedule: str, at: np.ndarray) -> np.ndarray:
+def power_law(seed: int, schedule: str, at: np.ndarray) -> np.ndarray:
     """L = floor + scale S1^-exponent, fitted like the law: relative errors, Huber's loss."""
-    kept = at > WARMUP + SKIP
-    seen, observed = annealing_areas(rates(fitted))[0][at - 1][kept], losses(fitted, seed)[kept]
+    steps = int(at[-1])
+    kept = at > WARMUP + steps // 10
+    seen = annealing_areas(rates(FIRST, steps))[0][at - 1][kept]
+    observed = losses(FIRST, seed, steps)[kept]
 
     def value(theta: np.ndarray, area: np.ndarray) -> np.ndarray:
         return theta[0] + theta[1] * area ** -theta[2]
@@ -99,37 +117,40 @@ def power_law(fitted: str, seed: int, schedule: str, at: np.ndarray) -> np.ndarr
     starts = ([0.8 * observed.min(), 0.1, exponent] for exponent in (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5))
     ends = [least_squares(off, one, bounds=(0, np.inf), loss="huber", f_scale=1e-3) for one in starts]
     best = min(ends, key=lambda end: end.cost)
-    return value(best.x, annealing_areas(rates(schedule))[0][at - 1])
+    return value(best.x, annealing_areas(rates(schedule, steps))[0][at - 1])
 
 
 def forecast(arm: str, seed: int, schedule: str, at: np.ndarray) -> np.ndarray:
+    steps = int(at[-1])
     if arm == "power law":
-        return power_law(FIRST, seed, schedule, at)
+        return power_law(seed, schedule, at)
     if arm == "the end of the first run":
-        return np.full(len(at), losses(FIRST, seed)[-1])
+        return np.full(len(at), losses(FIRST, seed, steps)[-1])
     if arm == "one percent":
-        return losses(schedule, seed)
+        return losses(schedule, seed, steps)
     fitted = [FIRST, "linear"] if arm.endswith("two runs") else [FIRST]
     law = annealing_law(
-        [rates(one) for one in fitted],
-        [losses(one, seed) for one in fitted],
+        [rates(one, steps) for one in fitted],
+        [losses(one, seed, steps) for one in fitted],
         [at for _ in fitted],
         decay=DECAYS,
-        skip=SKIP,
+        skip=steps // 10,
     )
-    return law.predict(rates(schedule), at).loss
+    return law.predict(rates(schedule, steps), at).loss
 
 
 def run(setting: str, arm: str, seed: int, lr: float) -> Trial:
-    spec = measured(FIRST, seed)[1]
-    at = np.array(measured(FIRST, seed)[0].steps[1:])
+    steps = LONG if setting == LONGER else STEPS
+    first, spec = measured(FIRST, seed, steps)
+    at = np.array(first.steps[1:])
     held_out = HELD_OUT[:1] if arm.endswith("two runs") else HELD_OUT
-    numbers = {f"measured, {one}": float(losses(one, seed)[-1]) for one in (FIRST, *HELD_OUT)}
+    ends = {one: float(losses(one, seed, steps)[-1]) for one in (FIRST, *HELD_OUT)}
+    numbers = {f"measured, {one}": end for one, end in ends.items()}
     errors = []
     for schedule in held_out:
         found = float(forecast(arm, seed, schedule, at)[-1])
         numbers[f"forecast, {schedule}"] = found
-        errors.append(100 * abs(found / numbers[f"measured, {schedule}"] - 1))
+        errors.append(100 * abs(found / ends[schedule] - 1))
     score = ALLOWED if arm == "one percent" else fmean(errors)
     curve = forecast(arm, seed, HELD_OUT[0], at)
     return Trial(score, spec, (at.tolist(), curve.tolist()), numbers)
