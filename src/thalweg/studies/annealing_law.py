@@ -69,11 +69,11 @@ STUDY = Study(
     seeds=3,
     minutes=12,
     notes="GPT of 116 000 parameters on source text, AdamW at 4e-3, warm-up of 50 steps; validation loss "
-    "every 20 steps, first tenth not fitted. First run: cosine to 0 over 1200 steps; or over 3000, added later "
-    "with nothing else changed, since the law is about long runs. Held out: constant then linear to 0 over the "
-    "last fifth; linear to 0. The decay is the best of 0.9, 0.97, 0.99, 0.997 and 0.999 by the fit of the first "
-    "run. Two runs: the linear one is fitted too and only the other held out. Curves are the forecasts; for one "
-    "percent what was measured.",
+    "every 20 steps, first tenth not fitted. First run: cosine to 0 over 1200 steps; or over 3000, "
+    "added later with nothing else changed, since the law is about long runs. Held out: constant then "
+    "linear to 0 over the last fifth; linear to 0. The decay is the best of 0.9, 0.97, 0.99, 0.997 and "
+    "0.999 by the fit of the first run. Two runs: the linear one is fitted too and only the other held "
+    "out. Curves are the forecasts; for one percent what was measured.",
 )
 
 
