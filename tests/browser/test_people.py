@@ -22,9 +22,9 @@ def team(tmp_path_factory):
         yield running
 
 
-def join(team, page, name):
+def join(team, page, name, *more):
     """By a link such as ``thalweg desk invite`` prints; its host is this desk's."""
-    path = re.search(r"/join/\S+", team.command("invite", name))[0]
+    path = re.search(r"/join/\S+", team.command("invite", name, *more))[0]
     page.goto(path)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Join").click()
@@ -105,6 +105,26 @@ def test_signing_in_with_a_wrong_password_says_so(team, reader):
     page.get_by_role("main").get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert").filter(visible=True)).to_be_visible()
     assert page.get_by_role("banner").get_by_role("link", name="Ada").count() == 0
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_an_owner_changes_a_role_and_it_holds_at_once(team, reader, scheme, width):
+    owner, page = reader(team, scheme=scheme, width=width), reader(team)
+    join(team, owner, f"Olga {scheme}", "--role", "owner")
+    join(team, page, f"Frida {scheme}")
+    owner.goto("/people")
+    row = owner.get_by_role("row").filter(has_text=f"Frida {scheme}")
+    expect(row.get_by_role("cell").first).to_contain_text("member")
+    row.get_by_text("Change", exact=True).focus()
+    owner.keyboard.press("Enter")
+    row.get_by_role("combobox", name=f"Role of Frida {scheme}").select_option("owner")
+    row.get_by_role("button", name="Change the role").click()
+    expect(row.get_by_role("cell").first).to_contain_text("owner")
+    page.goto("/people")
+    expect(page.get_by_role("heading", name="Invite somebody")).to_be_visible()
+    for one in page.locator("summary").filter(visible=True).all():
+        one.click()
+    assert not serious_faults(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 import threading
 import time
@@ -162,6 +163,33 @@ def test_who_is_removed_is_signed_out_and_their_comments_stay_without_a_name(app
     assert database.rows("SELECT * FROM votes") == []
 
 
+def test_a_new_role_holds_at_once_where_somebody_is_signed_in(app, database):
+    owner, ada, bob = signed_in(app, "Olga", "owner"), signed_in(app, "Ada"), signed_in(app, "Bob")
+    send(bob, "/papers/galore/comments", text="a remark that goes")
+
+    def taken_away():
+        (id,) = database.rows("SELECT id FROM comments")[0]
+        return send(ada, f"/comments/{id}/delete").status_code
+
+    assert taken_away() == 403
+    assert send(owner, f"/people/{ada.person.id}/role", role="moderator").status_code == 303
+    assert f'action="/people/{ada.person.id}/role"' in owner.get("/people").text
+    assert f'action="/people/{owner.person.id}/role"' not in owner.get("/people").text
+    assert taken_away() == 303
+    send(owner, f"/people/{ada.person.id}/role", role="owner")
+    send(ada, f"/people/{owner.person.id}/role", role="member")
+    assert (ada.get("/people").status_code, owner.get("/people").status_code) == (200, 403)
+
+
+def test_a_role_that_is_none_changes_nothing(app, database):
+    owner, ada = signed_in(app, "Olga", "owner"), person(app, "Ada")
+    answer = send(owner, f"/people/{ada.id}/role", role="king")
+    assert answer.status_code == 422
+    assert "role must be one of member, moderator, owner" in html.unescape(answer.text)
+    assert owner.post(f"/people/{ada.id}/role", data={"role": "owner"}).status_code == 403
+    assert people.named(database, "Ada") == ada
+
+
 def test_an_owner_gets_a_link_that_is_shown_once_and_works(app, database):
     owner = signed_in(app, "Olga", "owner")
     answer = send(owner, "/people/invite", name="Grace", role="moderator")
@@ -191,7 +219,7 @@ def desk(tmp_path, *arguments):
     return CliRunner().invoke(command, ["desk", *arguments, "--data", str(tmp_path)])
 
 
-def test_the_command_line_invites_lists_renews_and_removes(tmp_path):
+def test_the_command_line_invites_lists_renews_promotes_and_removes(tmp_path):
     assert "read-only" in desk(tmp_path, "people").stdout
     said = desk(tmp_path, "invite", "Ada", "--role", "owner", "--address", "https://desk.example/")
     token = re.match(r"https://desk.example/join/([\w-]+)\n", said.stdout)[1]
@@ -204,6 +232,13 @@ def test_the_command_line_invites_lists_renews_and_removes(tmp_path):
     people.join(database, renewed, "ignored", "another password")
     assert [one.name for one in people.everyone(database)] == ["Ada"]
     assert people.recognise(database, "Ada", "another password")
+    assert desk(tmp_path, "role", "ada", "moderator").stdout == "Ada is moderator now; was owner\n"
+    assert people.named(database, "Ada").role == "moderator"
+    wrong = desk(tmp_path, "role", "Adda", "owner")
+    assert wrong.exit_code == 2 and "nobody has the name 'Adda' (did you mean Ada?)" in wrong.stderr
+    wrong = desk(tmp_path, "role", "Ada", "king")
+    assert wrong.exit_code == 2 and "role must be one of member, moderator, owner" in wrong.stderr
+    assert people.named(database, "Ada").role == "moderator"
     assert "removed Ada" in desk(tmp_path, "remove", "ADA").stdout
     assert not people.anyone(database)
 
@@ -216,6 +251,7 @@ def test_the_command_line_invites_lists_renews_and_removes(tmp_path):
         (("invite", "Ada", "--address", "ftp://x"), "must be like https://"),
         (("invite", "Ada"), "no desk runs over"),
         (("invite", "Eve", "--new-password", *PUBLIC), "nobody has the name 'Eve'"),
+        (("role", "Eve", "owner"), "nobody has the name 'Eve'"),
         (("remove", "Eve"), "nobody has the name 'Eve'"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from desk_people import browser, person, send, signed_in
 from thalweg.desk.app import create_app
 from thalweg.desk.comments import write
+from thalweg.desk.people import named
 from thalweg.desk.rights import RIGHTS
 
 ROLES = ("reader", "member", "moderator", "owner")
@@ -23,10 +24,17 @@ ALLOWED = {
     "delete their own comment": "member moderator owner",
     "remove another's comment": "moderator owner",
     "invite": "owner",
+    "change a role": "owner",
     "remove a person": "owner",
 }
 # Nobody may do these, whatever their role.
-NEVER = ("edit another's comment", "vote for another", "remove themselves", "see another's sessions")
+NEVER = (
+    "edit another's comment",
+    "vote for another",
+    "change their own role",
+    "remove themselves",
+    "see another's sessions",
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,15 @@ def tried(app, client, others, action):
             before = count("invitations")
             answer = send(client, "/people/invite", name=f"guest of {own.name}", role="member")
             return answer, count("invitations") == before + 1
+        case "change a role":
+            raised = person(app, f"to be raised by {own.name}")
+            answer = send(client, f"/people/{raised.id}/role", role="moderator")
+            return answer, named(database, raised.name).role == "moderator"
+        case "change their own role":
+            answer = send(
+                client, f"/people/{own.id}/role", role="moderator" if own.role == "owner" else "owner"
+            )
+            return answer, named(database, own.name).role != own.role
         case "remove a person":
             victim = person(app, f"in the way of {own.name}")
             before = count("people")

@@ -9,7 +9,7 @@ import time
 import unicodedata
 from dataclasses import dataclass
 
-from thalweg._core.checks import check_choice
+from thalweg._core.checks import check_choice, nearest
 from thalweg.desk.database import Database
 from thalweg.desk.passwords import hash_password, password_fits
 
@@ -102,10 +102,8 @@ def renew(database: Database, name: str) -> str:
     Raises:
         ValueError: nobody has the name.
     """
-    row = _row(database, checked_name(name))
-    if row is None:
-        raise ValueError(f"nobody has the name {name!r}")
-    return _invited(database, row["name"], row["role"], row["id"])
+    person = named(database, name)
+    return _invited(database, person.name, person.role, person.id)
 
 
 def _invited(database: Database, name: str, role: str, person: int | None) -> str:
@@ -195,6 +193,17 @@ def anyone(database: Database | None) -> bool:
         return False
 
 
+def change_role(database: Database, person: int, role: str) -> None:
+    """Give somebody another role, which holds from their next request on.
+
+    Raises:
+        ValueError: there is no such role.
+    """
+    check_choice("role", role, ROLES)
+    with database.write() as on:
+        on.execute("UPDATE people SET role = ? WHERE id = ?", (role, person))
+
+
 def remove(database: Database, person: int) -> None:
     """Take somebody's place away, with sessions and votes; comments stay, without a name."""
     with database.write() as on:
@@ -205,11 +214,12 @@ def named(database: Database, name: str) -> Person:
     """Who has this name.
 
     Raises:
-        ValueError: nobody has it.
+        ValueError: nobody has it; it names the nearest.
     """
     row = _row(database, checked_name(name))
     if row is None:
-        raise ValueError(f"nobody has the name {name!r}")
+        near = nearest(name, (one.name for one in everyone(database)))
+        raise ValueError(f"nobody has the name {name!r}{near}")
     return _person(row)
 
 

@@ -1,4 +1,4 @@
-"""``thalweg desk invite``, ``people`` and ``remove``: who has the machine decides who has a name."""
+"""``thalweg desk invite``, ``people``, ``role``, ``remove``: who has the machine decides who has a name."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def add_commands(app: typer.Typer) -> None:
     """Put the commands into ``thalweg desk``."""
     app.command("invite")(invite)
     app.command("people")(people)
+    app.command("role")(role)
     app.command("remove")(remove)
 
 
@@ -73,6 +74,21 @@ def people(data: Data = None) -> None:
         return
     rows = ((one.name, one.role, time.strftime("%Y-%m-%d", time.localtime(one.since))) for one in found)
     print_table(("name", "role", "since"), rows)
+
+
+def role(
+    name: Annotated[str, typer.Argument(help="Whose role changes.")],
+    new: Annotated[str, typer.Argument(metavar="ROLE", help="member, moderator or owner.")],
+    data: Data = None,
+) -> None:
+    """Give somebody another role; where they are signed in, it holds at once."""
+    with user_errors():
+        from thalweg.desk.people import change_role, named
+
+        database = _database(data)
+        person = named(database, name)
+        change_role(database, person.id, new)
+    typer.echo(f"{person.name} is {new} now; was {person.role}")
 
 
 def remove(name: Annotated[str, typer.Argument(help="Whose name goes.")], data: Data = None) -> None:

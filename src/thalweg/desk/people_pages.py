@@ -14,6 +14,7 @@ from thalweg.desk.people import (
     ROLES,
     Person,
     change_password,
+    change_role,
     everyone,
     invitation,
     invite,
@@ -138,6 +139,19 @@ def invite_one(request: Request, name: Short = "", role: Short = "member") -> Re
         return _people(request, wrong=str(error), name=name, status_code=422)
     base = request.app.state.public or str(request.base_url).rstrip("/")
     return _people(request, link=f"{base}/join/{token}", invited=name)
+
+
+@router.post("/people/{id}/role")
+def change_one(request: Request, id: Id, role: Short = "") -> Response:
+    if demand(request, "change a role").id == id:
+        raise HTTPException(
+            403, "nobody changes their own role here: the desk would be left without an owner"
+        )
+    try:
+        change_role(request.app.state.database, id, role)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+    return RedirectResponse("/people", 303)
 
 
 @router.post("/people/{id}/remove")

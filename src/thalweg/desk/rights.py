@@ -20,6 +20,7 @@ Action = Literal[
     "delete their own comment",
     "remove another's comment",
     "invite",
+    "change a role",
     "remove a person",
 ]
 MEMBERS = frozenset({"member", "moderator", "owner"})
@@ -33,6 +34,7 @@ RIGHTS: dict[Action, frozenset[str]] = {
     "delete their own comment": MEMBERS,
     "remove another's comment": frozenset({"moderator", "owner"}),
     "invite": frozenset({"owner"}),
+    "change a role": frozenset({"owner"}),
     "remove a person": frozenset({"owner"}),
 }
 
