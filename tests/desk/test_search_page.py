@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from thalweg.cli import app as command
-from thalweg.desk import fresh_papers
+from thalweg.desk import fresh_papers, health, library_health
 from thalweg.desk.app import create_app
 from thalweg.desk.database import Database
 from thalweg.desk.imported import checked
@@ -97,6 +97,30 @@ def test_what_came_after_the_index_is_found_by_word(client, library):
     assert titles(client, "/search?q=zebra&room=optim") == []
     rebuild(library)
     assert titles(client, "/search?q=zebra") == ["A zebra"]
+
+
+def test_a_newer_version_is_found_by_its_new_words_at_once_and_once(client, library):
+    rebuild(library)
+    library.add([paper(900, "A zebra in sourdough", "stripes and flour", "2024-03-06")])
+    assert titles(client, "/search?q=zebra+stripes") == ["A zebra in sourdough"]
+    assert titles(client, "/search?q=sourdough+flour&status=imported").count("A zebra in sourdough") == 1
+    assert titles(client, "/search?q=zebra&since=2024-03-06") == ["A zebra in sourdough"]
+    assert titles(client, "/search?q=zebra&until=2024-03-05") == []
+    assert titles(client, "/search?q=a+zebra+in+sourdough")[0] == "A zebra in sourdough"
+    rebuild(library)
+    assert titles(client, "/search?q=zebra+stripes") == ["A zebra in sourdough"]
+    assert list(library.replaced(library.newest_change(), 999, 9)) == [], "the index holds it"
+
+
+def test_what_is_not_searched_may_change_without_the_index_falling_behind(library):
+    rebuild(library)
+    change, last = library.newest_change(), len(list(library.stream()))
+    known = {"id": "2403.00900", "title": "Loss spikes in sourdough", "abstract": "loss spikes and flour"}
+    library.add([checked({**known, "published": "2024-03-05", "authors": ["Ada Arden"]})])
+    assert library.by_id("2403.00900").authors and library.behind(change, last, 9) == 0
+    library.add([paper(900, "Zebras", "stripes"), paper(901, "Zebras again", "stripes")])
+    assert library.behind(change, last, 9) == 2 and library.behind(change, last, 1) == 1
+    assert library.behind(library.newest_change(), last, 9) == 1
 
 
 def test_catalog_and_imported_papers_are_in_one_answer_and_a_paper_in_both_once(client, library):
@@ -224,6 +248,31 @@ def test_many_papers_without_an_index_are_found_in_part_and_it_is_said(client, l
     monkeypatch.setattr(fresh_papers, "MOST", 50)
     text = client.get("/search?q=gardens").text
     assert "gardens number 3" in text and "imported papers are not in the search index" in text
+
+
+def test_many_newer_versions_count_as_papers_that_the_index_lacks(client, library, monkeypatch):
+    for one in (fresh_papers, library_health):
+        monkeypatch.setattr(one, "MOST", 2)
+    monkeypatch.setattr(health, "LASTS", 0.0)
+    rebuild(library)
+    for number in (100, 101):
+        library.add([paper(number, f"zebra number {number}", "stripes")])
+    assert len(titles(client, "/search?q=zebra+stripes")) == 2
+    assert "in part" not in client.get("/search?q=zebra").text
+    assert client.get("/api/health").json()["state"] == "good"
+    library.add([paper(102, "zebra number 102", "stripes")])
+    assert len(titles(client, "/search?q=zebra+stripes")) == 2, "the latest of them"
+    assert "imported papers are not in the search index" in client.get("/search?q=zebra").text
+    assert "more than 2 of 121 came or changed later: thalweg papers index" in client.get("/health").text
+
+
+@pytest.mark.parametrize("column", ["title", "abstract", "topics", "room", "published"])
+def test_a_corrupt_row_does_not_keep_the_others_from_being_found(client, library, column):
+    with library.database.write() as on:
+        on.execute(f"UPDATE imported SET {column} = ? WHERE id = '2403.00217'", (b"\xff{not json",))
+    for _ in range(2):
+        assert "boats number 16" in titles(client, "/search?q=boats+mark216")
+        rebuild(library)
 
 
 def test_similar_papers_of_an_imported_one_are_of_its_subject_and_not_itself(client, library):

@@ -6,7 +6,8 @@ import datetime
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import NamedTuple
 
 from thalweg.desk.imported import Imported, arxiv_id
 from thalweg.desk.paper import Paper
@@ -16,6 +17,18 @@ FIELDS = (
     "paper, id, title, abstract, authors, published, updated, categories, organisation, repository, link, "
     "source, submitted, topics, room, addresses, added"
 )
+SEARCHED = ("title", "abstract", "published", "room", "topics")  # what the search index holds of a row
+
+
+class Streamed(NamedTuple):
+    """What the search index wants of a paper; ``row`` is never given to another one."""
+
+    row: int
+    title: str
+    abstract: str
+    day: str
+    room: str
+    topics: tuple[str, ...]
 
 
 def paper_of_row(row: sqlite3.Row) -> Paper:
@@ -38,6 +51,12 @@ def paper_of_row(row: sqlite3.Row) -> Paper:
     )
 
 
+def streamed(row: sqlite3.Row) -> Streamed:
+    """A number with ``SEARCHED``; what is damaged is left empty."""
+    title, abstract, day, room = (_text(row[name]) for name in SEARCHED[:-1])
+    return Streamed(row["paper"], title, abstract, day, room, _texts(row["topics"]))
+
+
 def rows_of_ids(on: sqlite3.Connection, names: Iterable[str]) -> list[sqlite3.Row]:
     return on.execute(
         f"SELECT {FIELDS} FROM imported WHERE id IN (SELECT value FROM json_each(?))",
@@ -50,13 +69,25 @@ def later(row: sqlite3.Row, one: Imported) -> Imported | None:
     corrected = one.updated == row["updated"] and one.source == row["source"]
     if one.updated <= row["updated"] and not corrected:
         return None
+    merged = filled(one, row)
+    return None if tuple(row)[1:13] == columns(merged) else merged
+
+
+def filled(one: Imported, row: sqlite3.Row) -> Imported:
+    """A paper with what is known of it by a row alone."""
     kept = {
         name: getattr(one, name) or row[name] for name in ("published", "organisation", "repository", "link")
     }
     if not one.submitted and kept["published"] == row["published"]:
         kept["submitted"] = row["submitted"]
-    merged = Imported(**{**one.__dict__, **kept})
-    return None if tuple(row)[1:13] == columns(merged) else merged
+    return replace(one, **kept)
+
+
+def paper_as_given(row: sqlite3.Row) -> Imported:
+    """The paper of a row as an import would give it."""
+    lists = {"authors", "categories"}
+    given = {field.name: _text(row[field.name]) for field in fields(Imported) if field.name not in lists}
+    return Imported(**given, authors=_texts(row["authors"]), categories=_texts(row["categories"]))
 
 
 def without_future(one: Imported, row: sqlite3.Row | None) -> Imported:

@@ -32,7 +32,7 @@ def without_twins(on: sqlite3.Connection, papers: dict[str, Imported]) -> dict[s
     held: dict[str, list[str]] = defaultdict(list)
     for row in rows_of_titles(on, set(titles.values())):
         held[plain_title(row["title"])].append(row["id"])
-    kept = {}
+    kept, moves = {}, {}
     # Those with an arXiv id first, under which a paper is best known.
     for name in sorted(papers.keys() - known, key=lambda name: (not arxiv_id(name), name)):
         twin = next((other for other in held[titles[name]] if may_be_same(name, other)), None)
@@ -42,9 +42,13 @@ def without_twins(on: sqlite3.Connection, papers: dict[str, Imported]) -> dict[s
         kept[name] = papers[name]
         if twin is not None:
             _rename(on, twin, papers[name])
+            moves[twin] = name
             held[titles[name]].remove(twin)
         if titles[name]:
             held[titles[name]].append(name)
+    if moves:
+        follow(on, moves)
+        on.execute("UPDATE library SET change = change + 1")
     return {name: one for name, one in papers.items() if name in kept}
 
 
@@ -62,5 +66,3 @@ def _rename(on: sqlite3.Connection, old: str, new: Imported) -> None:
     )
     on.execute("UPDATE aliases SET kept = ? WHERE kept = ?", (new.id, old))
     on.execute("REPLACE INTO aliases VALUES (?, ?)", (old, new.id))
-    on.execute("UPDATE library SET change = change + 1")
-    follow(on, old, new.id)

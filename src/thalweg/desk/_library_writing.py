@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from thalweg.desk._library_changes import note_replaced
 from thalweg.desk._library_labels import label_numbers, labels_of
-from thalweg.desk._library_rows import FIELDS, columns, tag_columns, tags_of_row
+from thalweg.desk._library_rows import FIELDS, SEARCHED, columns, tag_columns, tags_of_row
 from thalweg.desk.imported import Imported
 from thalweg.desk.same_paper import may_be_same, plain_title
 from thalweg.desk.tagging import NOTHING, Tags
@@ -37,20 +38,9 @@ def write(
     first = 1 + (last[0] if last else 0)
     numbers = [*range(first, first + len(new)), *(there[one.id]["paper"] for one in newer)]
     now = time.time()
-    days: Counter[str] = Counter()
-    labels: Counter[tuple[str, str]] = Counter()
     gone = [there[one.id] for one in newer]
-    for row in gone:
-        days[row["published"]] -= 1
-        labels.subtract(labels_of(tags_of_row(row)))
-    for one, found in zip(both, tags, strict=True):
-        days[one.published] += 1
-        labels.update(labels_of(found))
-    ids = label_numbers(on, labels)
-    on.executemany(
-        "DELETE FROM labelled WHERE label = ? AND day = ? AND paper = ?",
-        [(ids[name], row["published"], row["paper"]) for row in gone for name in labels_of(tags_of_row(row))],
-    )
+    forget(on, gone)
+    labels = label_numbers(on, Counter(name for found in tags for name in labels_of(found)))
     rows = [
         (
             number,
@@ -61,17 +51,46 @@ def write(
         )
         for number, one, found, name in zip(numbers, both, tags, plain, strict=True)
     ]
-    on.executemany(f"REPLACE INTO imported ({FIELDS}, plain) VALUES ({', '.join('?' * 18)})", rows)
+    on.executemany(f"INSERT INTO imported ({FIELDS}, plain) VALUES ({', '.join('?' * 18)})", rows)
     on.executemany(
         "INSERT INTO labelled VALUES (?, ?, ?)",
         [
-            (ids[name], one.published, number)
+            (labels[name], one.published, number)
             for number, one, found in zip(numbers, both, tags, strict=True)
             for name in labels_of(found)
         ],
     )
+    _count_days(on, Counter(one.published for one in both))
+    again = zip(rows[len(new) :], gone, strict=True)
+    note_replaced(on, [row[0] for row, old in again if _searched(row) != _searched(tuple(old))])
+    on.execute("UPDATE library SET change = change + 1")
+
+
+def forget(on: sqlite3.Connection, rows: Sequence[sqlite3.Row]) -> None:
+    """Take rows out, and out of the counts."""
+    of_rows = [(row, name) for row in rows for name in labels_of(tags_of_row(row))]
+    less: Counter[tuple[str, str]] = Counter()
+    less.subtract(name for _, name in of_rows)
+    labels = label_numbers(on, less)
+    on.executemany(
+        "DELETE FROM labelled WHERE label = ? AND day = ? AND paper = ?",
+        [(labels[name], row["published"], row["paper"]) for row, name in of_rows],
+    )
+    days: Counter[str] = Counter()
+    days.subtract(row["published"] for row in rows)
+    _count_days(on, days)
+    numbers = [(row["paper"],) for row in rows]
+    on.executemany("DELETE FROM imported WHERE paper = ?", numbers)
+    on.executemany("DELETE FROM replaced WHERE paper = ?", numbers)
+
+
+def _count_days(on: sqlite3.Connection, days: Counter[str]) -> None:
     on.executemany(
         "INSERT INTO days VALUES (?, ?) ON CONFLICT (day) DO UPDATE SET papers = papers + excluded.papers",
-        [(day, count) for day, count in days.items() if count],
+        days.items(),
     )
-    on.execute("UPDATE library SET change = change + 1")
+
+
+def _searched(row: Sequence[object]) -> list[object]:
+    """What the search index holds of a row."""
+    return [value for name, value in zip(FIELDS.split(", "), row, strict=False) if name in SEARCHED]

@@ -8,7 +8,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from thalweg.desk._library_rows import FIELDS, later, paper_of_row, rows_of_ids, without_future
+from thalweg.desk._library_changes import behind, replaced
+from thalweg.desk._library_joining import join, titles_of_several
+from thalweg.desk._library_rows import (
+    FIELDS,
+    SEARCHED,
+    Streamed,
+    later,
+    paper_of_row,
+    rows_of_ids,
+    streamed,
+    without_future,
+)
+from thalweg.desk._library_schema import SCHEMA
 from thalweg.desk._library_twins import kept_id, rows_of_titles, without_twins
 from thalweg.desk._library_writing import write
 from thalweg.desk.database import Database
@@ -19,49 +31,6 @@ from thalweg.desk.tagging import Tags, tagger
 
 __all__ = ["Added", "Library"]
 
-SCHEMA = (
-    """
-    CREATE TABLE imported (
-        paper INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
-        title TEXT NOT NULL, abstract TEXT NOT NULL, authors TEXT NOT NULL, published TEXT NOT NULL,
-        updated TEXT NOT NULL, categories TEXT NOT NULL, organisation TEXT NOT NULL, repository TEXT NOT NULL,
-        link TEXT NOT NULL, source TEXT NOT NULL, topics TEXT NOT NULL, room TEXT NOT NULL,
-        addresses TEXT NOT NULL, added REAL NOT NULL
-    );
-    CREATE INDEX imported_by_day ON imported (published, paper);
-    CREATE TABLE days (day TEXT PRIMARY KEY, papers INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE labels (
-        label INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, papers INTEGER NOT NULL,
-        UNIQUE (kind, name)
-    );
-    CREATE TABLE labelled (
-        label INTEGER NOT NULL, day TEXT NOT NULL, paper INTEGER NOT NULL,
-        PRIMARY KEY (label, day, paper)
-    ) WITHOUT ROWID;
-    CREATE TABLE library (one INTEGER PRIMARY KEY CHECK (one = 1), change INTEGER NOT NULL);
-    INSERT INTO library VALUES (1, 0);
-    """,
-    # plain_title is given to SQLite in prepare.
-    """
-    ALTER TABLE imported ADD COLUMN plain TEXT NOT NULL DEFAULT '';
-    UPDATE imported SET plain = plain_title(title);
-    CREATE INDEX imported_by_title ON imported (plain);
-    CREATE TABLE aliases (id TEXT PRIMARY KEY, kept TEXT NOT NULL) WITHOUT ROWID;
-    """,
-    "CREATE INDEX imported_by_repository ON imported (lower(repository)) WHERE repository <> ''",
-    # Within a day the latest submission comes first; days that have not come become those of the import.
-    """
-    ALTER TABLE imported ADD COLUMN submitted TEXT NOT NULL DEFAULT '';
-    UPDATE labelled SET day = (SELECT date(added, 'unixepoch') FROM imported WHERE paper = labelled.paper)
-        WHERE paper IN (SELECT paper FROM imported WHERE published > date('now', '+1 day'));
-    UPDATE imported SET published = date(added, 'unixepoch'), updated = ''
-        WHERE published > date('now', '+1 day');
-    DELETE FROM days;
-    INSERT INTO days SELECT published, count(*) FROM imported GROUP BY published;
-    DROP INDEX imported_by_day;
-    CREATE INDEX imported_by_time ON imported (published, submitted, paper);
-    """,
-)
 AT_ONCE = 2000  # rows that a reader of everything takes at once, so that it never holds up a checkpoint
 
 
@@ -71,17 +40,6 @@ class Added(NamedTuple):
     new: int = 0
     newer: int = 0
     known: int = 0
-
-
-class Streamed(NamedTuple):
-    """What the search index wants of a paper; ``row`` is never given to another one."""
-
-    row: int
-    title: str
-    abstract: str
-    day: str
-    room: str
-    topics: tuple[str, ...]
 
 
 @dataclass
@@ -120,8 +78,19 @@ class Library:
             if one.id in there and (merged := later(there[one.id], one)) is not None
         ]
         if new or newer:
-            write(on, new, newer, there, self.tags or tagger())
+            guess = self.tags or tagger()
+            write(on, new, newer, there, guess)
+            join(on, {plain_title(one.title) for one in newer}, guess)
         return Added(len(new), len(newer), given - len(new) - len(newer))
+
+    def join_twins(self) -> int:
+        """Make one of papers that are stored twice; how many rows that ended. Safe to stop and to repeat."""
+        ended, last = 0, ""
+        while titles := titles_of_several(self.database.connection, last, AT_ONCE):
+            with self.database.write() as on:
+                ended += join(on, titles, self.tags or tagger())
+            last = titles[-1]
+        return ended
 
     def set_repositories(self, addresses: dict[str, str]) -> int:
         """Say where the code of papers is, by id, for those that are here and do not; how many it was."""
@@ -255,16 +224,21 @@ class Library:
         """Every paper whose number is above ``after``, in the order of numbers."""
         while True:
             rows = self.database.rows(
-                "SELECT paper, title, abstract, published, room, topics FROM imported "
-                "WHERE paper > ? ORDER BY paper LIMIT ?",
+                f"SELECT paper, {', '.join(SEARCHED)} FROM imported WHERE paper > ? ORDER BY paper LIMIT ?",
                 (after, AT_ONCE),
             )
-            for row in rows:
-                number, title, abstract, day, room, topics = row
-                yield Streamed(number, title, abstract, day, room, tuple(json.loads(topics)))
+            yield from map(streamed, rows)
             if len(rows) < AT_ONCE:
                 return
             after = rows[-1]["paper"]
+
+    def replaced(self, since: int, last: int, most: int) -> Iterator[Streamed]:
+        """``most`` papers at most, numbered up to ``last``, that changed after ``since``, latest first."""
+        return map(streamed, replaced(self.database.connection, since, last, most))
+
+    def behind(self, since: int, last: int, most: int) -> int:
+        """How many papers, ``most`` at most, an index of change ``since`` and number ``last`` lacks."""
+        return behind(self.database.connection, since, last, most)
 
 
 def prepare(database: Database) -> None:

@@ -52,12 +52,10 @@ def _index(library: Library, count: int) -> Check:
         index = SearchIndex(folder)
     except UnusableIndex as error:
         return Check("search index", "bad", str(error))
-    missing = count - index.count
     what = f"holds {index.count:,} papers"
-    if missing > MOST:
-        return Check(
-            "search index", "warn", f"{what}, {missing:,} fewer than there are: thalweg papers index"
-        )
+    if library.behind(index.change, index.last, MOST + 1) > MOST:
+        late = f"more than {MOST:,} of {count:,} came or changed later: thalweg papers index"
+        return Check("search index", "warn", f"{what}; {late}")
     return Check("search index", "good", what)
 
 

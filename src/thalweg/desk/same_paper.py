@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import unicodedata
+from collections.abc import Mapping
 
 from thalweg.desk.imported import arxiv_id
 
@@ -30,17 +31,23 @@ def may_be_same(one: str, other: str) -> bool:
     return _source(one) != _source(other)
 
 
-def follow(on: sqlite3.Connection, old: str, new: str) -> None:
-    """Votes, comments and what was mailed of the paper with an id go with it to another.
+def follow(on: sqlite3.Connection, moves: Mapping[str, str]) -> None:
+    """Votes, comments and what was mailed of papers go with them from old ids to new ones.
 
     Who voted for both, or was sent both, has one of the two.
     """
     there = {row[0] for row in on.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table in there.intersection(TABLES):
         # Of a mail the ledger keeps the id, everything else the key.
-        before, after = (old, new) if table == "mailed" else (old.replace("/", "~"), new.replace("/", "~"))
-        on.execute(f"UPDATE OR IGNORE {table} SET paper = ? WHERE paper = ?", (after, before))
-        on.execute(f"DELETE FROM {table} WHERE paper = ?", (before,))
+        named = moves if table == "mailed" else {_key(old): _key(new) for old, new in moves.items()}
+        held = {row[0] for row in on.execute(f"SELECT DISTINCT paper FROM {table}")}
+        for before in held & named.keys():
+            on.execute(f"UPDATE OR IGNORE {table} SET paper = ? WHERE paper = ?", (named[before], before))
+            on.execute(f"DELETE FROM {table} WHERE paper = ?", (before,))
+
+
+def _key(name: str) -> str:
+    return name.replace("/", "~")
 
 
 def _source(name: str) -> str:
