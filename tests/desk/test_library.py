@@ -191,6 +191,29 @@ def test_a_topic_lists_catalog_and_imported_papers_by_date(tmp_path):
     assert dict(shelf.topics)["loss spikes"] == 40 + sum("loss spikes" in one.topics for one in load())
 
 
+def test_what_the_catalog_takes_over_is_counted_once_under_its_labels(tmp_path, monkeypatch):
+    tags = Tags(("loss spikes", "zebra"), "optim", ("loss spike",))
+    library = Library(Database(tmp_path), tags=lambda texts: [tags] * len(texts))
+    monkeypatch.setattr("thalweg.desk._library_writing.load", tuple)
+    spam, galore = find("spam"), find("galore")
+    library.add(
+        [
+            checked({"id": spam.arxiv, "title": "?"}),
+            checked({"id": "pwc:spam", "title": spam.title}),
+            checked({"id": "pwc:galore", "title": galore.title}),
+            checked(row(1)),
+        ]
+    )
+    assert library.label_counts("topic") == {"loss spikes": 4, "zebra": 4}
+    shelf = Shelf(library)
+    for topic, count in dict(shelf.topics).items():
+        assert len(shelf.chosen(topic=topic, count=count + 9)) == count, topic
+    assert dict(shelf.topics)["zebra"] == 1
+    assert [(name, found[0], len(found[1])) for name, found in shelf.addressing(9).items()] == [
+        ("loss spike", 1, 1)
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [

@@ -230,18 +230,18 @@ class Shelf:
         if self._topics[0] != merged.change:
             counts = Counter(topic for one in merged.papers for topic in one.topics)
             library = self._readable
-            counts.update(library.label_counts("topic") if library else {})
+            counts.update(merged.label_counts(library, "topic") if library else {})
             ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
             self._topics = merged.change, tuple(ordered)
         return self._topics[1]
 
     def addressing(self, count: int) -> dict[str, tuple[int, tuple[Paper, ...]]]:
         """Names of findings to how many imported papers address them by their text, and the newest."""
-        library, known = self._readable, self._merged.known
+        library, merged = self._readable, self._merged
         if library is None:
             return {}
-        counts = library.label_counts("finding")
-        newest = {name: library.with_labels({"finding": name}, count, known) for name in counts}
+        counts = merged.label_counts(library, "finding")
+        newest = {name: library.with_labels({"finding": name}, count, merged.known) for name in counts}
         return {
             name: (counts[name], tuple(library.by_rowid([row for _, row in found])))
             for name, found in newest.items()
