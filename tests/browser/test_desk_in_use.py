@@ -26,6 +26,7 @@ READ = [
     "long discussion",
     "its beginning",
     "many findings",
+    "findings from one on",
     "phases and layers",
     "compare",
     "nothing to compare",
@@ -126,6 +127,7 @@ def pages(app):
         "long discussion": "/papers/spam",
         "its beginning": "/papers/spam?comments=1",
         "many findings": "/runs/1",
+        "findings from one on": "/runs/1?findings=20",
         "phases and layers": "/runs/1?phases=1&layers=gradient+norm",
         "compare": "/runs/compare?run=1&run=2",
         "nothing to compare": "/runs/compare",
@@ -194,7 +196,7 @@ def test_what_only_people_see_is_accessible_light_and_fits(busy, pages, reader, 
         expect(page.get_by_text("Answer 403")).to_be_visible()
 
 
-def test_findings_that_the_page_does_not_list_are_marked_and_lead_to_all(busy, pages, reader):
+def test_findings_that_the_page_does_not_list_are_marked_and_lead_to_their_page(busy, pages, reader):
     page = reader(busy)
     page.goto("/runs/1?show=loss")
     expect(page.locator(".panel .mark").first).to_be_visible()
@@ -202,8 +204,22 @@ def test_findings_that_the_page_does_not_list_are_marked_and_lead_to_all(busy, p
     assert sorted(int(one) for those in numbers for one in those.split()) == list(range(1, 51))
     assert page.locator("#finding-2").count() == 0
     page.locator('.panel .mark[data-numbers~="3"]').click()
-    page.wait_for_url("**/runs/1?show=loss&all=1#finding-3")
+    page.wait_for_url("**/runs/1?show=loss&findings=3#finding-3")
     expect(page.locator("#finding-3")).to_be_focused()
+    page.get_by_role("link", name="Later findings").click()
+    page.wait_for_url("**/runs/1?show=loss&findings=*#found")
+
+
+@pytest.mark.parametrize("old", ["/runs/1?all=1#finding-45", "/runs/1?show=loss#finding-3"])
+def test_an_older_link_to_a_finding_leads_to_the_page_that_lists_it_now(busy, pages, reader, old):
+    page = reader(busy)
+    page.goto(old)
+    number = old.rpartition("-")[2]
+    page.wait_for_url(f"**findings={number}#finding-{number}")
+    expect(page.locator(f"#finding-{number}")).to_be_focused()
+    page.goto("/runs/1#finding-51")
+    expect(page.locator(".panel .mark").first).to_be_visible()
+    assert page.url.endswith("/runs/1#finding-51"), "there is none"
 
 
 def test_a_long_discussion_is_read_from_its_end_to_its_beginning(busy, pages, reader):

@@ -196,3 +196,27 @@ def test_a_page_takes_up_where_it_was_when_the_desk_comes_back(tmp_path, reader)
             expect(page.locator("#findings")).to_contain_text("While nobody listened.", timeout=60_000)
             expect(page.locator("#steps")).to_have_text("3")
             expect(page.locator(".panel .now")).to_contain_text("at step 3")
+
+
+def test_a_finding_that_comes_while_an_older_page_is_read_gets_a_mark_there_and_is_listed_on_the_latest(
+    new_desk, reader
+):
+    with RunStore(new_desk.store, write=True) as store:
+        run = store.begin("goes on", {})
+        rows = [(0.0, Reading(step, "loss", 1.0 / step)) for step in range(1, 1001)]
+        store.write(run, 1000, rows, [Finding("spike", step, "", {}, "info") for step in range(1, 31)])
+        old, latest = reader(new_desk), reader(new_desk)
+        old.goto(f"/runs/{run}?findings=1")
+        latest.goto(f"/runs/{run}")
+        for page in (old, latest):
+            expect(page.locator(".panel .mark").first).to_be_visible()
+        store.write(
+            run, 1001, [(0.0, Reading(1001, "loss", 0.1))], [Finding("plateau", 900, "", {}, "warning")]
+        )
+        for page in (old, latest):
+            expect(page.locator("#count")).to_have_text("31")
+        expect(latest.locator("#finding-31")).to_contain_text("plateau")
+        assert old.locator("#findings > li").count() == 25 and old.locator("#finding-31").count() == 0
+        old.locator('.panel .mark[data-numbers="31"]').first.click()
+        old.wait_for_url("**?findings=31#finding-31")
+        expect(old.locator("#finding-31")).to_be_focused()

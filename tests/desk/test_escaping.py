@@ -63,7 +63,7 @@ PAGES = ["/papers", "/papers?date=2026-01-02", "/papers?month=2026-01", "/papers
 PAGES += ["/methods", "/findings", "/runs", "/health", "/papers/galore", "/subscribe", "/people/sign-in"]
 PAGES += [f"/papers/doi:10.1000~evil{number}" for number in range(len(HOSTILE))]
 PAGES += [f"/runs/{number}" for number in range(1, len(HOSTILE) + 1)]
-PAGES += ["/runs/1/findings/1", "/runs/1/phases", "/runs/compare?run=1&run=2"]
+PAGES += ["/runs/1?findings=1", "/runs/1/findings/1", "/runs/1/phases", "/runs/compare?run=1&run=2"]
 
 
 @pytest.mark.parametrize("address", PAGES)

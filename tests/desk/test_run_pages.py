@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import random
 import re
@@ -149,50 +148,6 @@ def test_a_finding_by_itself_is_the_same_as_on_its_page(client):
     for wrong in (0, 3, 10**30):
         assert client.get(f"/runs/1/findings/{wrong}").status_code == 404
     assert client.get("/api/runs/1/findings?after=1").json() == client.get("/api/runs/1/findings").json()[1:]
-
-
-def test_of_many_findings_the_latest_are_shown_until_all_are_asked_for(tmp_path):
-    with RunStore(tmp_path / "s", write=True) as store:
-        run = store.begin("x", {})
-        store.write(
-            run,
-            99,
-            [],
-            [
-                Finding("spike", step, "", {}, "critical" if step in (3, 70) else "info", (), (), (REMEDY,))
-                for step in range(80)
-            ],
-        )
-    client = TestClient(create_app(tmp_path / "s"))
-    some, every = client.get("/runs/1").text, client.get("/runs/1?all=1").text
-    assert re.findall(r'id="finding-(\d+)"', some) == [str(number) for number in range(56, 81)]
-    assert len(re.findall(r'id="finding-', every)) == 80 and "Show all 80" in some
-    earlier = json.loads(re.search(r"data-earlier='([^']+)'", some)[1])
-    assert [one[0] for one in earlier] == list(range(1, 56))
-    assert [one[:2] for one in earlier if one[3] == "critical"] == [[4, 3]]
-    assert "of those before, 1 is critical" in some and "of those before" not in every
-    assert some.count('class="remedy" open') == 0 and every.count('class="remedy" open') == 1
-    assert len(some) < 200_000
-
-
-def test_findings_that_say_much_are_fewer_on_a_page(tmp_path):
-    code = "opt = optim.Descent(model.parameters(), lr=1e-3)  # <-- <this> & <that>\n" * 40
-    with RunStore(tmp_path / "s", write=True) as store:
-        run = store.begin("x", {})
-        remedies = (Remedy("one", code, "spam"), Remedy("other", code, "galore"))
-        spikes = [
-            Finding("spike", step, "ü" * 900, {"a": 1.0}, "info", (), (), remedies) for step in range(40)
-        ]
-        store.write(run, 99, [], spikes)
-        only = store.begin("y", {})
-        store.write(only, 1, [], [Finding("spike", 1, "x" * 90_000, {}, "info")])
-    client = TestClient(create_app(tmp_path / "s"))
-    text = client.get("/runs/1").text
-    shown = re.search(r'<ol id="findings".*?</ol>', text, re.S)[0]
-    assert 45_000 < len(shown.encode()) < 65_000
-    numbers = re.findall(r'id="finding-(\d+)"', shown)
-    assert numbers[-1] == "40" and f"The latest {len(numbers)}." in text
-    assert 'id="finding-1"' in client.get("/runs/2").text
 
 
 def test_a_finding_names_each_of_its_papers_once_and_few_of_many_layers(tmp_path):

@@ -1,9 +1,8 @@
-"""The list of runs, the page of a run, and its findings: fragments that are the same live and reloaded."""
+"""The list of runs, and the page of a run."""
 
 from __future__ import annotations
 
-from html import escape
-from itertools import accumulate, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -11,6 +10,7 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from thalweg.desk.run_api import ID
+from thalweg.desk.run_findings import page_of, papers_of
 from thalweg.desk.run_phases import phases as fitted_phases
 from thalweg.desk.run_rows import rows_of
 from thalweg.desk.run_source import run_of, source_of
@@ -30,13 +30,10 @@ from thalweg.desk.run_summary import (
 from thalweg.desk.views import page
 
 if TYPE_CHECKING:
-    from thalweg.watch import Finding, RunStore
+    from thalweg.watch import RunStore
 
 router = APIRouter()
 PAGE = 50  # runs on a page
-FINDINGS = 25  # of a run on its page, unless all are asked for
-MARKED = 400  # further ones that have a mark on the curves
-WEIGHT = 60_000  # bytes of HTML that they take, about
 Names = Annotated[list[str] | None, Query(max_length=64)]
 
 
@@ -84,6 +81,7 @@ def one_run(
     request: Request,
     run: int,
     show: Names = None,
+    start: Annotated[int | None, Query(alias="findings", ge=1, le=ID)] = None,
     every: Annotated[bool, Query(alias="all")] = False,
     phases: Annotated[str, Query(max_length=10)] = "",
     layers: Annotated[str, Query(max_length=200)] = "",
@@ -96,12 +94,9 @@ def one_run(
         # Taken first: what is stored while this page is made comes live, once more rather than never.
         row = last_row(store)
         names = in_order(store.names(run))
-        findings = store.findings(run, damaged=source.damaged)
+        everything = store.findings(run, damaged=source.damaged)
         layered = layered_names(store, run)
-    firsts = {one.name: number for number, one in reversed([*enumerate(findings, 1)])}
-    kept = [(number, one, firsts[one.name] == number) for number, one in enumerate(findings, 1)]
-    hidden = [] if every else kept[: len(kept) - _shown(findings)]
-    kept = kept[len(hidden) :]
+    findings = page_of(everything, start or (1 if every else None))
     return page(
         request,
         "run.html",
@@ -116,48 +111,10 @@ def one_run(
         # What the address asks for has its place at once: nothing below it moves when it comes.
         phases=Markup(bytes(fitted_phases(request, run).body).decode()) if phases == "1" else "",
         awaited=layers in layered,
-        findings=kept,
-        total=len(findings),
-        hidden_critical=sum(one.severity == "critical" for _, one, _ in hidden),
-        earlier=[(number, one.step, one.name, one.severity) for number, one, _ in hidden[-MARKED:]],
-        papers=_papers(request, [one for _, one, _ in kept]),
+        findings=findings,
+        papers=papers_of(request, [one for _, one, _ in findings.listed]),
         overhead=overhead(found),
         left_out=left_out(found),
         settings=settings(found),
-        cursor=f"{len(findings)}.{row}.{epoch_of(found)}",
+        cursor=f"{findings.total}.{row}.{epoch_of(found)}",
     )
-
-
-@router.get("/runs/{run:int}/findings/{number:int}", include_in_schema=False)
-def one_finding(request: Request, run: int, number: int) -> Response:
-    """A finding as the page of its run shows it; they are counted from 1."""
-    source = source_of(request)
-    with source.open() as store:
-        run_of(store, run, source)
-        found = store.findings(run, damaged=source.damaged)[:number]
-    if len(found) < number or number < 1:
-        raise HTTPException(404, f"run {run} has no finding {number}")
-    one = found[-1]
-    first = all(before.name != one.name for before in found[:-1])
-    return page(request, "_finding.html", one=one, number=number, first=first, papers=_papers(request, [one]))
-
-
-def _shown(findings: list[Finding]) -> int:
-    """How many of the latest a page shows."""
-    weights = accumulate(_weight(one) for one in reversed(findings[-FINDINGS:]))
-    return max(sum(weight <= WEIGHT for weight in weights), min(1, len(findings)))
-
-
-def _weight(one: Finding) -> int:
-    """About how many bytes of HTML a finding takes."""
-    texts = [one.message, *one.evidence, *one.layers[:30]]
-    texts += [text for remedy in one.remedies for text in (remedy.title, remedy.code)]
-    frames = 900 + 60 * len(one.evidence) + 400 * len(one.remedies)
-    return frames + sum(len(escape(text).encode()) for text in texts)
-
-
-def _papers(request: Request, findings: list[Finding]) -> dict[str, Any]:
-    """Papers that findings and their remedies name, as far as the desk knows them."""
-    keys = {key for one in findings for key in (*one.papers, *(remedy.paper for remedy in one.remedies))}
-    known = request.app.state.shelf.by_id
-    return {key: known[key] for key in keys if key in known}

@@ -1,4 +1,5 @@
 // The list of findings and their marks: each leads to the other, those that arrive are the server's own fragments.
+import { elsewhere } from "./marks.js";
 import { whole } from "./series.js";
 
 export class Findings {
@@ -7,8 +8,9 @@ export class Findings {
     this.panels = panels;
     this.say = say;
     this.list = document.getElementById("findings");
-    // Those that only the page of all findings lists.
-    this.earlier = JSON.parse(this.list.dataset.earlier ?? "[]").map(([number, step, name, severity]) => ({ number, step, name, severity, elsewhere: true }));
+    this.count = document.getElementById("count");
+    // Those that other pages list, nearest to this one.
+    this.others = JSON.parse(this.list.dataset.others ?? "[]").flatMap(([name, severity, those]) => those.map(([number, step]) => ({ number, step, name, severity, elsewhere: true })));
     for (const item of this.list.children) this.listen(item);
     this.list.addEventListener("click", (event) => {
       const link = event.target.closest("a.seek");
@@ -26,7 +28,7 @@ export class Findings {
       name: item.dataset.name,
       severity: item.dataset.severity,
     }));
-    return [...this.earlier, ...listed];
+    return [...this.others, ...listed];
   }
 
   number(item) {
@@ -38,9 +40,12 @@ export class Findings {
     for (const name of ["mouseleave", "focusout"]) item.addEventListener(name, () => this.light([]));
   }
 
+  // A link may be older than the page on which its finding stands now.
   reached() {
-    const item = /^#finding-\d+$/.test(location.hash) && document.querySelector(location.hash);
+    const number = Number(/^#finding-(\d{1,9})$/.exec(location.hash)?.[1] ?? 0);
+    const item = document.getElementById(`finding-${number}`);
     if (item) item.focus();
+    else if (number && number <= Number(this.count.textContent)) location.replace(elsewhere(number));
   }
 
   // From the list to the curves: bring them into sight and the cursor to the step.
@@ -67,21 +72,27 @@ export class Findings {
     [...this.panels.plots].forEach((plot, place) => plot.setMarks(marks, place === 0));
   }
 
-  async arrive({ number, name, step }) {
-    if (document.getElementById(`finding-${number}`)) return;
+  async arrive({ number, name, step, severity }) {
+    if (this.marks.some((one) => one.number === number)) return;
+    if ("latest" in this.list.dataset) {
+      if (!(await this.add(number))) return;
+    } else this.others.push({ number, step, name, severity, elsewhere: true });
+    this.count.textContent = Math.max(number, Number(this.count.textContent));
+    this.say(`Finding: ${name} from step ${whole(step)}`);
+    this.show();
+  }
+
+  async add(number) {
     const answer = await fetch(`/runs/${this.run}/findings/${number}`);
-    if (!answer.ok) return;
+    if (!answer.ok) return false;
     const held = document.createElement("template");
     held.innerHTML = await answer.text();
     const item = held.content.querySelector("li");
-    if (document.getElementById(item.id)) return;
+    if (document.getElementById(item.id)) return false;
     const later = [...this.list.children].find((one) => this.number(one) > number);
     this.list.insertBefore(item, later ?? null);
     this.listen(item);
     document.getElementById("none").hidden = true;
-    const count = document.getElementById("count");
-    count.textContent = Math.max(number, Number(count.textContent));
-    this.say(`Finding: ${name} from step ${whole(step)}`);
-    this.show();
+    return true;
   }
 }

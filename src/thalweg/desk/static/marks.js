@@ -20,6 +20,14 @@ export function together(marks, left) {
   return groups;
 }
 
+// The address of a finding that another page lists: the page from it on, with the same curves.
+export function elsewhere(number) {
+  const address = new URL(location.href);
+  address.searchParams.delete("all");
+  address.searchParams.set("findings", number);
+  return `${address.search}#finding-${number}`;
+}
+
 // The link from a curve to the gravest finding of a group. pick: called with the numbers of all of them, or with none.
 export function linked({ left, marks }, pick) {
   const [first] = marks;
@@ -28,9 +36,7 @@ export function linked({ left, marks }, pick) {
   if (marks.length > NAMED) names.push(`and ${marks.length - NAMED} more`);
   const link = document.createElement("a");
   link.className = `mark ${first.severity}`;
-  const address = new URL(location.href);
-  if (first.elsewhere) address.searchParams.set("all", "1");
-  link.href = `${first.elsewhere ? address.search : ""}#finding-${first.number}`;
+  link.href = first.elsewhere ? elsewhere(first.number) : `#finding-${first.number}`;
   link.dataset.numbers = numbers.join(" ");
   link.title = names.join("\n");
   link.textContent = SIGNS[first.severity] ?? "•";
