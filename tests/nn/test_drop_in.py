@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.nn import BatchChannelNorm, GhostBatchNorm, LayerNormGRU, WeightStandardization
+from thalweg.nn import BatchChannelNorm, GhostBatchNorm, LayerNormGRU, LayerNormLSTM, WeightStandardization
 
 torch.manual_seed(0)
 IMAGES = torch.randn(8, 4, 5, 5)
@@ -19,6 +19,7 @@ PARTS = {
     "batch and channels, estimated": (lambda: BatchChannelNorm(4, 2, estimated=True), IMAGES[:1]),
     "standardised weights": (lambda: WeightStandardization.of(nn.Conv2d(4, 6, 3)), IMAGES),
     "recurrent": (lambda: LayerNormGRU(5, 4), IMAGES[:, 0, :2]),
+    "recurrent, with a cell": (lambda: LayerNormLSTM(5, 4, 2, bidirectional=True), IMAGES[:3, 0]),
 }
 
 
@@ -53,8 +54,12 @@ def after_two_steps(module, x, run):
 @pytest.mark.parametrize(
     ("make", "x", "backend"),
     # The loop over steps takes the compiler long and has nothing in it that is not in torch's own cells.
-    [(together, IMAGES, "inductor"), (*PARTS["recurrent"], "aot_eager")],
-    ids=["images", "recurrent"],
+    [
+        (together, IMAGES, "inductor"),
+        (*PARTS["recurrent"], "aot_eager"),
+        (*PARTS["recurrent, with a cell"], "aot_eager"),
+    ],
+    ids=["images", "recurrent", "recurrent, with a cell"],
 )
 def test_compiled_equals_eager_in_training(make, x, backend):
     torch.manual_seed(0)
