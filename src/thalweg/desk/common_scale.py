@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from thalweg.desk.index.counts import numbers
+from thalweg.desk.index.sentences import in_one_measure
 from thalweg.desk.paper import Paper
 from thalweg.desk.tagging import tagger
 from thalweg.papers.entry import load
@@ -30,14 +31,21 @@ Project = Callable[[Texts], np.ndarray | None]
 Holders = Callable[[np.ndarray], tuple[np.ndarray, int]]
 
 
-def fit_to(question: str, papers: Sequence[Paper], project: Project, holders: Holders) -> list[float]:
+def fit_to(
+    question: str,
+    papers: Sequence[Paper],
+    project: Project,
+    holders: Holders,
+    sentences: np.ndarray | None = None,
+) -> list[float]:
     """What each paper is worth to a question: places by meaning and by word among these, fused.
 
     Args:
         project: texts in, their unit vectors out; None where the catalog's space has to do.
         holders: stems in; in how many imported papers each is, and how many there are.
+        sentences: as for :func:`likeness`.
     """
-    meaning = likeness(("", question), papers, project)
+    meaning = likeness(("", question), papers, project, sentences)
     words = _overlap(question, papers, holders)
     by_meaning = np.lexsort((-words, -meaning))
     by_word = np.lexsort((-meaning, -words))
@@ -45,8 +53,14 @@ def fit_to(question: str, papers: Sequence[Paper], project: Project, holders: Ho
     return [worth[place] for place in range(len(papers))]
 
 
-def likeness(text: tuple[str, str], papers: Sequence[Paper], project: Project) -> np.ndarray:
-    """Cosine of each paper and a text, a title and what follows it."""
+def likeness(
+    text: tuple[str, str], papers: Sequence[Paper], project: Project, sentences: np.ndarray | None = None
+) -> np.ndarray:
+    """Cosine of each paper and a text, a title and what follows it.
+
+    Args:
+        sentences: cosines of MiniLM, float [papers], NaN for a paper without its vector.
+    """
     topics = (
         " ".join(one.topics) if one.entry else "" for one in papers
     )  # others' were guessed from the text
@@ -57,7 +71,13 @@ def likeness(text: tuple[str, str], papers: Sequence[Paper], project: Project) -
     vectors = project(texts)
     if vectors is None:
         vectors = _in_catalog(texts)
-    return vectors[1:] @ vectors[0]
+    found = vectors[1:] @ vectors[0]
+    if sentences is None or np.isnan(sentences).all():
+        return found
+    known = ~np.isnan(sentences)
+    found[~known] = in_one_measure(found[~known], found[known], sentences[known])
+    found[known] = sentences[known]
+    return found
 
 
 def merged(one: Sequence[tuple[Name, float]], other: Sequence[tuple[Name, float]]) -> list[Name]:

@@ -16,11 +16,13 @@ from thalweg.desk.fresh_papers import MOST, FreshPapers
 from thalweg.desk.index.build import build
 from thalweg.desk.index.filters import Filters
 from thalweg.desk.index.search_index import Rankings, SearchIndex, UnusableIndex, stamp
+from thalweg.desk.index.vector_cache import VectorCache
 from thalweg.desk.library import Library, by_ids
 from thalweg.desk.problems import Problems
 from thalweg.papers.entry import load
+from thalweg.papers.minilm import DIMENSIONS
 from thalweg.papers.names import arxiv_named, repository_named
-from thalweg.papers.search import fuse
+from thalweg.papers.search import fuse, vector_of_question
 
 __all__ = ["ImportedSearch", "index_folder", "rebuild"]
 
@@ -30,8 +32,16 @@ def index_folder(library: Library) -> Path:
     return library.database.folder / "search"
 
 
-def rebuild(library: Library, progress: Callable[[str, int], None] = lambda stage, done: None) -> int:
+def rebuild(
+    library: Library,
+    progress: Callable[[str, int], None] = lambda stage, done: None,
+    *,
+    sentences: bool = True,
+) -> int:
     """Build the index over everything that is imported now, and give how many papers that is.
+
+    Args:
+        sentences: with the vectors of MiniLM that were made (:mod:`thalweg.desk.encoding`).
 
     Raises:
         ValueError: another build is under way.
@@ -39,7 +49,9 @@ def rebuild(library: Library, progress: Callable[[str, int], None] = lambda stag
     """
     change = library.newest_change()
     catalog = [(one.title, f"{' '.join(one.topics)} {one.summary} {one.claim}") for one in load()]
-    return build(index_folder(library), library.stream(), change=change, beside=catalog, progress=progress)
+    folder = index_folder(library)
+    cache = VectorCache(folder) if sentences else None
+    return build(folder, library.stream(), change=change, beside=catalog, cache=cache, progress=progress)
 
 
 class ImportedSearch:
@@ -63,7 +75,8 @@ class ImportedSearch:
         found, after = Rankings([], {}), 0
         with self._noted():
             if index := self._opened():
-                found, after = index.rankings(question, filters, depth), index.last
+                found = index.rankings(question, filters, depth, self._asked(index, question))
+                after = index.last
         new = self.fresh.rank(question, filters, after, depth)
         if not self.fresh.complete and not self.note:
             self._note(f"more than {MOST} imported papers are not in the search index: thalweg papers index")
@@ -104,6 +117,25 @@ class ImportedSearch:
             if index := self._opened():
                 return list(index.near(title, abstract, count))
         return []
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """MiniLM's unit vectors of papers, float32 (rows, 384); zeros for one that has none."""
+        with self._noted():
+            if index := self._opened():
+                return index.vectors(rows)
+        return np.zeros((len(rows), DIMENSIONS), np.float32)
+
+    def covered(self) -> tuple[int, int]:
+        """How many papers of the index have a vector of MiniLM, and how many there are."""
+        with self._noted():
+            if index := self._opened():
+                return index.covered, index.count
+        return 0, 0
+
+    @staticmethod
+    def _asked(index: SearchIndex, question: str) -> np.ndarray | None:
+        """The vector of a question where there is anything to compare it with."""
+        return vector_of_question(question) if index.covered else None
 
     def _opened(self) -> SearchIndex | None:
         """The latest index; None while there is none, or where it was found to be unusable."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
 from thalweg._core.terminal import console, progress_bar, user_errors
+from thalweg.desk.encoding_cli import AFTER_IMPORT, MEANINGS, encode
 from thalweg.desk.ingest_cli import COMMAND, Data, opened_desk
 
 if TYPE_CHECKING:
@@ -16,12 +18,18 @@ SMALL = 20_000  # papers that are indexed after every import: a few seconds
 STAGES = ("words", "lists", "vectors")
 
 
-def index(data: Data = None) -> None:
+def index(
+    meaning: Annotated[
+        str, typer.Option(help="; ".join(f"{name}: {what}" for name, what in MEANINGS.items()) + ".")
+    ] = "some",
+    data: Data = None,
+) -> None:
     """Build the search index over all imported papers; searches go on with the old one meanwhile."""
     screen = console()
     with user_errors(COMMAND), opened_desk(data) as (library, _):
         _join(library, screen)
-        _build(library, screen)
+        encode(library, screen, meaning)
+        _build(library, screen, sentences=meaning != "none")
 
 
 def keep_up(library: Library, screen: Console) -> None:
@@ -33,13 +41,15 @@ def keep_up(library: Library, screen: Console) -> None:
     _join(library, screen)
     try:
         last, change = (found := SearchIndex(index_folder(library))).last, found.change
+        sentences = found.wants_sentences
     except UnusableIndex:
-        last, change = 0, -1
+        last, change, sentences = 0, -1, True
     count = library.count()
     if change == library.newest_change() or not count:
         return
     if count <= SMALL:
-        _build(library, screen)
+        encode(library, screen, "some" if sentences else "none", AFTER_IMPORT)
+        _build(library, screen, sentences)
     elif library.behind(change, last, MOST + 1) > MOST:
         screen.print(f"more than {MOST} papers came or changed since the index: thalweg papers index")
 
@@ -49,11 +59,13 @@ def _join(library: Library, screen: Console) -> None:
         screen.print(f"papers that were stored twice and are one now: {joined}")
 
 
-def _build(library: Library, screen: Console) -> None:
+def _build(library: Library, screen: Console, sentences: bool) -> None:
     from thalweg.desk.imported_search import rebuild
 
     total = library.count()
     with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
         rows = {stage: bar.add_task(stage, total=total) for stage in STAGES}
-        count = rebuild(library, lambda stage, done: bar.update(rows[stage], completed=done))
+        count = rebuild(
+            library, lambda stage, done: bar.update(rows[stage], completed=done), sentences=sentences
+        )
     screen.print(f"{count} papers in the search index")

@@ -53,6 +53,8 @@ def _index(library: Library, count: int) -> Check:
     except UnusableIndex as error:
         return Check("search index", "bad", str(error))
     what = f"holds {index.count:,} papers"
+    if index.covered:
+        what += f", {index.covered:,} of them with a vector of MiniLM"
     if library.behind(index.change, index.last, MOST + 1) > MOST:
         late = f"more than {MOST:,} of {count:,} came or changed later: thalweg papers index"
         return Check("search index", "warn", f"{what}; {late}")

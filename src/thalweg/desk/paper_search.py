@@ -18,7 +18,16 @@ from thalweg.desk.index.filters import Filters, within
 from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper
 from thalweg.desk.problems import Problems
-from thalweg.papers.search import named, near, search, similar
+from thalweg.papers.search import (
+    has_encoder,
+    meant_by,
+    named,
+    near,
+    search,
+    similar,
+    vector_of_question,
+    vectors_of,
+)
 
 __all__ = ["Found", "PaperSearch"]
 
@@ -62,6 +71,14 @@ class PaperSearch:
     def note(self) -> str:
         return self._imported.note if self._imported else ""
 
+    @property
+    def judges(self) -> str:
+        """What judges meaning, as a reader may be told."""
+        covered, count = self._imported.covered() if self._imported else (0, 0)
+        if covered == count or not has_encoder():
+            return meant_by()
+        return f"{meant_by()}; of {count:,} imported papers {covered:,} by MiniLM"
+
     def find(
         self,
         question: str,
@@ -97,7 +114,8 @@ class PaperSearch:
             read = self._read(list(theirs))
             names: list[Name] = [*mine, *read]
             papers = [*(asked.ours[key] for key in mine), *read.values()]
-            fit = fit_to(asked.question, papers, self._project, self._holders)
+            likes = self._cosines(vector_of_question(asked.question), list(mine), list(read))
+            fit = fit_to(asked.question, papers, self._project, self._holders, likes)
             graded = list(zip(names, fit, strict=True))
             order = merged(graded[: len(mine)], graded[len(mine) :])
         if depth <= len(order) or max(len(mine), len(theirs)) < POOL:
@@ -143,6 +161,18 @@ class PaperSearch:
         worth = dict(zip(papers, like, strict=True))
         lists = ([(one.id, worth[one.id]) for one in some if one.id in worth] for some in (ours, theirs))
         return [papers[str(name)] for name in merged(*lists)][:count]
+
+    def _cosines(
+        self, vector: np.ndarray | None, keys: Sequence[str], rows: Sequence[int]
+    ) -> np.ndarray | None:
+        """MiniLM's cosines of papers of both collections with a vector; NaN for those that have none."""
+        if vector is None or self._imported is None:
+            return None
+        theirs = self._imported.vectors(rows)
+        if not theirs.any():
+            return None
+        vectors = np.concatenate([vectors_of(keys), theirs])
+        return np.where(vectors.any(axis=1), vectors @ vector, np.nan)
 
     def _named(self, asked: _Asked) -> list[Name]:
         """Papers whose id, repository, key or exact title the question is, and which pass."""

@@ -15,7 +15,6 @@ from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import IMPORTED
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS
-from thalweg.papers.search import meant_by
 from thalweg.papers.status import STATES
 
 router = APIRouter(include_in_schema=False)
@@ -64,7 +63,7 @@ def search(
         states=(*STATES, IMPORTED),
         topics=[name for name, _ in shelf.topics[:TOPICS]],
         backward=backward,
-        by=meant_by() if q.strip() else "",
+        by=shelf.finder.judges if q.strip() else "",
         note=shelf.finder.note if q.strip() else "",
     )
 

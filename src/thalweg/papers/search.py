@@ -67,8 +67,8 @@ def search(question: str, limit: int = 10, among: Collection[str] | None = None)
         [row for row in indexes.by_word.rank(question, len(entries)) if allowed[row]][:depth],
         _near(similarity, _LEAST_SIMILAR, allowed, depth),
     ]
-    if asked and (encode := _encoder()):
-        rankings.append(_near(_sentences() @ encode(question), _LEAST_LIKE, allowed, depth))
+    if (vector := vector_of_question(question)) is not None:
+        rankings.append(_near(_sentences() @ vector, _LEAST_LIKE, allowed, depth))
     scores = fuse(rankings)
     for row in indexes.names.get(name, ()):
         if allowed[row]:
@@ -107,6 +107,19 @@ def near(text: str, limit: int = 5) -> list[tuple[Entry, float]]:
     return [(entries[row], float(similarity[row])) for row in best if similarity[row] >= _LEAST_SIMILAR]
 
 
+def vectors_of(keys: Sequence[str]) -> np.ndarray:
+    """MiniLM's unit vectors of papers of the catalog, float32 (keys, 384); zeros for one that has none."""
+    rows = {entry.key: row for row, entry in enumerate(load())}
+    return _sentences()[[rows[key] for key in keys]]
+
+
+def vector_of_question(question: str) -> np.ndarray | None:
+    """MiniLM's unit vector of a question, float32 [384]; None where its wheel is missing, or any word."""
+    asked = tokens(question)[:_LONGEST]
+    encode = _encoder() if asked else None
+    return encode(" ".join(asked)) if encode else None
+
+
 def named(question: str) -> list[Entry]:
     """The papers whose arXiv id, repository (or an address of either), key or exact title the question is."""
     return [load()[row] for row in _indexes().names.get(name_asked(question), ())]
@@ -114,7 +127,12 @@ def named(question: str) -> list[Entry]:
 
 def meant_by() -> str:
     """What judges meaning here, as a reader may be told."""
-    return f"{_SENTENCES} and {_LATENT}" if _encoder() else _LATENT
+    return f"{_SENTENCES} and {_LATENT}" if has_encoder() else _LATENT
+
+
+def has_encoder() -> bool:
+    """Whether MiniLM is here."""
+    return _encoder() is not None
 
 
 def fuse(rankings: Iterable[Sequence[Name]]) -> dict[Name, float]:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -23,13 +23,16 @@ from filelock import FileLock, Timeout
 from thalweg.desk.index.counts import Block, count
 from thalweg.desk.index.filters import LabelWriter
 from thalweg.desk.index.meaning import RANK, fit, write_meaning
+from thalweg.desk.index.passages import passage
+from thalweg.desk.index.sentences import write_sentences
 from thalweg.desk.index.titles import number_of
+from thalweg.desk.index.vector_cache import VectorCache, text_number
 from thalweg.desk.index.words import vocabulary, write_words
 
 __all__ = ["CURRENT", "FORMAT", "MANIFEST", "Record", "build"]
 
 AT_ONCE = 10_000  # texts in a block
-FORMAT = 2
+FORMAT = 3
 CURRENT, MANIFEST = "current", "index.json"
 _COUNTS = "counts"
 
@@ -58,6 +61,7 @@ def build(
     change: int = 0,
     beside: Sequence[tuple[str, str]] = (),
     rank: int = RANK,
+    cache: VectorCache | None = None,
     progress: Callable[[str, int], None] = lambda stage, done: None,
 ) -> int:
     """Index papers and give how many there were; readers go on with the old index until the new one is whole.
@@ -67,6 +71,8 @@ def build(
         change: kept with the index, to say later what it knows.
         beside: titles and texts that are not to be found but tell what words mean.
         rank: how many numbers a paper's vector has.
+        cache: has vectors of MiniLM, and forgets those of texts that are not indexed any more; without it
+            latent semantic analysis alone judges meaning.
         progress: told the stage and how many papers it has dealt with.
 
     Raises:
@@ -84,10 +90,12 @@ def build(
         new = folder / name
         (new / _COUNTS).mkdir(parents=True)
         try:
-            last, total = _written(new, papers, beside, rank, progress)
+            last, texts = _written(new, papers, beside, rank, progress)
+            total, covered = len(texts), write_sentences(new, texts, cache)
             shutil.rmtree(new / _COUNTS)
             sizes = {file.name: file.stat().st_size for file in sorted(new.iterdir())}
-            about = {"format": FORMAT, "papers": total, "last": last, "change": change, "files": sizes}
+            about: dict[str, Any] = {"format": FORMAT, "papers": total, "last": last, "change": change}
+            about |= {"covered": covered, "sentences": cache is not None, "files": sizes}
             (new / MANIFEST).write_text(json.dumps(about), encoding="utf8")
             for file in new.iterdir():
                 _sync(file)
@@ -102,6 +110,8 @@ def build(
             raise
         if old:
             shutil.rmtree(folder / old, ignore_errors=True)  # readers that have it open keep their pages
+        if cache is not None:
+            cache.keep(texts)
     return total
 
 
@@ -111,9 +121,9 @@ def _written(
     beside: Sequence[tuple[str, str]],
     rank: int,
     progress: Callable[[str, int], None],
-) -> tuple[int, int]:
-    """Write every file but the manifest; gives the last paper's number and how many papers there are."""
-    labels, titles, last, total = LabelWriter(), array("Q"), 0, 0
+) -> tuple[int, np.ndarray]:
+    """Write what is made of words; gives the last paper's number, and that of the text of each paper."""
+    labels, titles, texts, last, total = LabelWriter(), array("Q"), array("Q"), 0, 0
 
     def counted() -> Iterator[Block]:
         nonlocal last, total
@@ -125,6 +135,7 @@ def _written(
                 last = one.row
                 labels.add(one.row, one.day, one.room, tuple(one.topics))
                 titles.append(number_of(one.title))
+                texts.append(text_number(passage(one.title, one.abstract)))
             block = count([(one.title, one.abstract) for one in some])
             np.savez(
                 new / _COUNTS / f"{total:012}.npz", terms=block.terms, times=block.times, ends=block.ends
@@ -151,7 +162,7 @@ def _written(
     holders = np.bincount(place, np.concatenate([holders, np.ones(len(more.terms))]), len(terms))
     fitted = fit(itertools.chain([more], blocks()), total + len(beside), terms, holders, rank)
     write_meaning(new, lambda: blocks("vectors"), total, fitted)
-    return last, total
+    return last, np.array(texts, np.uint64)
 
 
 @contextmanager

@@ -7,15 +7,13 @@ products take twenty milliseconds, and no list of nearest cells has to be truste
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from thalweg.desk.index.arrays import reserved
+from thalweg.desk.index.arrays import products, reserved
 from thalweg.desk.index.counts import Block
 
 __all__ = ["Meaning", "fit", "write_meaning"]
@@ -27,7 +25,6 @@ _RAREST, _COMMONEST = 5, 0.3  # among many, a stem in fewer texts or a larger sh
 _SMALL, _TINY = 20_000, 500  # up to here no stem is too common (its rarity says so), or hardly one too rare
 _TEXTS = 6  # at least, for every direction: with as many as texts, words would mean only themselves
 _SPARE, _ITERATIONS = 16, 2  # directions beyond those that are kept, and rounds, of the fit
-_CHUNK = 16_384  # texts whose vectors fit into a processor's cache
 
 
 class Meaning:
@@ -55,20 +52,7 @@ class Meaning:
     def similarity(self, vector: np.ndarray) -> np.ndarray:
         """Cosine of a unit vector with every text's, float32 [texts]."""
         assert self.vectors is not None
-        vectors, found = self.vectors, np.empty(len(self.vectors), np.float32)
-        scaled = (vector / 127).astype(np.float32)
-
-        def part(start: int) -> None:
-            some = slice(start, start + _CHUNK)
-            found[some] = vectors[some].astype(np.float32) @ scaled
-
-        starts = range(0, len(found), _CHUNK)
-        if len(starts) > 1:
-            list(_threads().map(part, starts))
-        else:
-            for start in starts:
-                part(start)
-        return found
+        return products(self.vectors, (vector / 127).astype(np.float32))
 
 
 def fit(
@@ -136,12 +120,3 @@ def _table(block: Block, known: np.ndarray) -> csr_array:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-_pools: list[ThreadPoolExecutor] = []
-
-
-def _threads() -> ThreadPoolExecutor:
-    if not _pools:
-        _pools.append(ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "search"))
-    return _pools[0]

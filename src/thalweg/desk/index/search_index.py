@@ -14,15 +14,19 @@ from thalweg.desk.index.build import CURRENT, FORMAT, MANIFEST
 from thalweg.desk.index.counts import count, numbers
 from thalweg.desk.index.filters import Filters, Labels
 from thalweg.desk.index.meaning import Meaning
+from thalweg.desk.index.sentences import Sentences, in_one_measure
 from thalweg.desk.index.titles import number_of
 from thalweg.desk.index.words import Words
+from thalweg.papers.minilm import DIMENSIONS
 from thalweg.papers.words import content_words
 
 __all__ = ["Rankings", "SearchIndex", "UnusableIndex", "stamp"]
 
 _LEAST_SCORE = 1e-6
-_LEAST_SIMILAR = 0.2  # below which a paper has nothing to do with a question
+_LEAST_SIMILAR = 0.2  # below which a paper has nothing to do with a question: latent semantic analysis
+_LEAST_LIKE = 0.24  # the same by MiniLM
 _LEAST_ALIKE = 0.4  # the same of two papers, whose longer texts are nearer to each other
+_BESIDE = 0.5  # of the best cosine: beside a close match a distant one is noise
 _READING = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what damaged files raise
 
 
@@ -66,13 +70,24 @@ class SearchIndex:
             if (have := (here / name).stat().st_size) != size:
                 raise ValueError(f"{name} has {have} of {size} bytes")
         self.count, self.last, self.change = about["papers"], about["last"], about["change"]
+        self.covered, self.wants_sentences = about["covered"], about["sentences"]
         self._labels = Labels(here)
         self._words = Words(here, self.count)
         self._meaning = Meaning.open(here)
+        self._sentences = Sentences(here)
         self._titles = np.load(here / "titles.npy", mmap_mode="r")
 
-    def rankings(self, question: str, filters: Filters | None = None, depth: int = 60) -> Rankings:
+    def rankings(
+        self,
+        question: str,
+        filters: Filters | None = None,
+        depth: int = 60,
+        vector: np.ndarray | None = None,
+    ) -> Rankings:
         """The best papers that pass the filters, ``depth`` by word and as many by meaning.
+
+        Args:
+            vector: the question's, of MiniLM, float32 [384]; without it latent semantic analysis judges all.
 
         Raises:
             UnusableIndex: the files are damaged.
@@ -81,11 +96,8 @@ class SearchIndex:
         with _undamaged():
             allowed = self._labels.allowed(filters or Filters())
             by_word = _best(self._words.scores(numbers(asked)), allowed, depth, _LEAST_SCORE)
-            similarity = self._similarity("", asked)
-            # Beside a close match a distant one is noise.
-            least = max(_LEAST_SIMILAR, float(similarity.max(initial=0)) / 2)
-            by_meaning = _best(similarity, allowed, depth, least)
-            return Rankings(self._rows(by_word), self._with_cosines(by_meaning, similarity))
+            by_meaning = self._by_meaning(asked, vector, allowed, depth)
+            return Rankings(self._rows(by_word), by_meaning)
 
     def near(self, title: str, abstract: str, depth: int = 10, *, without: int = -1) -> dict[int, float]:
         """Papers nearest in meaning to a text, with the cosine; ``without`` is a number to leave out.
@@ -98,6 +110,20 @@ class SearchIndex:
             close = self._with_cosines(_best(similarity, None, depth + 1, _LEAST_ALIKE), similarity)
         close.pop(without, None)
         return dict(list(close.items())[:depth])
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """MiniLM's unit vectors of papers, float32 (rows, 384); zeros for one that has none, or is not here.
+
+        Raises:
+            UnusableIndex: the files are damaged.
+        """
+        with _undamaged():
+            found = np.zeros((len(rows), DIMENSIONS), np.float32)
+            numbers, places = np.array(rows, np.int64), np.searchsorted(self._labels.rows, rows)
+            here = np.flatnonzero(np.append(self._labels.rows, -1)[places] == numbers)
+            having, vectors = self._sentences.of(places[here])
+            found[here[having]] = vectors
+            return found
 
     def holders(self, stems: np.ndarray) -> np.ndarray:
         """How many papers hold each stem (:func:`thalweg.desk.index.counts.numbers`).
@@ -122,6 +148,29 @@ class SearchIndex:
         """
         with _undamaged():
             return self._meaning.project(count(texts))
+
+    def _by_meaning(
+        self, asked: str, vector: np.ndarray | None, allowed: np.ndarray | None, depth: int
+    ) -> dict[int, float]:
+        """The best papers with their cosines, MiniLM's where there are vectors (:mod:`.sentences`)."""
+        covered = self._sentences.places
+        if vector is None or not len(covered):
+            found = self._similarity("", asked)
+            least = max(_LEAST_SIMILAR, _BESIDE * float(found.max(initial=0)))
+            return self._with_cosines(_best(found, allowed, depth, least), found)
+        found = cosines = self._sentences.similarity(vector)
+        highest = float(cosines.max())
+        if len(covered) < self.count:
+            latent = self._similarity("", asked)
+            theirs = latent[covered]
+            latent[covered] = -1
+            closest = float(latent.max())
+            others = _best(latent, allowed, depth, max(_LEAST_SIMILAR, _BESIDE * closest))
+            *measured, closest = in_one_measure(np.append(latent[others], closest), theirs, cosines)
+            found = np.full(self.count, -1, np.float32)
+            found[covered], found[others] = cosines, measured
+            highest = max(highest, closest)
+        return self._with_cosines(_best(found, allowed, depth, max(_LEAST_LIKE, _BESIDE * highest)), found)
 
     def _similarity(self, title: str, text: str) -> np.ndarray:
         return self._meaning.similarity(self._meaning.project(count([(title, text)]))[0])
