@@ -1,27 +1,30 @@
 """Search over two collections: how well papers of the catalog are found when some of them are imported ones.
 
 ``python -m benchmarks desk_mixed``. Every tenth, then every second paper is taken out of the catalog and
-imported with its summary and claim as an abstract, without its topics. Each paper is asked for by its title,
-its similar papers are looked at, and the practitioners' questions of the tests are asked.
+imported with its summary and claim as an abstract, without its topics; at last all but every tenth. Each
+paper is asked for by its title, its similar papers are looked at, and the practitioners' questions of the
+tests are asked: when no imported paper has a vector of MiniLM, when every second one has, and when all have.
 """
 
 from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 import thalweg.papers.entry as catalog
 from thalweg.desk import common_scale, tagging
 from thalweg.desk.database import Database
+from thalweg.desk.encoding import encode_missing
 from thalweg.desk.imported import checked
 from thalweg.desk.imported_search import rebuild
 from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
 from thalweg.papers.entry import Entry, load
+from thalweg.papers.minilm import model_folder
 
 search = importlib.import_module("thalweg.papers.search")
 QUESTIONS = Path(__file__).parents[1] / "tests" / "papers" / "questions.tsv"
@@ -31,14 +34,19 @@ NEAREST = 5
 def main() -> None:
     everything = load()
     with tempfile.TemporaryDirectory() as name:
-        for share in (0.0, 0.1, 0.5):
-            step = round(1 / share) if share else len(everything) + 1
-            taken = [entry for place, entry in enumerate(everything, 1) if place % step == 0]
-            print(f"{len(taken)} of {len(everything)} papers imported")
-            tell(Path(name) / str(len(taken)), everything, taken)
+        places = [(place, entry) for place, entry in enumerate(everything, 1)]
+        for taken in (
+            [],
+            [entry for place, entry in places if place % 10 == 0],
+            [entry for place, entry in places if place % 2 == 0],
+            [entry for place, entry in places if place % 10],
+        ):
+            print(f"{len(taken)} of {len(everything)} papers imported", flush=True)
+            shelves(Path(name) / str(len(taken)), everything, taken)
 
 
-def tell(folder: Path, everything: Sequence[Entry], taken: Collection[Entry]) -> None:
+def shelves(folder: Path, everything: Sequence[Entry], taken: Sequence[Entry]) -> None:
+    """The library, its index with more and more of MiniLM's vectors, and what is found."""
     kept = folder / "entries"
     kept.mkdir(parents=True)
     names = {entry.key for entry in taken}
@@ -60,9 +68,21 @@ def tell(folder: Path, everything: Sequence[Entry], taken: Collection[Entry]) ->
         }
         for entry in taken
     ]
-    library.add([checked(row) for row in rows])
-    rebuild(library)
-    shelf = Shelf(library)
+    model = model_folder() if taken else None
+    library.add([checked(row) for row in rows[::2]])
+    if model:
+        encode_missing(library, model)
+    library.add([checked(row) for row in rows[1::2]])
+    for encoded in ("none", "every second one", "all") if model else ("none",):
+        if encoded == "all" and model:
+            encode_missing(library, model)
+        rebuild(library, sentences=encoded != "none")
+        print(f" imported papers with a vector of MiniLM: {encoded}")
+        tell(Shelf(library), everything, taken)
+
+
+def tell(shelf: Shelf, everything: Sequence[Entry], taken: Sequence[Entry]) -> None:
+    names = {entry.key for entry in taken}
     keys = {entry.title: entry.key for entry in everything}
     topics = {entry.key: {*entry.topics} for entry in everything}
 
