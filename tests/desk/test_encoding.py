@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import contextmanager
 from importlib import import_module
@@ -258,3 +259,18 @@ def test_a_question_in_other_words_finds_an_imported_paper(tmp_path, monkeypatch
     assert [one["title"] for one in client.get(ask).json()] == ["Kittens"]
     monkeypatch.setattr(import_module("thalweg.papers.search"), "_encoder", lambda: None)
     assert client.get(ask).json() == []
+
+
+def test_an_index_of_an_earlier_version_is_named_and_the_next_import_replaces_it(library, encoder, tmp_path):
+    run(library)
+    manifest = index_folder(library) / SearchIndex(index_folder(library)).stamp / "index.json"
+    about = json.loads(manifest.read_text())
+    del about["covered"], about["sentences"]
+    manifest.write_text(json.dumps(about | {"format": 2}))
+    text = TestClient(create_app(folder=library.database.folder)).get("/search?q=orchids").text
+    assert "it has format 2, this thalweg reads 3" in text and "Orchids in greenhouses" in text
+    lines = tmp_path / "papers.jsonl"
+    lines.write_text('{"id": "2403.00001", "title": "A zebra", "abstract": "stripes"}\n')
+    into = ["papers", "import", str(lines), "--data", str(library.database.folder)]
+    assert "31 papers in the search index" in CliRunner().invoke(command, into).stdout
+    assert SearchIndex(index_folder(library)).covered == 31

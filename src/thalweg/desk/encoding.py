@@ -18,7 +18,7 @@ from thalweg.desk.library import Library
 
 __all__ = ["BATCH", "CannotEncode", "Encoded", "encode_missing"]
 
-BATCH = 256  # papers, about a second; what a killed process may lose
+BATCH = 128  # papers, about a second; what a killed process may lose
 
 
 class CannotEncode(ValueError):
