@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,23 @@ def test_both_commands_do_it(tmp_path, monkeypatch, words):
     run = CliRunner().invoke(command, ["papers", *words, "--data", "desk"])
     assert run.exit_code == 0 and "papers that were stored twice and are one now: 1" in run.output
     assert library.by_id(ARCHIVED).id == THEIRS
+
+
+def test_nothing_that_is_asked_on_the_way_walks_a_table(library):
+    asked = []
+    store(library, paper(ARCHIVED))
+    store(library, paper(THEIRS, abstract="stripes"))
+    library.database.connection.set_trace_callback(asked.append)
+    library.join_twins()
+    library.add([paper(THEIRS, abstract="more stripes")])
+    assert library.behind(0, 9, 9) == len(list(library.replaced(0, 9, 9))) == 1
+    library.database.connection.set_trace_callback(None)
+    asked = [sql for sql in asked if sql.startswith(("SELECT", "UPDATE", "DELETE")) and "sqlite_" not in sql]
+    assert len(asked) > 15
+    for sql in asked:
+        plan = [row["detail"] for row in library.database.rows(f"EXPLAIN QUERY PLAN {sql}")]
+        assert not re.search("SCAN (imported|aliases|labels|labelled|days|replaced)", str(plan)), (sql, plan)
+        assert "change > " not in sql or "replaced_by_change" in str(plan), (sql, plan)
 
 
 JOIN = """

@@ -49,4 +49,5 @@ SCHEMA = (
     CREATE TABLE replaced (paper INTEGER PRIMARY KEY, change INTEGER NOT NULL);
     CREATE INDEX replaced_by_change ON replaced (change);
     """,
+    "CREATE INDEX aliases_by_kept ON aliases (kept)",
 )
