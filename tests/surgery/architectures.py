@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thalweg.nn import LayerNormLSTM
 from thalweg.tasks import CNN, GPT, MLP, Llama
 
 
@@ -267,6 +268,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], int]]
     # The stream, heads, inside queries and keys, inside values, and what the merged patches give.
     "shifted windows": (Windows, image, 5),
     "lstm": (lambda: Recurrent(nn.LSTM), sequence, 2),
+    "lstm, normalised": (lambda: Recurrent(LayerNormLSTM), sequence, 2),
     "gru": (lambda: Recurrent(nn.GRU), sequence, 2),
     "rnn": (lambda: Recurrent(nn.RNN), sequence, 2),
     "a layer run twice": (Twice, lambda: torch.randn(3, 3), 1),

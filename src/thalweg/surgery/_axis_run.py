@@ -97,7 +97,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     onednn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
     try:
         for module, name, found in hooks:
-            own = [(key, hook) for key, hook in found.items() if _makes_weights(hook)]
+            own = [(key, hook) for key, hook in found.items() if makes_weights(hook)]
             if len(own) < len(found):
                 setattr(module, name, OrderedDict(own))
         if any(flag for _, flag in training):
@@ -120,7 +120,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             setattr(module, name, found)
 
 
-def _makes_weights(hook: object) -> bool:
+def makes_weights(hook: object) -> bool:
+    """Whether it is one of torch's own, such as weight normalisation's."""
     return type(hook).__module__.startswith("torch.nn.utils")
 
 

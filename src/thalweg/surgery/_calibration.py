@@ -39,6 +39,20 @@ def run(model: nn.Module, sequence: Any, loss_fn: LossFn | None) -> Any:
     return model(*sequence) if isinstance(sequence, tuple | list) else model(sequence)
 
 
+def loss_of(model: nn.Module, sequence: Any, loss_fn: LossFn) -> Tensor:
+    """The loss on a sequence, 0-d.
+
+    Raises:
+        ValueError: it is not one finite number, or has no gradient where one is wanted.
+    """
+    loss = loss_fn(model, sequence)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite().all()):
+        raise ValueError(f"loss_fn must return one finite number as a tensor, got {loss!r}")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError("loss_fn must return a loss that depends on the model's weights")
+    return loss.sum()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; every module's own flag returns, also after an error."""
@@ -70,12 +84,8 @@ def gradient_sizes(
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for sequence in sequences:
-                loss = loss_fn(model, sequence)
-                if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite().all()):
-                    raise ValueError(f"loss_fn must return one finite number as a tensor, got {loss!r}")
-                if not loss.requires_grad:
-                    raise ValueError("loss_fn must return a loss that depends on the model's weights")
-                found = torch.autograd.grad(loss.sum(), list(weights.values()), allow_unused=True)
+                loss = loss_of(model, sequence, loss_fn)
+                found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                 for name, gradient in zip(weights, found, strict=True):
                     if gradient is not None:
                         heard.add(name)

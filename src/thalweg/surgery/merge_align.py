@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg._core.checks import check_choice, check_count
+from thalweg._core.checks import check_choice, check_count, check_positive
 from thalweg.surgery._activations import activation_pieces, check_batches
 from thalweg.surgery._axis_run import movable, trace
+from thalweg.surgery._calibration import LossFn
 from thalweg.surgery._edit import bare
 from thalweg.surgery._kept_function import matched
 from thalweg.surgery._matching import Matching
 from thalweg.surgery._same_shape import pair
+from thalweg.surgery._straight_through import Descent, StraightThrough
 from thalweg.surgery._symmetry import symmetry
 
 __all__ = ["AlignReport", "align"]
 
-METHODS = ("activations", "correlations", "weights")
+METHODS = ("activations", "correlations", "straight_through", "weights")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class AlignReport:
         fixed: such weight axes that keep their order to the reason.
         distance: Euclidean distance of all weights to the reference, before and after.
         layers: the same for each weight.
-        sweeps: passes over all groups; ``settled`` unless the last still moved something.
+        sweeps: passes over all groups, in all steps; ``settled`` unless the last still moved something.
         error: largest change of the model's answer to ``inputs``, relative to its largest entry.
     """
 
@@ -70,6 +72,9 @@ def align(
     *,
     method: str = "weights",
     batches: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    steps: int = 200,
+    lr: float = 0.3,
     sweeps: int = 100,
     restarts: int = 1,
     seed: int = 0,
@@ -85,6 +90,8 @@ def align(
     several. Heads of attention move as wholes, and what is inside them is matched for each pair of heads.
     Activation matching does the same with what units put out on ``batches``, where a weight reads it, in the
     place of weights: by their products, or by their correlations, which leave units that never vary alone.
+    Straight-through matching matches to weights that begin as the reference's and descend on the loss halfway
+    between the two models; it takes the order whose loss there was lowest.
 
     Understood: linear, convolutional (strided, transposed, grouped) and recurrent layers, embeddings, all
     normalisations, attention, gates, residual, dense and padded shortcuts, reshaping, tied weights and
@@ -95,8 +102,11 @@ def align(
         model: to be permuted; untouched itself.
         reference: has the same weights by name and shape.
         inputs: one small example batch: a tensor, a tuple of positional or a mapping of keyword arguments.
-        method: ``"weights"``, ``"activations"`` or ``"correlations"``.
-        batches: data for the last two, each like ``inputs``; by default those alone.
+        method: ``"weights"``, ``"activations"``, ``"correlations"`` or ``"straight_through"``.
+        batches: data for all but the first. Those of activations are like ``inputs``, and by default those
+            alone; for straight-through matching they are what ``loss_fn`` takes, and as large as fits.
+        loss_fn: ``loss_fn(model, batch)``, for straight-through matching.
+        steps, lr: of its descent, with a momentum of 0.9; a step reads one batch and matches once.
         sweeps: passes over all groups at most.
         restarts: random orders of the groups, of which the best result counts.
         seed: decides those orders.
@@ -104,9 +114,14 @@ def align(
     Raises:
         ValueError: the two do not fit, a weight is on the meta device, not finite or shares memory with
             another, the model does not run on ``inputs``, answers differently each time or has no units that
-            could be permuted (the operation in the way is named).
+            could be permuted (the operation in the way is named); ``loss_fn`` is missing or gives no finite
+            loss.
     """
     check_choice("method", method, METHODS)
+    check_count("steps", steps)
+    check_positive("lr", lr)
+    if callable(loss_fn) is not (method == "straight_through"):
+        raise ValueError(f"loss_fn must be a function for straight_through and else None, got {loss_fn!r}")
     check_count("sweeps", sweeps)
     check_count("restarts", restarts)
     check_count("seed", seed, low=0)
@@ -122,9 +137,15 @@ def align(
     ours, theirs = movable(other), movable(new)
     before = _distances(ours, theirs)
     old = {name: tensor.detach() for name, tensor in movable(bare(model)).items()}
+    weights = dict(new.named_parameters())
+    pieces = [piece for piece in group.pieces if piece.name in weights]
     if method == "weights":
-        weights = dict(new.named_parameters())
-        matching = Matching(group, [piece for piece in group.pieces if piece.name in weights], ours, old)
+        matching = Matching(group, pieces, ours, old)
+    elif loss_fn is not None:
+        descent = Descent(loss_fn, list(check_batches(batches)), steps, lr)
+        if not descent.batches:
+            raise ValueError("batches must hold at least one batch, got none")
+        matching = StraightThrough(group, pieces, other, old, descent)
     else:
         data = check_batches([inputs] if batches is None else batches)
         matching = Matching(
