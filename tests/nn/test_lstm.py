@@ -185,13 +185,25 @@ def test_dropout_is_between_layers_and_in_training_only():
     assert not torch.allclose(module(one)[0], module(other)[0])
 
 
-def test_under_autocast_cell_and_states_stay_in_the_weights_type():
-    module = made(num_layers=2).float()
+@pytest.mark.parametrize("bias", [True, False])
+def test_under_autocast_only_the_products_are_in_half_precision(bias, monkeypatch):
+    module = made(num_layers=2, bias=bias).float()
     x, hx = draw(30, 2, 4).float(), tuple(part.float() for part in states(module, 2))
-    exact, (h, c) = module(x, hx)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, (half_h, half_c) = module(x.bfloat16(), (hx[0].bfloat16(), hx[1]))
-    assert {t.dtype for t in (found, half_h, half_c)} == {torch.float32}
-    for one, wanted in ((found, exact), (half_h, h), (half_c, c)):
-        torch.testing.assert_close(one, wanted, rtol=0, atol=0.05)
-    assert {t.dtype for t in module.bfloat16()(x.bfloat16())[1]} == {torch.bfloat16}
+        found = module(x.bfloat16(), tuple(part.bfloat16() for part in hx))
+        plain = module(x)
+    halves = [part.bfloat16().float() for part in hx]
+
+    def product(rows, weight):
+        return (rows.bfloat16() @ weight.bfloat16().T).float()
+
+    monkeypatch.setattr("thalweg.nn.lstm.functional.linear", product)
+    for one, wanted in ((found, module(x, halves)), (plain, module(x))):
+        for tensor, other in zip((one[0], *one[1]), (wanted[0], *wanted[1]), strict=True):
+            torch.testing.assert_close(tensor, other, rtol=0, atol=1e-6)
+
+
+def test_in_half_precision_everything_is():
+    module = made().to(torch.bfloat16)
+    output, last = module(draw(3, 2, 4).bfloat16())
+    assert {t.dtype for t in (output, *last)} == {torch.bfloat16}

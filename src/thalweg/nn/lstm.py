@@ -30,8 +30,8 @@ class LayerNormLSTM(nn.RNNBase):
 
     Steps are a loop in Python: 2 to 10 times slower than ``torch.nn.LSTM``, most with small batches. The loop
     compiles without a graph break, but unrolled: it takes longer the more steps there are, and starts anew
-    for another number of them. Packed sequences run in eager mode. Under autocast states stay in the type of
-    the weights.
+    for another number of them. Packed sequences run in eager mode. Under autocast products are in half
+    precision, all else in the type of the weights.
 
     Args:
         input_size: features of a step.
@@ -161,11 +161,10 @@ class LayerNormLSTM(nn.RNNBase):
             raise ValueError(f"{name} must be {wanted} like the weights, got {tensor.dtype}")
 
     def _state(self, input: Tensor, n: int, hx: Pair | None, single: bool) -> Pair:
-        """Two tensors [layers * directions, n, H] of the weights' type."""
+        """The first h and c, [layers * directions, n, H]."""
         shape = (self.num_layers * (1 + self.bidirectional), n, self.hidden_size)
-        dtype = self.weight_hh_l0.dtype
         if hx is None:
-            zeros = torch.zeros(shape, dtype=dtype, device=input.device)
+            zeros = torch.zeros(shape, dtype=self.weight_hh_l0.dtype, device=input.device)
             return zeros, zeros
         if not isinstance(hx, tuple | list) or len(hx) != 2:
             raise ValueError(f"hx must be a pair of tensors (h, c), got {type(hx).__name__}")
@@ -174,8 +173,7 @@ class LayerNormLSTM(nn.RNNBase):
             if tensor.shape != wanted:
                 raise ValueError(f"hx[{number}] must have shape {wanted}, got {tuple(tensor.shape)}")
             self._check_type(tensor, f"hx[{number}]")
-        h, c = (tensor.reshape(shape).to(dtype) for tensor in hx)
-        return h, c
+        return hx[0].reshape(shape), hx[1].reshape(shape)
 
     def _layers(self, rows: Tensor, sizes: list[int], first: Pair) -> tuple[Tensor, Pair]:
         """All layers on steps that lie one after the other in ``rows`` [sum of sizes, input_size]."""
@@ -198,14 +196,15 @@ class LayerNormLSTM(nn.RNNBase):
     ) -> tuple[Tensor, Pair]:
         norm_ih, norm_hh, norm_cell = (getattr(self, f"norm_{kind}{suffix}") for kind in ("ih", "hh", "cell"))
         weight = getattr(self, f"weight_hh{suffix}")
-        sums = norm_ih(functional.linear(rows, getattr(self, f"weight_ih{suffix}")))
+        # Under autocast the products alone are in half precision.
+        sums = norm_ih(functional.linear(rows, getattr(self, f"weight_ih{suffix}")).to(weight.dtype))
         if self.bias:
             sums = sums + (getattr(self, f"bias_ih{suffix}") + getattr(self, f"bias_hh{suffix}"))
         h, c = state
         outputs = []
         for step in reversed(sums.split(sizes)) if reverse else sums.split(sizes):
             n = len(step)  # sequences that are in this step, the longest first
-            gates = step + norm_hh(functional.linear(h[:n], weight))
+            gates = step + norm_hh(functional.linear(h[:n], weight).to(weight.dtype))
             i, f, g, o = gates.chunk(4, 1)
             cell = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
             output = torch.sigmoid(o) * torch.tanh(norm_cell(cell))
