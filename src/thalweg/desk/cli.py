@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import sys
 import webbrowser
@@ -53,10 +54,13 @@ def desk(
     """Serve the paper pages, the run pages and the API, offline, until interrupted."""
     one_blas_thread()
     if context.invoked_subcommand is not None:
+        with user_errors():
+            _hand_on(context, data)
         return
     with user_errors():
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, got {port}")
+        _check_proxies(proxy)
         try:
             import uvicorn
 
@@ -99,6 +103,44 @@ def desk(
         if open:
             webbrowser.open(f"{address}/papers")
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _hand_on(context: typer.Context, data: Path | None) -> None:
+    """Let a subcommand work on the data that are named before it; refuse what would mean nothing to it."""
+    here = [one for one in context.command.params if _typed(context, one.name or "") and one.name != "data"]
+    if here:
+        name = context.invoked_subcommand
+        options = ", ".join(one.opts[0] for one in here)
+        raise ValueError(
+            f"{options} before {name!r} is for the desk that serves pages; options of {name} stand after "
+            f"it: thalweg desk {name} --help"
+        )
+    if data is not None:
+        context.default_map = _defaults(context.command, {"data": data})
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _defaults(command: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` as defaults of every command below this one."""
+    below = getattr(command, "commands", {})
+    return values | {name: _defaults(one, values) for name, one in below.items()}
+
+
+def _check_proxies(given: str) -> None:
+    """Refuse what no client's address could ever be, so that nobody believes that a proxy is believed."""
+    for one in map(str.strip, given.split(",") if given else ()):
+        try:
+            if one != "*":
+                ipaddress.ip_network(one)
+        except ValueError:
+            raise ValueError(
+                f"--proxy must be addresses such as 10.0.0.5 or networks such as 10.0.0.0/8, separated by "
+                f"commas, or * for any; got {one!r}"
+            ) from None
 
 
 def _names(host: str, public: str) -> list[str] | None:
