@@ -98,6 +98,17 @@ def follow(t: Trace, func: Any, args: tuple, kwargs: dict, made: Any) -> None:
         t.place(made, [[Atom(n, split=True)] if n > 1 else [] for n in made.shape])
     else:
         t.unknown((args, kwargs), made)
+    _noted(t, (args, kwargs), made)
+
+
+def _noted(t: Trace, arguments: Any, made: Any) -> None:
+    """An operation reads all of its arguments, unless it only gives a weight another shape."""
+    results = [made] if isinstance(made, Tensor) else tree_leaves(made)
+    if any(id(tensor) in t.of_weights for tensor in results):
+        return
+    for tensor in tree_leaves(arguments):
+        if isinstance(tensor, Tensor) and (layout := t.layouts.get(id(tensor))) is not None:
+            t.read[id(layout)] = layout
 
 
 def pointwise(t: Trace, made: Tensor, *arguments: Any) -> None:

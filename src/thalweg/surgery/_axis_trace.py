@@ -40,7 +40,7 @@ class Trace:
 
     Attributes:
         params: name of each weight, and of each running statistic, to its layout.
-        seen: layouts of everything that was made on the way, each once.
+        seen: layouts of everything that was made on the way, each once; ``read``: of what an operation used.
         reads: activations that a weight reads; ``writes``: what it makes of them.
         modules: names of the modules that are running, the innermost last.
     """
@@ -50,6 +50,7 @@ class Trace:
         self.kept: list[Tensor] = []  # an id belongs to a tensor only while it lives
         self.params = {name: [fresh(n) for n in tensor.shape] for name, tensor in named.items()}
         self.seen: dict[int, Layout] = {}
+        self.read: dict[int, Layout] = {}
         self.of_weights: set[int] = set()
         self.reads: list[Sight] = []
         self.writes: list[Sight] = []

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.surgery._axes import Atom, find, leaves, size, tie, under
+from thalweg.surgery._axes import Atom, find, fix, leaves, size, tie, under
 from thalweg.surgery._axis_trace import Layout, Trace
 from thalweg.surgery._orders import Piece, Symmetry, Units
 
@@ -19,6 +19,7 @@ Axis = tuple[np.ndarray, list[Atom]]
 def symmetry(trace: Trace, sights: bool = True) -> Symmetry:
     """The permutations that a traced model allows; ``sights`` also cuts the activations that weights read."""
     _settle(trace)
+    _hold_unread(trace)
     named = [(name, layout, axes) for name, layout in trace.params.items() for axes in _blocks(layout)]
     passing = [axes for layout in _different(trace.seen.values()) for axes in _blocks(layout)]
     carried = dict.fromkeys(
@@ -72,6 +73,34 @@ def _settle(trace: Trace) -> None:
                     ):
                         tie([member], [atom], "units under an index that is not there")
                         changed = True
+
+
+def _hold_unread(trace: Trace) -> None:
+    """What the run did not read keeps its order, and so do units that a weight nobody read may carry as well.
+
+    Such a weight (of a head for training alone, of another branch) may belong to any units that fit into
+    one of its axes, flattened or not.
+    """
+    read = {atom for layout in trace.read.values() for axis in layout for atom in _all(leaves(axis))}
+    units = {name: [[*_all(leaves(axis))] for axis in layout] for name, layout in trace.params.items()}
+    unread = {
+        name: trace.params[name]
+        for name, axes in units.items()
+        if any(axes) and not any(atom in read for axis in axes for atom in axis)
+    }
+    free = {
+        atom
+        for axes in units.values()
+        for axis in axes
+        for atom in axis
+        if not atom.segments and not atom.why
+    }
+    for atom in free - read:
+        fix([atom], "the inputs, which do not reach it")
+    for name, layout in unread.items():
+        for atom in free & read:
+            if any(size(axis) > 1 and size(axis) % atom.size == 0 for axis in layout):
+                fix([atom], f"{name!r}, which may carry the same units and is not reached by the inputs")
 
 
 def _all(terms: list[Atom]) -> Iterator[Atom]:

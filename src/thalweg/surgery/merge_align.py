@@ -96,7 +96,8 @@ def align(
     Understood: linear, convolutional (strided, transposed, grouped) and recurrent layers, embeddings, all
     normalisations, attention, gates, residual, dense and padded shortcuts, reshaping, tied weights and
     modules that run several times. Whatever else an operation touches keeps its order and is reported as
-    ``fixed`` with the operation and the module. So do constants, and weights behind a parametrization.
+    ``fixed`` with the operation and the module. So do constants, weights behind a parametrization, what
+    ``inputs`` do not reach (another branch, later positions), and units that an unreached weight may carry.
 
     Args:
         model: to be permuted; untouched itself.
