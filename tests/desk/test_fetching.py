@@ -317,6 +317,7 @@ def test_options_are_named_as_they_are_typed(tmp_path):
     for words, why in (
         (("--topic", "a", "--max", 0), "--max must be an integer >= 1, got 0"),
         (("--daily", "--topic", "a"), "give no --topic, --category or --since"),
+        ((), "say what to fetch: --topic with at least one word, --category such as cs.LG, or both; --daily"),
     ):
         process = command(*words, "--data", tmp_path)
         said = " ".join(process.communicate()[0].split())

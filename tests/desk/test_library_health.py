@@ -71,4 +71,8 @@ def test_an_interrupted_fetch_is_said_with_what_goes_on_with_it(client, library)
     with library.database.write() as on:
         on.execute("UPDATE fetches SET done = 0")
     found = check(client, "fetch")
-    assert found["state"] == "warn" and "loss spikes in cs.LG was interrupted" in found["what"]
+    assert found["state"] == "warn" and "interrupted: loss spikes in cs.LG; it goes on by" in found["what"]
+    assert "thalweg papers fetch --topic 'loss spikes' --category cs.LG --max 200;" in found["what"]
+    with library.database.write() as on:
+        on.execute("INSERT INTO fetches SELECT 'adam', '', since, until, most, start, 0, upto FROM fetches")
+    assert "it goes on by thalweg papers fetch --daily;" in check(client, "fetch")["what"]

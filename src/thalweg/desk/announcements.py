@@ -33,7 +33,7 @@ def announced(client: arxiv.Client, category: str, topic: str, *, feed: str = FE
         answer.raise_for_status()
         root = etree.fromstring(answer.content, etree.XMLParser(resolve_entities=False, no_network=True))
     except (requests.RequestException, etree.XMLSyntaxError) as error:
-        raise ConnectionError(f"arXiv's feed of {category} did not come either: {error}") from None
+        raise ConnectionError(f"arXiv did not answer, nor did its feed of {category}: {error}") from None
     words = re.findall(r"[\w-]+", topic.lower())
     found = []
     for entry in root.iterfind("atom:entry", NAMES):

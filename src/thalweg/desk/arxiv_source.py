@@ -33,7 +33,9 @@ class Query:
         if self.category and not CATEGORY.fullmatch(self.category):
             raise ValueError(f"category must be such as cs.LG, got {self.category!r}")
         if not self.category and not _terms(self.topic):
-            raise ValueError(f"topic must hold at least one word, got {self.topic!r}")
+            raise ValueError(
+                f"topic must hold at least one word where no category is given, got {self.topic!r}"
+            )
         try:
             _minute(self.since or "1991-01-01")
         except ValueError:
@@ -77,6 +79,11 @@ class ArxivSource:
         """How many papers the query has that was asked last."""
         return self.client._session.get_adapter("https://").total
 
+    @property
+    def unreachable(self) -> bool:
+        """Whether it was given up at once, since no way leads to arXiv."""
+        return self.client._session.get_adapter("https://").unreachable
+
     def pages(self, query: Query, start: int = 0, stop: int = 2000) -> Iterator[Page]:
         """Pages of the results from ``start`` to ``stop``, the latest submission first.
 
@@ -104,7 +111,8 @@ class ArxivSource:
             if found:
                 yield _page(start, found)
         except (arxiv.ArxivError, requests.RequestException) as error:
-            raise ConnectionError(f"arXiv did not answer query {query.text!r} at {start}: {error}") from None
+            said = f"it refuses for now ({error.status})" if isinstance(error, arxiv.HTTPError) else error
+            raise ConnectionError(f"arXiv did not answer: {said}") from None
 
 
 def _page(start: int, results: list[arxiv.Result]) -> Page:

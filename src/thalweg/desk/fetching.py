@@ -6,6 +6,7 @@ What was fetched once is remembered by topic and category, so that a daily job k
 from __future__ import annotations
 
 import datetime
+import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from thalweg.desk.database import Database
 from thalweg.desk.library import Added, Library
 from thalweg.desk.problems import Problems
 
-__all__ = ["Fetch", "Fetcher", "Outcome"]
+__all__ = ["Fetch", "Fetcher", "Outcome", "fetches"]
 
 SCHEMA = (
     """
@@ -58,6 +59,13 @@ class Fetch:
     def source(self) -> str:
         """Under which name its problems are reported."""
         return f"fetch {self.name}"
+
+    @property
+    def command(self) -> str:
+        """What to type so that it goes on."""
+        given = {"topic": self.topic, "category": self.category, "since": self.since}
+        words = [part for name, value in given.items() if value for part in (f"--{name}", value)]
+        return shlex.join(["thalweg", "papers", "fetch", *words, "--max", str(self.most)])
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,10 @@ class Fetcher:
     def daily(self) -> Iterator[Outcome]:
         """What is new of everything that was fetched before; an interrupted fetch is finished first.
 
-        A topic whose answer does not come is reported, and the others are fetched all the same.
+        A topic whose answer does not come is reported, and the others are fetched all the same, unless no
+        way leads to arXiv.
         """
-        rows = self._library.database.rows("SELECT * FROM fetches ORDER BY topic, category")
-        for last in map(_fetch, rows):
+        for last in fetches(self._library.database):
             try:
                 if not last.done:
                     yield (outcome := self._run(last))
@@ -139,6 +147,8 @@ class Fetcher:
                     replace(last, since=since.isoformat(), until=_now(), most=EVERYTHING, start=0, done=False)
                 )
             except ConnectionError:
+                if self._source.unreachable:
+                    raise
                 continue  # reported already
 
     def _run(self, one: Fetch) -> Outcome:
@@ -149,7 +159,7 @@ class Fetcher:
             except ConnectionError as error:
                 self._problems.report(one.source, str(error))
                 self.failed.append(one.name)
-                if not one.category:
+                if not one.category or self._source.unreachable:
                     raise
                 papers = announced(self._source.client, one.category, one.topic, feed=self._feed)
                 # Not done: the API may have what was not announced today.
@@ -203,6 +213,11 @@ class Fetcher:
             yield
         finally:
             lock.release()
+
+
+def fetches(database: Database) -> list[Fetch]:
+    """All that was ever fetched, by topic and category."""
+    return list(map(_fetch, database.rows("SELECT * FROM fetches ORDER BY topic, category")))
 
 
 def _fetch(row: sqlite3.Row) -> Fetch:

@@ -44,6 +44,11 @@ def fetch(
             raise ValueError(
                 "--daily fetches what was fetched before; give no --topic, --category or --since with it"
             )
+        if not (daily or topic.strip() or category):
+            raise ValueError(
+                "say what to fetch: --topic with at least one word, --category such as cs.LG, or both; "
+                "--daily fetches what is new of all that was fetched before"
+            )
         check_count("--max", most)
         from thalweg.desk.announcements import FEED
         from thalweg.desk.arxiv_source import ArxivSource
@@ -51,7 +56,11 @@ def fetch(
         from thalweg.desk.index_cli import keep_up
         from thalweg.desk.manners import API, DELAY, polite_client
 
-        client = polite_client(api=api or API, delay=DELAY if delay is None else delay)
+        client = polite_client(
+            api=api or API,
+            delay=DELAY if delay is None else delay,
+            told=lambda said: typer.echo(said, err=True),
+        )
         with progress_bar(screen, transient=True, disable=not screen.is_terminal) as bar:
             rows: dict[str, Any] = {}
 
@@ -126,6 +135,8 @@ def opened_desk(data: Path | None) -> Iterator[tuple[Library, Problems]]:
     try:
         database = Database(folder)
         yield Library(database), Problems(database)
+    except ConnectionError as error:
+        raise ValueError(f"{error}; what came before is kept, and the same command goes on") from None
     except sqlite3.Error as error:
         raise ValueError(
             f"{folder} cannot be written ({error}); what was confirmed before is kept, "

@@ -9,6 +9,7 @@ from starlette.datastructures import State
 
 from thalweg.desk.check import Check
 from thalweg.desk.database import Database
+from thalweg.desk.fetching import fetches
 from thalweg.desk.fresh_papers import MOST
 from thalweg.desk.imported_search import index_folder
 from thalweg.desk.index.search_index import SearchIndex, UnusableIndex, stamp
@@ -62,12 +63,15 @@ def _index(library: Library, count: int) -> Check:
 
 
 def _fetched(database: Database) -> Check:
-    rows = database.rows("SELECT topic, category, until, done FROM fetches ORDER BY until DESC")
-    if not rows:
-        return Check("fetch", "good", "nothing was ever fetched; thalweg papers fetch does so when asked")
-    last = datetime.datetime.fromisoformat(rows[0]["until"]).replace(tzinfo=datetime.UTC).timestamp()
-    open_ = [" in ".join(filter(None, (row["topic"], row["category"]))) for row in rows if not row["done"]]
+    known = fetches(database)
+    if not known:
+        what = "nothing was ever fetched; thalweg papers fetch --topic WORDS does so when asked"
+        return Check("fetch", "good", what)
+    latest = max(one.until for one in known)
+    last = datetime.datetime.fromisoformat(latest).replace(tzinfo=datetime.UTC).timestamp()
+    open_ = [one for one in known if not one.done]
     if open_:
-        what = f"{', '.join(open_)} was interrupted: thalweg papers fetch goes on with it; the last began"
+        command = open_[0].command if len(open_) == 1 else "thalweg papers fetch --daily"
+        what = f"interrupted: {', '.join(one.name for one in open_)}; it goes on by {command}; the last began"
         return Check("fetch", "warn", what, last)
-    return Check("fetch", "good", f"{len(rows)} topics and categories; the last began", last)
+    return Check("fetch", "good", f"{len(known)} topics and categories; the last began", last)
