@@ -10,6 +10,7 @@ import pytest
 from desk_people import browser, person, send, signed_in
 from thalweg.desk.app import create_app
 from thalweg.desk.comments import write
+from thalweg.desk.database import Database
 from thalweg.desk.people import named
 from thalweg.desk.rights import RIGHTS
 
@@ -156,3 +157,36 @@ def test_without_a_folder_the_desk_is_read_only_for_all():
         answer = client.get(address)
         assert answer.status_code in (401, 403), address
         assert "read-only" in answer.text
+
+
+def _in_the_way(folder):
+    folder.write_text("no folder")
+
+
+def _newer(folder):
+    with Database(folder).write() as on:
+        on.execute("INSERT OR REPLACE INTO schemas VALUES ('people', 99)")
+
+
+def _no_database(folder):
+    folder.mkdir()
+    (folder / "desk.sqlite").write_text("nothing that SQLite reads" * 99)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (_in_the_way, "File exists"),
+        (_newer, "desk.sqlite was written by a newer thalweg: people is at version 99"),
+        (_no_database, "file is not a database"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_why_the_desk_is_read_only(tmp_path, spoil, why):
+    spoil(tmp_path / "data")
+    client = browser(create_app(folder=tmp_path / "data"))
+    for address in ("/people/sign-in", "/people"):
+        answer = client.get(address)
+        assert answer.status_code == 403
+        assert f"this desk is read-only: its data cannot be used ({why}" in answer.text
+        assert str(tmp_path) not in answer.text
+    assert why in client.get("/health").text

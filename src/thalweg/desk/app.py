@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from thalweg.desk.shelf import Shelf
 
 __all__ = ["create_app"]
 
+LOG = logging.getLogger("thalweg.desk")
 HERE = Path(__file__).parent
 # The interactive documentation of the API loads its scripts from elsewhere; the plain schema stays.
 OPENAPI = "/api/openapi.json"
@@ -62,10 +64,13 @@ def create_app(
     app.state.limits = Limits()
     app.state.database, why = _opened(folder)
     app.state.problems = Problems(app.state.database)
+    app.state.read_only = why or "it was started without a folder for its data"
     if why:
-        app.state.problems.report("database", why)
+        app.state.problems.report("database", f"the desk is read-only: {why}, in {folder}")
     database = app.state.database
     app.state.shelf = Shelf(None if database is None else Library(database), app.state.problems)
+    app.state.catalog = Shelf()
+    app.state.reported = {}
     app.state.store = None if store is None else Path(store)
     app.state.runs = RunSource(app.state.store, app.state.problems)
     app.state.lookout = Lookout(app.state.runs)
@@ -83,7 +88,7 @@ def create_app(
 
 
 def _opened(folder: str | Path | None) -> tuple[Database | None, str]:
-    """The database, or why there is none: the catalog is served without it."""
+    """The database, or why it cannot be used: the catalog is served without it."""
     if folder is None:
         return None, ""
     try:
@@ -92,5 +97,8 @@ def _opened(folder: str | Path | None) -> tuple[Database | None, str]:
             if callable(prepare := getattr(one, "prepare", None)):
                 prepare(database)
         return database, ""
-    except (OSError, ValueError, sqlite3.Error) as error:
-        return None, f"{folder} cannot be used, so the desk is read-only: {error}"
+    except Exception as error:  # whatever is wrong with the data, papers can be read
+        if not isinstance(error, (OSError, ValueError, sqlite3.Error)):
+            LOG.exception("the data in %s", folder)
+        said = getattr(error, "strerror", None) or str(error).replace(f"{Path(folder)}/", "")
+        return None, f"its data cannot be used ({said})"

@@ -13,7 +13,7 @@ from thalweg._core.checks import check_choice, nearest
 from thalweg.desk.database import Database
 from thalweg.desk.passwords import hash_password, password_fits
 
-__all__ = ["Invitation", "Person"]
+__all__ = ["Invitation", "NotOwner", "Person"]
 
 ROLES = ("member", "moderator", "owner")
 INVITED_FOR = 7 * 86400.0  # seconds that an invitation holds
@@ -46,6 +46,10 @@ class Person:
     name: str
     role: str
     since: float
+
+
+class NotOwner(ValueError):
+    """Who asks is no owner (any more), or would put an end to being one."""
 
 
 @dataclass(frozen=True)
@@ -193,21 +197,40 @@ def anyone(database: Database | None) -> bool:
         return False
 
 
-def change_role(database: Database, person: int, role: str) -> None:
+def change_role(database: Database, person: int, role: str, by: Person | None = None) -> None:
     """Give somebody another role, which holds from their next request on.
+
+    Args:
+        by: the owner who does it; None is who has the machine, who may leave the desk without an owner.
 
     Raises:
         ValueError: there is no such role.
+        NotOwner: ``by`` is no owner at this moment, or means themselves, so that an owner always stays.
     """
     check_choice("role", role, ROLES)
     with database.write() as on:
+        _check_owner(on, person, by, "changes their own role")
         on.execute("UPDATE people SET role = ? WHERE id = ?", (role, person))
 
 
-def remove(database: Database, person: int) -> None:
-    """Take somebody's place away, with sessions and votes; comments stay, without a name."""
+def remove(database: Database, person: int, by: Person | None = None) -> None:
+    """Take somebody's place away, with sessions and votes; comments stay, without a name.
+
+    Args and errors are as for :func:`change_role`.
+    """
     with database.write() as on:
+        _check_owner(on, person, by, "removes themselves")
         on.execute("DELETE FROM people WHERE id = ?", (person,))
+
+
+def _check_owner(on: sqlite3.Connection, person: int, by: Person | None, what: str) -> None:
+    if by is None:
+        return
+    if by.id == person:
+        raise NotOwner(f"nobody {what} here: the desk would be left without an owner")
+    # Another owner may have acted since the request came; this transaction and theirs come one by one.
+    if not on.execute("SELECT 1 FROM people WHERE id = ? AND role = 'owner'", (by.id,)).fetchone():
+        raise NotOwner("only an owner may do that, and somebody has just taken that role away")
 
 
 def named(database: Database, name: str) -> Person:

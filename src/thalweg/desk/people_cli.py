@@ -64,16 +64,22 @@ def invite(
 
 
 def people(data: Data = None) -> None:
-    """List who has a name on this desk."""
+    """List who has a name on this desk, and who was invited and has not come yet."""
     with user_errors():
+        from thalweg.desk.open_invitations import open_invitations
         from thalweg.desk.people import everyone
 
-        found = everyone(_database(data))
-    if not found:
+        database = _database(data)
+        found, invited = everyone(database), open_invitations(database)
+    if found:
+        print_table(("name", "role", "since"), ((one.name, one.role, _day(one.since)) for one in found))
+    else:
         typer.echo("nobody yet, so the desk is read-only: thalweg desk invite NAME --role owner")
-        return
-    rows = ((one.name, one.role, time.strftime("%Y-%m-%d", time.localtime(one.since))) for one in found)
-    print_table(("name", "role", "since"), rows)
+    if joining := [one for one in invited if one.person is None]:
+        typer.echo("\ninvited; thalweg desk remove NAME takes an invitation back")
+        print_table(("name", "role", "until"), ((one.name, one.role, _day(one.expires)) for one in joining))
+    if renewing := [f"{one.name} until {_day(one.expires)}" for one in invited if one.person is not None]:
+        typer.echo(f"\nmay set a new password by a link: {', '.join(renewing)}")
 
 
 def role(
@@ -91,15 +97,31 @@ def role(
     typer.echo(f"{person.name} is {new} now; was {person.role}")
 
 
-def remove(name: Annotated[str, typer.Argument(help="Whose name goes.")], data: Data = None) -> None:
-    """Remove somebody, signed out everywhere; their votes go, their comments stay without a name."""
+def remove(
+    name: Annotated[str, typer.Argument(help="Whose name, or whose invitation, goes.")], data: Data = None
+) -> None:
+    """Remove somebody, signed out everywhere; their votes go, their comments stay without a name.
+
+    Of somebody who was invited and has not come yet, take the invitation back.
+    """
     with user_errors():
+        from thalweg.desk.open_invitations import withdraw
         from thalweg.desk.people import named, remove
 
         database = _database(data)
-        person = named(database, name)
+        try:
+            person = named(database, name)
+        except ValueError:
+            if not withdraw(database, name):
+                raise
+            typer.echo(f"took back the invitation of {name}; its link leads nowhere now")
+            return
         remove(database, person.id)
     typer.echo(f"removed {person.name}")
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(moment))
 
 
 def _database(data: Path | None) -> Database:

@@ -10,8 +10,10 @@ from starlette.responses import RedirectResponse, Response
 from thalweg.desk.database import Database
 from thalweg.desk.limits import limit
 from thalweg.desk.local_path import local_path
+from thalweg.desk.open_invitations import open_invitations, withdraw
 from thalweg.desk.people import (
     ROLES,
+    NotOwner,
     Person,
     change_password,
     change_role,
@@ -22,7 +24,7 @@ from thalweg.desk.people import (
     recognise,
     remove,
 )
-from thalweg.desk.rights import demand
+from thalweg.desk.rights import demand, read_only
 from thalweg.desk.sessions import end, end_sessions, person_of, session_of, sessions_of, start
 from thalweg.desk.views import page
 
@@ -34,7 +36,7 @@ Id = Annotated[int, Path(ge=1, le=2**53)]
 
 def database_of(request: Request) -> Database:
     if request.app.state.database is None:
-        raise HTTPException(403, "this desk is read-only: it was started without a folder for its data")
+        raise read_only(request)
     return request.app.state.database
 
 
@@ -141,14 +143,20 @@ def invite_one(request: Request, name: Short = "", role: Short = "member") -> Re
     return _people(request, link=f"{base}/join/{token}", invited=name)
 
 
+@router.post("/people/withdraw")
+def withdraw_one(request: Request, name: Short = "") -> Response:
+    demand(request, "invite")
+    withdraw(request.app.state.database, name)
+    return RedirectResponse("/people", 303)
+
+
 @router.post("/people/{id}/role")
 def change_one(request: Request, id: Id, role: Short = "") -> Response:
-    if demand(request, "change a role").id == id:
-        raise HTTPException(
-            403, "nobody changes their own role here: the desk would be left without an owner"
-        )
+    person = demand(request, "change a role")
     try:
-        change_role(request.app.state.database, id, role)
+        change_role(request.app.state.database, id, role, by=person)
+    except NotOwner as error:
+        raise HTTPException(403, str(error)) from None
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
     return RedirectResponse("/people", 303)
@@ -156,9 +164,11 @@ def change_one(request: Request, id: Id, role: Short = "") -> Response:
 
 @router.post("/people/{id}/remove")
 def remove_one(request: Request, id: Id) -> Response:
-    if demand(request, "remove a person").id == id:
-        raise HTTPException(403, "nobody removes themselves here: the desk would be left without an owner")
-    remove(request.app.state.database, id)
+    person = demand(request, "remove a person")
+    try:
+        remove(request.app.state.database, id, by=person)
+    except NotOwner as error:
+        raise HTTPException(403, str(error)) from None
     return RedirectResponse("/people", 303)
 
 
@@ -180,5 +190,6 @@ def _account(request: Request, person: Person, *, wrong: str = "", status_code: 
 
 
 def _people(request: Request, *, status_code: int = 200, **about: Any) -> Response:
-    found = everyone(request.app.state.database)
-    return page(request, "people.html", everyone=found, roles=ROLES, **about, status_code=status_code)
+    database = request.app.state.database
+    known = {"everyone": everyone(database), "invitations": open_invitations(database), "roles": ROLES}
+    return page(request, "people.html", **known, **about, status_code=status_code)

@@ -9,7 +9,7 @@ from fastapi import HTTPException, Request
 from thalweg.desk.people import Person
 from thalweg.desk.sessions import person_of
 
-__all__ = ["Action", "demand", "may"]
+__all__ = ["Action", "demand", "may", "read_only"]
 
 Action = Literal[
     "read",
@@ -44,6 +44,11 @@ def may(person: Person | None, action: Action) -> bool:
     return (person.role if person else "reader") in RIGHTS[action]
 
 
+def read_only(request: Request) -> HTTPException:
+    """What to raise where something is to be kept and there is no database."""
+    return HTTPException(403, f"this desk is read-only: {request.app.state.read_only}")
+
+
 def demand(request: Request, action: Action) -> Person:
     """Who asks, if they may.
 
@@ -53,7 +58,7 @@ def demand(request: Request, action: Action) -> Person:
     person = person_of(request)
     if person is None:
         if request.app.state.database is None:
-            raise HTTPException(403, "this desk is read-only: it was started without a folder for its data")
+            raise read_only(request)
         raise HTTPException(401, f"to {action}, sign in; who has no name here yet asks for an invitation")
     if not may(person, action):
         raise HTTPException(403, f"to {action} is not for a {person.role}")
