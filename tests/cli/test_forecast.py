@@ -69,7 +69,8 @@ def refused(*arguments: str) -> str:
 
 
 def test_a_schedule_that_was_not_run_is_forecast_within_its_error():
-    found = forecast("1", "constant", "--schedule", "wsd:cooldown=0.25", "--schedule", "linear")
+    decays = ("--decay", "0.9", "--decay", "0.99", "--decay", "0.999")
+    found = forecast("1", "constant", "--schedule", "wsd:cooldown=0.25", "--schedule", "linear", *decays)
     rising = np.minimum(1, np.arange(1, STEPS + 1) / WARMUP)
     length = int(0.25 * (STEPS + 1))
     falling = [min(1.0, (STEPS - step) / length) for step in range(STEPS)]

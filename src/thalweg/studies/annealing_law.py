@@ -14,7 +14,7 @@ from thalweg.studies.verdicts import at_least, otherwise
 from thalweg.theory import annealing_areas, annealing_law
 
 STEPS, LONG = 1200, 3000
-DECAYS = (0.9, 0.97, 0.99, 0.997, 0.999)  # those of ``thalweg forecast``, as is the skipped part
+DECAYS = (0.9, 0.97, 0.99, 0.997, 0.999)
 BY_FIT = "decay by the fit"
 SKIPPED = (0.0, 0.05, 0.1, 0.2, 0.3)  # of a run, tried for the power law
 TUNING_SEEDS = (1000, 1001)
