@@ -231,3 +231,36 @@ def test_a_model_that_cannot_be_copied_is_refused():
     model.cache = model[0].weight * 2
     with pytest.raises(ValueError, match="model must be one that can be copied, got Sequential: "):
         convert(model, {nn.BatchNorm1d: ghost})
+
+
+def test_a_wrapped_model_is_refused_wherever_the_wrapper_is():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ddp = nn.parallel.DistributedDataParallel(network())
+        with pytest.raises(ValueError, match="model must not be wrapped yet, got DistributedDataParallel"):
+            convert(ddp, {nn.BatchNorm1d: ghost})
+        with pytest.raises(ValueError, match="module '1' must not be wrapped yet"):
+            convert(nn.Sequential(nn.Tanh(), ddp), {nn.BatchNorm1d: ghost})
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_part_of_a_compiled_module_is_refused_unless_it_stays_the_same_module():
+    model = nn.Sequential(torch.compile(network(), backend="eager"), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"module '0._orig_mod.1' is compiled: convert first"):
+        convert(model, {nn.BatchNorm1d: ghost})
+    assert isinstance(convert(model, {"1": ghost})[1], GhostBatchNorm)
+    made = convert(model, {nn.BatchNorm1d: lambda norm: norm.requires_grad_(False)})
+    assert not made[1].weight.requires_grad
+
+
+def test_what_a_new_module_holds_of_the_old_keeps_its_own_mode():
+    block = network()
+    block[1].eval()
+    made = convert(nn.Sequential(block), {"0": lambda old: nn.Sequential(old, nn.Tanh())})
+    assert made[0].training and made[0][1].training and not made[0][0][1].training
+
+
+def test_a_part_that_breaks_is_named_whatever_it_raises():
+    with pytest.raises(ValueError, match=r"module '2' \(Tanh\): KeyError\('gain'\)"):
+        convert(network(), {nn.Tanh: lambda old: {}["gain"]})

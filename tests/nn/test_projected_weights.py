@@ -219,3 +219,23 @@ def test_refusals():
         project_after_step(made, torch.optim.SGD(network().parameters(), lr=0.1))
     with pytest.raises(ValueError, match="model must come from normalize_and_project"):
         project_weights(network())
+
+
+def test_gains_from_an_assigned_state_dict_are_projected_too():
+    model = normalize_and_project(network(), gains="projected")
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    project_after_step(model, optimizer)
+    model(torch.randn(16, 5).double()).square().sum().backward()
+    optimizer.step()
+    for layer in (one for one in model.modules() if isinstance(one, NormalizedLayer)):
+        gains = torch.cat([p.detach() for norm in layer.gain_owners for p in norm.parameters()])
+        torch.testing.assert_close(gains.norm(), layer.gain_radius)
+
+
+def test_a_second_call_and_a_layer_of_one_unit_are_refused():
+    with pytest.raises(ValueError, match="normalised before, got '0'"):
+        normalize_and_project(normalize_and_project(network()))
+    gate = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Linear(1, 2))
+    with pytest.raises(ValueError, match=r"module '0' \(Linear\): one unit alone would become constant"):
+        normalize_and_project(gate)

@@ -101,3 +101,12 @@ def test_two_stage_label_smoothing_refuses():
         nn.CrossEntropyLoss()(logits, targets + 5)
     with pytest.raises(IndexError):
         two_stage_label_smoothing(logits, targets + 5, 0, 1)
+
+
+def test_masked_logits_are_as_finite_as_in_plain_cross_entropy():
+    logits, targets = batch(6, classes=4)
+    logits = torch.cat([logits, torch.full((6, 1), -math.inf, dtype=torch.float64)], 1).requires_grad_()
+    loss = two_stage_label_smoothing(logits, targets, step=5, switch=3)
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, targets))
+    loss.backward()
+    assert logits.grad.isfinite().all()

@@ -162,3 +162,15 @@ def test_refusals():
         spectral_regularization(nn.Sequential(nn.Linear(2, 2)).to("meta"))
     with pytest.raises(ValueError, match="model must have a linear, convolution or recurrent layer"):
         spectral_regularization(nn.ReLU())
+
+
+def test_a_weight_that_was_zero_at_first_is_followed_once_it_moves():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    nn.init.zeros_(model[1].weight)
+    penalty = spectral_regularization(model)
+    penalty().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        model[1].weight.copy_(5 * torch.eye(8))
+    penalty()
+    assert penalty.norms()["1.weight"].item() == pytest.approx(5)

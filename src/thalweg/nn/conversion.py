@@ -19,6 +19,8 @@ __all__ = ["convert"]
 Kind = type[nn.Module] | str
 Make = Callable[[nn.Module], nn.Module]
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# They know the parameters that they were given, and would neither average nor shard new ones.
+WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"})
 
 
 def convert(model: nn.Module, parts: Mapping[Kind, Make], *, skip: Collection[str] = ()) -> nn.Module:
@@ -66,6 +68,9 @@ def convert(model: nn.Module, parts: Mapping[Kind, Make], *, skip: Collection[st
     for module, key in _chosen(made, names, list(parts), skip):
         used.add(key)
         new[module] = _made(module, names[module][0], parts[key], uses, _device(module, made))
+        if new[module] is not module and any("_orig_mod" in name.split(".") for name in names[module]):
+            # What torch.compile made of it would go on with the old one.
+            raise ValueError(f"module {names[module][0]!r} is compiled: convert first, compile afterwards")
     for key in parts:
         if key not in used:
             kinds = sorted({type(module).__name__ for module in names})
@@ -81,6 +86,10 @@ def _check(model: nn.Module, parts: Mapping[Kind, Make]) -> None:
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model must be in eager form, got {type(model).__name__}: compile it afterwards")
+    for name, module in model.named_modules():
+        if wrapper := [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS]:
+            where = f"module {name!r}" if name else "model"
+            raise ValueError(f"{where} must not be wrapped yet, got {wrapper[0]}: convert first")
     if not isinstance(parts, Mapping) or not parts:
         raise ValueError(f"parts must map classes or names to functions, got {parts!r}")
     for key, make in parts.items():
@@ -161,11 +170,12 @@ def _made(
     shared = {p for p, count in _uses(old).items() if count < uses[p]}
     special = is_parametrized(old)
     hooked = any(getattr(old, hooks) for hooks in HOOKS)
-    training = old.training
+    training, before = old.training, set(old.modules())
     try:
         new = make(old)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # whatever a part may raise
+        known = isinstance(error, ValueError | TypeError | NotImplementedError)
+        raise ValueError(f"{where}: {error if known else repr(error)}") from error
     if not isinstance(new, nn.Module):
         raise ValueError(f"{where} must be replaced by a module, got {new!r}")
     if (special or hooked) and all(module is not old for module in new.modules()):
@@ -175,7 +185,9 @@ def _made(
         raise ValueError(f"{where} shares a parameter that {type(new).__name__} would not keep tied")
     if device is not None and any(t.device != device for t in (*new.parameters(), *new.buffers())):
         new = new.to(device)
-    return new.train(training)
+    for module in set(new.modules()) - before:
+        module.training = training
+    return new
 
 
 def _replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -37,14 +37,15 @@ class NormalizedLayer(nn.Module):
     def __init__(self, layer: nn.Module, norm: nn.Module):
         super().__init__()
         self.layer, self.norm = layer, norm
-        self.gains: list[Tensor] = []  # not parameters of this module: the model may have the normalisation
+        self.gain_owners: tuple[nn.Module, ...] = ()  # in no module's list: the model may have its own
         self.register_buffer("radius", _length([self.layer.weight.detach()]))  # type: ignore[operator,list-item]
         self.register_buffer("gain_radius", None)
 
     def keep_gains(self, norm: nn.Module) -> None:
         """From now on project the parameters of ``norm``, too."""
-        self.gains = list(norm.parameters())
-        self.gain_radius = _length([p.detach() for p in self.gains]) if self.gains else None
+        self.gain_owners = (norm,)
+        gains = [p.detach() for p in norm.parameters()]
+        self.gain_radius = _length(gains) if gains else None
 
     def forward(self, input: Tensor) -> Tensor:
         return self.norm(self.layer(input))
@@ -54,7 +55,8 @@ class NormalizedLayer(nn.Module):
         """Scale the weight, and gains if so chosen, back to their norms; what is zero stays."""
         _scale([self.layer.weight], self.radius)  # type: ignore[list-item]
         if self.gain_radius is not None:
-            _scale(self.gains, self.gain_radius)
+            # Asked for anew: a state dict may have put others in their place.
+            _scale([p for norm in self.gain_owners for p in norm.parameters()], self.gain_radius)
 
 
 def _length(tensors: list[Tensor]) -> Tensor:
@@ -121,7 +123,8 @@ def normalize_and_project(
 
     Raises:
         ValueError: an argument is out of range, the model cannot be traced or does not run on ``inputs``,
-            there is nothing to normalise, or a module is not understood, zero or parametrized (it is named).
+            there is nothing to normalise, the model was normalised before, or a module is not understood, has
+            one unit, is zero or parametrized (it is named).
     """
     check_choice("norm", norm, ("layer", "rms"))
     check_choice("gains", gains, GAINS)
@@ -134,7 +137,14 @@ def normalize_and_project(
     if not any(not place.readout for place in chosen.values()):
         raise ValueError(f"model must have a linear or convolution layer before the last, got {list(found)}")
 
+    for name, module in model.named_modules():
+        if isinstance(module, NormalizedLayer):
+            raise ValueError(f"model must not have been normalised before, got {name!r}: a NormalizedLayer")
+
     def wrapped(layer: nn.Module, place: Place) -> nn.Module:
+        alone = isinstance(layer, nn.Linear) and layer.out_features == 1
+        if alone and place.norm is None and not place.readout:
+            raise ValueError("one unit alone would become constant: name all other layers in layers=")
         if is_parametrized(layer):
             raise ValueError("weight must be a plain parameter, got a parametrized one")
         if not bool(_length([layer.weight.detach()]) > 0):  # type: ignore[operator, list-item]

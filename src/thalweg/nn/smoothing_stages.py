@@ -63,7 +63,8 @@ def two_stage_label_smoothing(
     counts = labels != ignore_index
     even = torch.where(counts, -log_p.mean(-1), 0)
     share = smoothing * (torch.as_tensor(step, device=flat.device) < switch).to(log_p.dtype)
-    loss = (1 - share) * hard + share * even
+    # A masked logit makes ``even`` infinite, and nothing times that is no number.
+    loss = torch.where(share > 0, (1 - share) * hard + share * even, hard)
     if reduction == "none":
         return loss.view(targets.shape)
     return loss.sum() if reduction == "sum" else loss.sum() / counts.sum()

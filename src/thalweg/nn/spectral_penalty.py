@@ -48,8 +48,8 @@ class SpectralPenalty(nn.Module):
         for index, piece in enumerate(self._matrices):
             matrix = _matrix(piece)
             left, right = self._vectors(index)
-            right.copy_(normalize(matrix.mT @ left, dim=0))
-            left.copy_(normalize(matrix @ right, dim=0))
+            right.copy_(_direction(matrix.mT @ left, right))
+            left.copy_(_direction(matrix @ right, left))
 
     def _vectors(self, index: int) -> tuple[Tensor, Tensor]:
         return getattr(self, f"left{index}"), getattr(self, f"right{index}")
@@ -80,6 +80,12 @@ class SpectralPenalty(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self._matrices)} matrices, coefficient={self.coefficient:g}, exponent={self.exponent}"
+
+
+def _direction(vector: Tensor, before: Tensor) -> Tensor:
+    """Where a vector points; where it is zero, as with a weight that starts there, the direction before."""
+    length = torch.linalg.vector_norm(vector)
+    return torch.where(length > 0, vector / length, before)
 
 
 def _wide(tensor: Tensor) -> Tensor:
