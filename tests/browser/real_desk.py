@@ -3,11 +3,14 @@
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 
 class Desk:
@@ -52,6 +55,23 @@ def served(folder, *options, store=None, environment=None):
         finally:
             running.terminate()
             running.wait()
+
+
+@contextlib.contextmanager
+def hosted(app):
+    """An application on a free port, in this process, where a test can reach into it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    running.start()
+    try:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield Desk(address, app.state.database.folder, app.state.store)
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        running.join()
+        listening.close()
 
 
 @contextlib.contextmanager

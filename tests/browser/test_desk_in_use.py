@@ -1,17 +1,14 @@
 """A desk with people, subscribers, long discussions, many findings, mistakes: as accessible and as light."""
 
 import re
-import socket
 import sqlite3
-import threading
 import time
 
 import pytest
-import uvicorn
 from accessibility import serious_faults
 from arriving import MISSING, MOST, arrive, weighed
 from playwright.sync_api import expect
-from real_desk import Desk
+from real_desk import hosted
 
 from thalweg.desk.app import create_app
 from thalweg.desk.comments import write
@@ -65,16 +62,9 @@ def app(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def busy(app):
-    """The application on a free port, in this process, where its mistakes can be made."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-    running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    running.start()
-    yield Desk(f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.database.folder, app.state.store)
-    server.should_exit = True
-    server.force_exit = True
-    running.join()
-    listening.close()
+    """The application in this process, where its mistakes can be made."""
+    with hosted(app) as running:
+        yield running
 
 
 def _runs(path):

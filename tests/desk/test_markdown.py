@@ -159,3 +159,13 @@ def test_what_repeats_itself_into_megabytes_is_shown_as_typed(text):
     made = rendered(text)
     assert len(made) < 50_000 and made.startswith("<pre><code>")
     assert html.unescape(made).count(text) == 1
+
+
+@pytest.mark.parametrize("inside", [19, 20, 39, 40, 200])
+@pytest.mark.parametrize("mark", ["> ", "- ", "1. "])
+def test_words_nested_too_deep_are_shown_as_typed(mark, inside):
+    text = mark * inside + "the words"
+    made = rendered(text)
+    typed = made.startswith("<pre><code>")
+    assert typed == (inside * (1 if mark == "> " else 2) >= 40)
+    assert (html.unescape(made).count(text) == 1) if typed else ("the words" in made)
