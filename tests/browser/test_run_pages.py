@@ -177,7 +177,7 @@ def test_the_list_stays_put_while_runs_come_and_the_chosen_are_compared(new_desk
     expect(row.get_by_role("cell")).to_have_text(["2", "1"])
 
 
-def test_a_page_takes_up_where_it_was_when_the_desk_comes_back(tmp_path, reader):
+def test_pages_say_that_the_desk_is_gone_and_take_up_where_they_were_when_it_is_back(tmp_path, reader):
     with RunStore(tmp_path / "runs.sqlite", write=True) as store:
         run = store.begin("mine", {})
 
@@ -186,16 +186,23 @@ def test_a_page_takes_up_where_it_was_when_the_desk_comes_back(tmp_path, reader)
 
         put(1)
         with served(tmp_path) as first:
-            page = reader(first, expected="Failed to load resource")
+            page, runs = (reader(first, expected="Failed to load resource") for _ in range(2))
             page.goto(f"/runs/{run}")
+            runs.goto("/runs")
             put(2)
             expect(page.locator("#steps")).to_have_text("2")
+            expect(runs.locator(f"#run-{run} td").nth(2)).to_have_text("2")
+        for one in (page, runs):
+            expect(one.locator("#lost[role=status]")).to_contain_text("No connection to the desk", timeout=15_000)
+            expect(one.locator("#lost .notice")).to_be_in_viewport()
         put(3, Finding("loss spike", 3, "While nobody listened.", {}))
         port = first.address.rsplit(":", 1)[1]
         with served(tmp_path, "--port", port):
             expect(page.locator("#findings")).to_contain_text("While nobody listened.", timeout=60_000)
             expect(page.locator("#steps")).to_have_text("3")
             expect(page.locator(".panel .now")).to_contain_text("at step 3")
+            for one in (page, runs):
+                expect(one.locator("#lost")).to_have_text("")
 
 
 def test_a_finding_that_comes_while_an_older_page_is_read_gets_a_mark_there_and_is_listed_on_the_latest(
