@@ -25,7 +25,7 @@ FEEDS = [
     "room=probe",
     "finding=loss+spike",
     "q=loss+spikes+in+training",
-    "topic=%3Cb%3E%26no",
+    "q=%3Cb%3E%26no",
 ]
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 IRI = re.compile(r"(https?://|urn:uuid:)\S+")
@@ -269,4 +269,12 @@ def test_what_is_not_there_is_refused(client):
     assert client.get("/feeds/papers.atom?room=kitchen").status_code == 400
     assert client.get("/feeds/papers.atom?finding=hunger").status_code == 400
     assert client.get("/feeds/papers.json").status_code == 422
-    assert read(client, "/feeds/papers.atom?topic=%3Cb%3E%26%22no").entries == []
+    answer = client.get("/feeds/papers.atom?topic=los+spikes")
+    assert answer.status_code == 400 and "did you mean loss spikes" in answer.text
+    answer = client.get("/feeds/papers.atom?topic=%3Cb%3E%26%22no")
+    assert answer.status_code == 400 and "&lt;b&gt;" in answer.text
+
+
+def test_a_topics_feed_is_the_same_in_any_case(client):
+    exact, other = (client.get(f"/feeds/papers.atom?topic={one}") for one in ("loss+spikes", "Loss+Spikes"))
+    assert exact.content == other.content and b"<entry>" in exact.content

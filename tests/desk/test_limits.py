@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from desk_people import browser, form_token, send, signed_in
 from thalweg.desk import limits
 from thalweg.desk.app import create_app
+from thalweg.desk.comments import write
 from thalweg.desk.limits import ALLOWED, Limits
 
 
@@ -72,6 +73,18 @@ def test_too_many_tries_get_429_with_the_time_to_wait(app, monkeypatch, action, 
     assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 110
     assert re.search(rf"too many tries to {action}: wait \d+ seconds", answer.text)
     assert client.get("/papers").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/papers/galore/comments", "/comments/{}/edit"])
+def test_a_comment_that_comes_too_soon_is_not_lost(app, monkeypatch, path):
+    ada = signed_in(app, "Ada")
+    path = path.format(write(app.state.database, "galore", ada.person, "the first"))
+    monkeypatch.setattr(Limits, "wait", lambda *about: 100.0)
+    answer = send(ada, path, text="what I typed\nfor long")
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "100"
+    assert "what I typed\nfor long</textarea>" in answer.text and f'action="{path}"' in answer.text
+    assert "wait 100 seconds" in answer.text
+    assert [row["text"] for row in app.state.database.rows("SELECT text FROM comments")] == ["the first"]
 
 
 def test_an_account_is_limited_from_all_addresses_together(app, monkeypatch):

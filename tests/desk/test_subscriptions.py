@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import time
 
@@ -180,6 +181,50 @@ def test_what_is_wrong_is_said_and_nothing_is_sent(client, post_office, fields, 
     answer = fill(client, "/subscribe", **{"every": "weekly", **fields})
     assert answer.status_code == code and why in answer.text
     assert post_office.messages == []
+
+
+TYPED = {"topic": ["loss spikes", "Grokking", "los spikes"], "finding": "loss spike", "q": "why it grows"}
+
+
+def kept(text):
+    """What a form holds: boxes that are ticked, and the field for another topic."""
+    ticked = re.findall(r'name="(\w+)" value="([^"]*)" checked', text)
+    other = re.search(r'id="other-topic"[^>]*', text)[0]
+    return {value for _, value in ticked}, re.search(r'value="([^"]*)"', other)[1]
+
+
+def test_a_topic_that_is_none_loses_nothing_of_the_form_and_the_nearest_is_named(client, post_office):
+    answer = fill(client, "/subscribe", email=ADA, every="daily", **TYPED)
+    text = html.unescape(answer.text)
+    assert answer.status_code == 400 and "got 'los spikes' (did you mean loss spikes" in text
+    assert f'value="{ADA}"' in text and 'id="other-topic"' in text and 'aria-describedby="wrong"' in text
+    assert kept(text) == (
+        {"daily", "loss spikes", "grokking", "loss spike", "why it grows"},
+        "los spikes",
+    )
+    assert post_office.messages == []
+
+
+def test_a_link_with_a_topic_that_is_none_leads_to_the_form(client):
+    answer = client.get("/subscribe?topic=los+spikes&topic=Grokking")
+    assert answer.status_code == 400 and kept(answer.text) == ({"weekly", "grokking"}, "los spikes")
+
+
+def test_the_case_of_a_topic_does_not_matter(client, post_office):
+    fill(client, "/subscribe", email=ADA, every="weekly", topic=["Loss Spikes", "loss spikes"])
+    page = client.get(link(post_office.messages[0], "confirm/")).text
+    assert page.count("loss spikes") == 1 and "Loss Spikes" not in page
+
+
+def test_choosing_anew_loses_nothing_over_a_topic_that_is_none(client, post_office, database):
+    fill(client, "/subscribe", email=ADA, **SPIKES)
+    confirm = link(post_office.messages[0], "confirm/")
+    mine = fill(client, confirm).url.path
+    before = database.rows("SELECT wants, every FROM subscribers")[0]
+    answer = fill(client, mine, every="daily", **TYPED)
+    assert answer.status_code == 400 and "did you mean loss spikes" in answer.text
+    assert kept(answer.text)[1] == "los spikes" and "no-store" in answer.headers["cache-control"]
+    assert database.rows("SELECT wants, every FROM subscribers")[0] == before
 
 
 def test_a_client_is_slowed_down(client, post_office):

@@ -137,7 +137,7 @@ def search(
     question, ``finding`` is looked for among the 500 papers that fit it best.
     """
     shelf = shelf_of(request)
-    check_names(shelf, topic=topic, finding=finding)
+    topic = check_names(shelf, topic=topic, finding=finding)
     asked = {
         "topic": topic,
         "room": room,

@@ -23,14 +23,14 @@ Id = Annotated[int, Path(ge=1, le=2**53)]
 @router.post("/papers/{name}/comments")
 def comment(request: Request, name: str, text: Text = "") -> Response:
     person = demand(request, "comment")
-    limit(request, "comment", account=person.name)
     paper = paper_of(request, name)
     database = request.app.state.database
     try:
+        limit(request, "comment", account=person.name)
         made = found(database, write(database, paper.key, person, text))
-    except ValueError as error:
-        about: dict[str, Any] = {"action": f"/papers/{paper.key}/comments", "back": f"/papers/{paper.key}"}
-        return page(request, "comment.html", **about, text=text, wrong=str(error), status_code=422)
+    except (ValueError, HTTPException) as error:
+        about = {"action": f"/papers/{paper.key}/comments", "back": f"/papers/{paper.key}"}
+        return _again(request, about, text, error)
     assert made is not None
     return _shown(request, made)
 
@@ -50,11 +50,11 @@ def edit(request: Request, id: Id) -> Response:
 @router.post("/comments/{id}/edit")
 def edited(request: Request, id: Id, text: Text = "") -> Response:
     made, person = _own(request, id)
-    limit(request, "comment", account=person.name)
     try:
+        limit(request, "comment", account=person.name)
         change(request.app.state.database, made, text)
-    except ValueError as error:
-        return page(request, "comment.html", **_about(made), text=text, wrong=str(error), status_code=422)
+    except (ValueError, HTTPException) as error:
+        return _again(request, _about(made), text, error)
     return _shown(request, made)
 
 
@@ -85,6 +85,17 @@ def _own(request: Request, id: int) -> tuple[Comment, Person]:
 
 def _about(made: Comment) -> dict[str, Any]:
     return {"action": f"/comments/{made.id}/edit", "back": f"/papers/{made.paper}#comment-{made.id}"}
+
+
+def _again(request: Request, about: dict[str, Any], text: str, error: ValueError | HTTPException) -> Response:
+    """The form with what was typed: it was wrong, or came too soon after others."""
+    if isinstance(error, HTTPException):
+        answer = page(
+            request, "comment.html", **about, text=text, wrong=error.detail, status_code=error.status_code
+        )
+        answer.headers.update(error.headers or {})
+        return answer
+    return page(request, "comment.html", **about, text=text, wrong=str(error), status_code=422)
 
 
 def _shown(request: Request, made: Comment) -> Response:

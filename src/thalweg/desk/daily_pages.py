@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from thalweg.desk.findings_api import check_names
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import Text, shelf_of
 from thalweg.desk.periods import Period, name_in, period_of
@@ -44,6 +45,7 @@ def papers(
             request,
             "Newest papers",
             found,
+            first=_address() if p else "",
             newer=Link(_address(p=p - 1), "Newer papers") if p else None,
             older=Link(_address(p=p + 1), "Older papers") if more else None,
             periods=_periods(order, "~"),
@@ -59,6 +61,7 @@ def papers(
         found,
         # The built-in catalog knows months only.
         undated=_of_months(request, period) if period.kind != "month" and p == 0 else {},
+        first=_address(**name) if p else "",
         newer=Link(_address(**name, p=p - 1), f"Back in {period.name}") if p else _newer(order, period),
         older=Link(_address(**name, p=p + 1), f"More of {period.name}") if more else _older(order, period),
         periods=_periods(order, period.last),
@@ -74,6 +77,7 @@ def trending(request: Request, p: PageNumber = 0) -> Response:
         request,
         "Trending papers",
         found[start : start + AT_ONCE],
+        first="/papers/trending" if p else "",
         newer=Link(_address("/papers/trending", p=p - 1), "Back") if p else None,
         older=Link(_address("/papers/trending", p=p + 1), "More") if start + AT_ONCE < len(found) else None,
         periods=_periods(shelf_of(request).order, "~"),
@@ -86,6 +90,7 @@ def about(
     request: Request, topic: Text = "", room: Text = "", finding: Text = "", p: NearPage = 0
 ) -> Response:
     """All papers with a topic, a room and a finding."""
+    topic = check_names(shelf_of(request), topic=topic, finding=finding)
     wanted = {"topic": topic, "room": room, "finding": finding}
     start = p * AT_ONCE
     found = shelf_of(request).chosen(**wanted, start=start, count=AT_ONCE + 1)
@@ -94,6 +99,7 @@ def about(
         request,
         ", ".join(name for name in wanted.values() if name) or "All papers",
         found[:AT_ONCE],
+        first=_address(here, **wanted) if p else "",
         newer=Link(_address(here, **wanted, p=p - 1), "Newer papers") if p else None,
         older=Link(_address(here, **wanted, p=p + 1), "Older papers") if len(found) > AT_ONCE else None,
         periods=_periods(shelf_of(request).order, "~"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -37,7 +37,13 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _malformed(request: Request, error: Exception) -> Response:
     """A field that is missing, too long or of the wrong kind; not repeated, for it may be a password."""
     assert isinstance(error, RequestValidationError)
-    return _answer(request, 422, "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()))
+    said = "; ".join(f"{_argument(one['loc'])}: {one['msg']}" for one in error.errors())
+    return _answer(request, 422, said)
+
+
+def _argument(place: Sequence[str | int]) -> str:
+    """The name of an argument, also where it is one of several values that was wrong."""
+    return str(next((one for one in reversed(place) if isinstance(one, str)), place[-1]))
 
 
 async def _unstored(request: Request, error: Exception) -> Response:

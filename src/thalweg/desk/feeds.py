@@ -17,6 +17,7 @@ from thalweg._core.checks import check_choice
 from thalweg.desk.api_shapes import FAILURES
 from thalweg.desk.feed_writing import Feed, Item
 from thalweg.desk.fitting import Fitting
+from thalweg.desk.known_topics import known_topic
 from thalweg.desk.new_arrivals import arrivals
 from thalweg.desk.novelty import FirstSeen, first_seen
 from thalweg.desk.paper import Paper
@@ -53,6 +54,7 @@ def feed(
     """The newest papers and verdicts of a topic, a room, a finding or a question; of all without one."""
     if finding:
         check_choice("finding", finding, shelf_of(request).findings)
+    topic = known_topic(shelf_of(request), topic)
     given = {"topic": topic, "room": room, "finding": finding, "q": " ".join(q.split())}
     chosen = {name: value for name, value in given.items() if value}
     problems = request.app.state.problems

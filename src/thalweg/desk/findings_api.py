@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from thalweg._core.checks import check_choice, nearest
+from thalweg._core.checks import check_choice
 from thalweg.desk.api_shapes import MeasuredShape, Trouble
+from thalweg.desk.known_topics import known_topic
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import Shelf
@@ -16,17 +17,15 @@ from thalweg.desk.troubles import severities, troubles
 router = APIRouter(prefix="/api")
 
 
-def check_names(shelf: Shelf, *, topic: str = "", finding: str = "") -> None:
-    """Refuse names that nothing has, which would otherwise be a list without papers.
+def check_names(shelf: Shelf, *, topic: str = "", finding: str = "") -> str:
+    """The topic as the desk spells it; names that nothing has would otherwise be a list without papers.
 
     Raises:
         ValueError: naming what is allowed, or of many topics the nearest.
     """
     if finding:
         check_choice("finding", finding, {**troubles(), **shelf.findings})
-    topics = dict(shelf.topics) if topic else {}
-    if topic and topic not in topics:
-        raise ValueError(f"topic must be one of those on /topics, got {topic!r}{nearest(topic, topics)}")
+    return known_topic(shelf, topic)
 
 
 @router.get("/findings", tags=["findings"], response_model=list[Trouble])

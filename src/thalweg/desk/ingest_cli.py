@@ -119,7 +119,7 @@ def import_papers(
     for one in report.named:
         screen.print(f"left out: {one}", markup=False, soft_wrap=True)
     if report.bad:
-        screen.print(f"{report.bad} rows were left out")
+        screen.print(f"rows left out: {report.bad}")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def curve(
     to: Step = LAST,
     after: Annotated[int, Query(ge=-1, le=LAST - 1)] = -1,
 ) -> Curve:
-    """A curve of at most ``points`` points whose spikes are those of the whole; null where it is not finite.
+    """A curve, thinned to ``points`` at most, with the spikes of the whole; null where it is not finite.
 
     ``from`` and ``to``: first and last step of a window, which is then given in full detail. ``after``: the
     last step that is known already; only what lies behind it comes.

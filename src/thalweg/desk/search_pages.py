@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from thalweg.desk.index.filters import check_range, reversed_range
+from thalweg.desk.known_topics import UnknownTopic, known_topic
 from thalweg.desk.paper import Paper
 from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import IMPORTED
@@ -40,11 +41,16 @@ def search(
     check_range("", until)
     backward = reversed_range(since, until)  # which a form is while somebody fills it in
     days = {"since": _day(since), "until": _day(until, last=True)}
+    near: tuple[str, ...] | None = None  # where the desk has no such topic, those written most like it
+    try:
+        topic = known_topic(shelf, topic)
+    except UnknownTopic as error:
+        near = error.near
     filters = {"topic": topic.strip(), "room": room, "status": status, **days}
     asked = {"state" if name == "status" else name: value for name, value in filters.items()}
     start, count = p * AT_ONCE, AT_ONCE + 1  # one more says whether there is a next page
     hits: list[Paper] = []
-    if backward:
+    if backward or near is not None:
         pass
     elif q.strip():
         hits = [one for one, _ in shelf.search(q, count, start=start, **asked)]
@@ -63,6 +69,7 @@ def search(
         states=(*STATES, IMPORTED),
         topics=[name for name, _ in shelf.topics[:TOPICS]],
         backward=backward,
+        meant=None if near is None else [(one, _address({**chosen, "topic": one}, 0)) for one in near],
         by=shelf.finder.judges if q.strip() else "",
         note=shelf.finder.note if q.strip() else "",
     )

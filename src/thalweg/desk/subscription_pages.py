@@ -23,7 +23,7 @@ from thalweg.desk.postman import Postman
 from thalweg.desk.settings import MailSettings, mail_settings
 from thalweg.desk.subscriptions import DAY, EVERY, HOLDS, Subscriber, Subscriptions
 from thalweg.desk.views import page
-from thalweg.desk.wants import Wants, checked_wants
+from thalweg.desk.wants import Wants, checked_wants, showable_wants
 
 router = APIRouter(include_in_schema=False)
 USUAL, MOST = 40, 1500  # topics to tick, and topics that the field for others proposes
@@ -49,8 +49,13 @@ def mail_of(request: Request) -> tuple[MailSettings | None, str]:
 def form(request: Request, topic: Asked, room: Asked, finding: Asked, q: Asked) -> Response:
     """What there is to choose from; what the asker came from is chosen already."""
     _, why = mail_of(request)
-    wants = checked_wants(shelf_of(request), topic, room, finding, q)
-    return page(request, "subscribe.html", why=why, email="", wrong="", **_choices(request, wants, "weekly"))
+    chosen = (topic, room, finding, q)
+    try:
+        choices = _choices(request, checked_wants(shelf_of(request), *chosen), "weekly")
+    except ValueError as error:
+        choices = _again(request, chosen, "weekly", error)
+    code = 400 if choices["wrong"] else 200
+    return page(request, "subscribe.html", why=why, email="", **choices, status_code=code)
 
 
 @router.post("/subscribe")
@@ -67,15 +72,14 @@ def subscribe(
     settings, why = mail_of(request)
     if settings is None:
         raise HTTPException(503, f"this desk sends no mail: {why}")
-    wants = checked_wants(shelf_of(request), topic, room, finding, q)
     check_choice("every", every, EVERY)
+    chosen = (topic, room, finding, q)
     try:
+        wants = checked_wants(shelf_of(request), *chosen)
         address = mail_address(email, "the e-mail address")
     except ValueError as error:
-        again = _choices(request, wants, every)
-        return page(
-            request, "subscribe.html", why="", email=email, wrong=str(error), status_code=400, **again
-        )
+        again = _again(request, chosen, every, error)
+        return page(request, "subscribe.html", why="", email=email, **again, status_code=400)
     limit(request, "subscribe", account=address)
     asked = _subscriptions(request).ask(address, every, wants, time.time())
     answer = page(request, "subscribed.html", hours=1, days=round(HOLDS / DAY))
@@ -105,7 +109,7 @@ def confirm(request: Request, token: str) -> Response:
 def manage(request: Request, secret: str, done: Annotated[str, Query(max_length=20)] = "") -> Response:
     who = _subscriber(request, secret)
     choices = _choices(request, who.wants, who.every)
-    return _private(page(request, "subscription.html", who=who, done=done, why="", **choices))
+    return _private(page(request, "subscription.html", who=who, done=done, **choices))
 
 
 @router.post("/subscriptions/{secret}")
@@ -118,8 +122,12 @@ def change(
     q: Chosen,
     every: Annotated[str, Form(max_length=10)] = "weekly",
 ) -> Response:
-    _subscriber(request, secret)
-    _subscriptions(request).change(secret, every, checked_wants(shelf_of(request), topic, room, finding, q))
+    who, chosen = _subscriber(request, secret), (topic, room, finding, q)
+    try:
+        _subscriptions(request).change(secret, every, checked_wants(shelf_of(request), *chosen))
+    except ValueError as error:
+        again = _again(request, chosen, every, error)
+        return _private(page(request, "subscription.html", who=who, done="", **again, status_code=400))
     return _private(RedirectResponse(f"/subscriptions/{secret}?done=changed", 303))
 
 
@@ -185,7 +193,15 @@ def _choices(request: Request, wants: Wants, every: str) -> dict[str, Any]:
         "further": topics[USUAL:MOST],
         "rooms": sorted({one.room for one in shelf.papers}),
         "findings": list(shelf.findings),
+        "other": "",
+        "wrong": "",
     }
+
+
+def _again(request: Request, chosen: tuple[list[str], ...], every: str, error: ValueError) -> dict[str, Any]:
+    """The same with what was chosen and typed, and what is wrong with it."""
+    wants, other = showable_wants(shelf_of(request), *chosen)
+    return {**_choices(request, wants, every), "other": other, "wrong": str(error)}
 
 
 def _private(answer: Response) -> Response:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from thalweg._core.checks import check_choice, nearest
+from thalweg._core.checks import check_choice
+from thalweg.desk.known_topics import UnknownTopic, known_topic
 from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
 from thalweg.papers.entry import ROOMS
@@ -72,7 +73,9 @@ def checked_wants(
     findings: Iterable[str] = (),
     questions: Iterable[str] = (),
 ) -> Wants:
-    """What was asked for, if the desk has such topics, rooms and findings; empty texts count for nothing.
+    """What was asked for, if the desk has such topics (in whatever case), rooms and findings.
+
+    Empty texts count for nothing.
 
     Raises:
         ValueError: it has not, there are too many, or a question is too long.
@@ -82,10 +85,7 @@ def checked_wants(
         raise ValueError(
             f"at most {MOST} topics, rooms, findings and questions can be chosen, got {len(wants.named)}"
         )
-    known = {topic for topic, _ in shelf.topics}
-    for topic in wants.topics:
-        if topic not in known:
-            raise ValueError(f"topic must be one of this desk's, got {topic[:80]!r}{nearest(topic, known)}")
+    wants = replace(wants, topics=tuple(dict.fromkeys(known_topic(shelf, one) for one in wants.topics)))
     for room in wants.rooms:
         check_choice("room", room, ROOMS)
     for name in wants.findings:
@@ -96,6 +96,23 @@ def checked_wants(
                 f"a question must be plain text of at most {LONGEST} characters, got {len(question)}"
             )
     return wants
+
+
+def showable_wants(
+    shelf: Shelf,
+    topics: Iterable[str] = (),
+    rooms: Iterable[str] = (),
+    findings: Iterable[str] = (),
+    questions: Iterable[str] = (),
+) -> tuple[Wants, str]:
+    """What of a refused choice a form can show again, and the text that is no topic."""
+    known, other = [], ""
+    for topic in _cleaned(topics):
+        try:
+            known.append(known_topic(shelf, topic))
+        except UnknownTopic:
+            other = other or topic
+    return Wants(tuple(known), *map(_cleaned, (rooms, findings, questions))), other
 
 
 def _cleaned(values: Iterable[str]) -> tuple[str, ...]:
