@@ -128,7 +128,7 @@ def test_numbers_that_do_not_rise_are_refused(tmp_path):
 
 NAMES = [
     *("terms.npy", "starts.npy", "holders.npy", "worths.npy", "known.npy", "directions.npy", "vectors.npy"),
-    *("minilm.npy", "covered.npy", "scales.npy"),
+    *("minilm.npy", "covered.npy", "scales.npy", "turn.npy", "parts.npy"),
     *("rows.npy", "days.npy", "rooms.npy", "topics.npy", "titles.npy", "labels.json", "index.json"),
 ]
 

@@ -7,6 +7,7 @@ import bisect
 import numpy as np
 import pytest
 
+from thalweg.desk.index import sentences
 from thalweg.desk.index.build import build
 from thalweg.desk.index.filters import Filters
 from thalweg.desk.index.passages import passage
@@ -141,6 +142,24 @@ def test_filters_drop_exactly_what_they_name_whatever_has_a_vector(part, whole, 
             everything = index.rankings(question, depth=COUNT, **asked).by_meaning
             some = index.rankings(question, filters, depth=10, **asked).by_meaning
             assert list(some) == [row for row in everything if row in allowed][:10]
+
+
+@pytest.mark.parametrize("exactly", [40, COUNT])
+def test_of_very_many_the_best_are_still_exact_within_filters_too(whole, tmp_path, monkeypatch, exactly):
+    monkeypatch.setattr(sentences, "_FEW", COUNT // 2)
+    monkeypatch.setattr(sentences, "_EXACTLY", exactly)
+    monkeypatch.setattr(sentences, "_CHUNK", 250)
+    many = indexed(tmp_path, np.arange(COUNT))
+    assert many._sentences._parts.shape == (COUNT, sentences._STRONGEST)
+    shares = []
+    for k, question in enumerate(QUESTIONS):
+        for filters in (Filters(), Filters(room="probe")):
+            asked = {"filters": filters, "depth": 8, "vector": question_vector(k)}
+            expected, found = (index.rankings(question, **asked).by_meaning for index in (whole, many))
+            shares += [len(expected.keys() & found.keys()) / len(expected)] if expected else []
+            same = {row: expected[row] for row in found if row in expected}
+            assert {row: found[row] for row in same} == pytest.approx(same, abs=1e-5)
+    assert len(shares) > 10 and np.mean(shares) > (0.999 if exactly == COUNT else 0.9)
 
 
 def test_vectors_of_papers_are_those_that_were_kept(part):

@@ -158,7 +158,7 @@ class SearchIndex:
             found = self._similarity("", asked)
             least = max(_LEAST_SIMILAR, _BESIDE * float(found.max(initial=0)))
             return self._with_cosines(_best(found, allowed, depth, least), found)
-        found = cosines = self._sentences.similarity(vector)
+        found = cosines = self._sentences.similarity(vector, None if allowed is None else allowed[covered])
         highest = float(cosines.max())
         if len(covered) < self.count:
             latent = self._similarity("", asked)
