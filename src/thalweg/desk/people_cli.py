@@ -66,7 +66,7 @@ def invite(
 def people(data: Data = None) -> None:
     """List who has a name on this desk, and who was invited and has not come yet."""
     with user_errors():
-        from thalweg.desk.open_invitations import open_invitations
+        from thalweg.desk.invited import open_invitations
         from thalweg.desk.people import everyone
 
         database = _database(data)
@@ -105,7 +105,7 @@ def remove(
     Of somebody who was invited and has not come yet, take the invitation back.
     """
     with user_errors():
-        from thalweg.desk.open_invitations import withdraw
+        from thalweg.desk.invited import withdraw
         from thalweg.desk.people import named, remove
 
         database = _database(data)

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Form, HTTPException, Path, Request
 from starlette.responses import RedirectResponse, Response
 
 from thalweg.desk.database import Database
+from thalweg.desk.invited import open_invitations, withdraw
 from thalweg.desk.limits import limit
 from thalweg.desk.local_path import local_path
-from thalweg.desk.open_invitations import open_invitations, withdraw
 from thalweg.desk.people import (
     ROLES,
     NotOwner,

@@ -12,7 +12,7 @@ from desk_people import PASSWORD, browser, person, send, signed_in
 from thalweg.cli import app as command
 from thalweg.desk import people
 from thalweg.desk.app import create_app
-from thalweg.desk.open_invitations import open_invitations, withdraw
+from thalweg.desk.invited import open_invitations, withdraw
 
 
 @pytest.fixture
