@@ -200,6 +200,20 @@ def test_findings_that_the_page_does_not_list_are_marked_and_lead_to_their_page(
     page.wait_for_url("**/runs/1?show=loss&findings=*#found")
 
 
+def test_findings_and_phases_are_marked_on_the_layers_too(busy, pages, reader):
+    page = reader(busy)
+    page.goto("/runs/1?show=loss&phases=1&layers=gradient+norm")
+    for place in ("#panels", "#layers"):
+        expect(page.locator(f"{place} .mark").nth(20)).to_be_visible()
+    bare = (  # pixels of a row between curves that no phase has coloured
+        "(all) => all.map((canvas) => canvas.getContext('2d').getImageData(canvas.width * 0.2,"
+        " canvas.height * 0.7, canvas.width * 0.7, 1).data.filter((one, n) => n % 4 === 3 && !one).length)"
+    )
+    assert page.locator("canvas").evaluate_all(bare) == [0, 0]
+    page.locator("#layers .legend input").first.click()
+    expect(page.locator("#layers .mark").first).to_be_visible()
+
+
 @pytest.mark.parametrize("old", ["/runs/1?all=1#finding-45", "/runs/1?show=loss#finding-3"])
 def test_an_older_link_to_a_finding_leads_to_the_page_that_lists_it_now(busy, pages, reader, old):
     page = reader(busy)

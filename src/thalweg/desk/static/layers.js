@@ -7,10 +7,9 @@ const MOST = 6;
 const SELDOM = 3000; // ms between two looks at a run that goes on
 
 export class Layers {
-  constructor(run, panels, pick) {
-    this.run = run;
-    this.panels = panels;
-    this.pick = pick;
+  // pick: see Plot. built: there is a new plot, which knows no marks and bands.
+  constructor(run, panels, pick, built) {
+    Object.assign(this, { run, panels, pick, built });
     this.place = document.getElementById("layers");
     this.choice = document.getElementById("by-layer");
     this.plot = null;
@@ -104,6 +103,7 @@ export class Layers {
     this.place.replaceChildren(figure, legend);
     this.plot = new Plot(place, {
       lines: this.shown.length,
+      axis: true,
       unit: this.choice.selectedOptions[0].dataset.unit,
       view: () => this.panels.view(),
       zoom: (from, to) => this.panels.zoom(from, to),
@@ -114,6 +114,7 @@ export class Layers {
       pick: this.pick,
     });
     this.panels.add(this.plot, []);
+    this.built();
   }
 
   // Which layers, and which line is whose.

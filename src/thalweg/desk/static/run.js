@@ -26,7 +26,7 @@ const panels = new Panels(() => {
   waiting = setTimeout(load, 120);
 });
 const findings = new Findings(run, panels, say);
-const layers = new Layers(run, panels, (numbers) => findings.light(numbers));
+const layers = new Layers(run, panels, (numbers) => findings.light(numbers), dress);
 
 function say(words) {
   summary.textContent = words;
@@ -99,6 +99,9 @@ function lay() {
     plot.fit();
     plot.make();
   });
+  dress();
+}
+function dress() {
   findings.show();
   bands();
 }
