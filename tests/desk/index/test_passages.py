@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,12 +80,35 @@ def test_a_process_that_is_killed_is_named(alone):
             many(TEXTS)
 
 
-def children():
-    """Numbers of the processes of this one that encode."""
+ASKING = """
+import pathlib, sys
+from thalweg.desk.index.passages import encoder_for
+with encoder_for(1000, pathlib.Path(sys.argv[1])) as many:
+    print(many(["one"]).shape, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_no_process_is_left_when_the_one_that_asks_is_killed():
+    asking = subprocess.Popen(
+        [sys.executable, "-c", ASKING, str(model_folder())], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert asking.stdout.readline() == b"(1, 384)\n"
+    (child,) = children(asking.pid)
+    asking.kill()
+    asking.communicate()
+    ends = time.monotonic() + 20
+    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def children(of=None):
+    """Numbers of the processes of this one, or of another, that encode."""
     found = []
     for one in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = int((one / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == os.getpid() and b"passages" in (one / "cmdline").read_bytes():
+            if parent == (of or os.getpid()) and b"passages" in (one / "cmdline").read_bytes():
                 found.append(int(one.name))
     return found
