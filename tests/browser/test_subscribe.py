@@ -42,8 +42,10 @@ def test_subscribe_confirm_and_leave(mailbox, new_desk, reader):
     )
     settings.chmod(0o600)
     page = reader(new_desk)
-    page.goto("/subscribe?topic=gradient+spikes")
+    page.goto("/subscribe?topic=gradient+spikes&q=loss+spikes")
     expect(page.get_by_label("gradient spikes", exact=True)).to_be_checked()
+    ticked, label = page.get_by_text("“loss spikes”"), page.get_by_text("in your words")
+    assert label.bounding_box()["y"] > ticked.bounding_box()["y"] + ticked.bounding_box()["height"]
     page.get_by_label("Your e-mail address").fill("ada@example.org")
     page.get_by_role("button", name="Subscribe").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Look into your mailbox")
