@@ -314,3 +314,14 @@ def test_the_command_builds_the_index_and_an_import_of_few_papers_does_too(tmp_p
     assert (built.exit_code, built.stdout) == (0, "1 papers in the search index\n")
     client = TestClient(create_app(folder=tmp_path / "desk"))
     assert titles(client, "/search?q=zebra") == ["A zebra"]
+
+
+@pytest.mark.parametrize("page", ["/search", "/search?q=zzzzqqqq"])
+def test_the_example_questions_have_measured_papers_for_their_first_answers(tmp_path, page):
+    client = TestClient(create_app(folder=tmp_path))
+    main = client.get(page).text.partition("<main")[2]
+    examples = re.findall(r'href="(/search\?q=[^"]+)"', main)
+    assert len(examples) == 2
+    for one in examples:
+        rows = client.get(one).text.split("<article>")[1:4]
+        assert all('class="verdict reproduced"' in row for row in rows[:2]), one
