@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -15,6 +16,8 @@ def pair(
     model: nn.Module, reference: nn.Module, names: tuple[str, str] = ("model", "reference")
 ) -> tuple[nn.Module, nn.Module]:
     """A copy of ``model`` to edit, and ``reference`` without wrappers; ``names`` are those of the arguments.
+
+    Where the two differ in floating-point types, a copy of ``reference`` in those of ``model``.
 
     Raises:
         ValueError: they do not fit, or one cannot be edited; the weight is named.
@@ -41,10 +44,25 @@ def pair(
         every = dict(new.named_parameters(remove_duplicate=False))
         how = "one tied to another" if name in every else "none"
         raise ValueError(f"{one} must have a weight {name!r} of its own like {two}, got {how}")
+    if any(given[name].dtype != p.dtype for name, p in wanted.items()):
+        other = _in_types_of(new, other, two)
+        given = dict(other.named_parameters())
     for argument, weights in ((one, wanted), (two, given)):
         _finite(argument, weights)
     _own_memory(bare(model), one)
     return new, other
+
+
+@torch.no_grad()
+def _in_types_of(model: nn.Module, reference: nn.Module, argument: str) -> nn.Module:
+    wanted = dict(model.named_parameters()) | dict(model.named_buffers())
+    made = copied(reference, argument)
+    for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+        like = wanted.get(name)
+        if like is not None and tensor.is_floating_point() and like.is_floating_point():
+            tensor.grad = None
+            tensor.data = tensor.to(like.dtype)
+    return made
 
 
 def _finite(argument: str, weights: Mapping[str, Tensor]) -> None:

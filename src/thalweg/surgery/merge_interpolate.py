@@ -82,7 +82,8 @@ def interpolate(
     models first: see :func:`align`.
 
     Args:
-        start, end: two models with the same weights by name and shape; the copy is one of ``start``.
+        start, end: two models with the same weights by name and shape; the copy is one of ``start``, in whose
+            floating-point types ``end`` is read.
         at: t, in [0, 1].
         renormalise: ``"repair"``, ``"rescale"``, ``"reshift"`` or None.
         batches: training data (tensors, tuples of positional or mappings of keyword arguments), readable
