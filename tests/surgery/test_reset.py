@@ -83,6 +83,22 @@ def test_a_weight_between_two_dormant_units_ends_at_zero():
     assert model[4].weight[:, 1].tolist() == [0] * 3
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda model: nn.DataParallel(torch.compile(model, backend="eager"))],
+)
+def test_a_wrapped_model_is_reset_inside(wrap):
+    model = mlp()
+    report = reset_dormant(wrap(model), {"1": scores(1, 4)})
+    assert report.units == {"1": (1, 4)}
+    assert model[2].weight[:, [1, 4]].abs().sum() == 0 and model[2].weight[:, 0].abs().sum() > 0
+
+
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"model must hold its weights, got '0\.weight' on the meta device"):
+        reset_dormant(mlp().to("meta"), {"1": scores(1)})
+
+
 def test_threshold_is_inclusive():
     model = mlp()
     report = reset_dormant(model, {"1": torch.tensor([0.0, 0.1, 0.100001, 1, 2, 3])}, threshold=0.1)

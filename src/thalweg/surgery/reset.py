@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_not_negative
 from thalweg.surgery._chain import Link, links
+from thalweg.surgery._edit import checked
 
 __all__ = ["ResetReport", "reset_dormant"]
 
@@ -131,7 +132,7 @@ def reset_dormant(
     tied, grouped or parametrized weight are refused by name.
 
     Args:
-        model: traced symbolically with ``torch.fx``; not run.
+        model: traced symbolically with ``torch.fx``, behind DDP, DataParallel and torch.compile; not run.
         scores_or_report: layer to scores of shape (units,), as in ``DormantNeurons.scores``, or that report.
             A layer is an activation module (``name[1]`` for its second run), or the ``Linear`` or ``Conv2d``
             whose units the scores are about.
@@ -143,9 +144,10 @@ def reset_dormant(
         generator: draws the weights; None for torch's global one.
 
     Raises:
-        ValueError: scores are no vectors of the layers' sizes; the model cannot be traced; a layer is
-            unknown, is the output or is connected in a way not understood.
+        ValueError: scores are no vectors of the layers' sizes; the model cannot be traced or has a weight on
+            the meta device; a layer is unknown, is the output or is connected in a way not understood.
     """
+    model = checked(model)
     masks = _masks(scores_or_report, check_not_negative("threshold", threshold))
     shared = _shared_parameters(model)
     chain = links(model, list(masks))
