@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from edited_models import LINEARS, Language, mlp
+from edited_models import LINEARS, Block, Language, mlp
 from torch import nn
 
-from thalweg.surgery import prune
+from thalweg.surgery import factorize, prune, quantize
 from thalweg.surgery._edit import (
     blocks_of,
     chosen_layers,
@@ -91,6 +93,27 @@ def test_copies_are_of_what_is_inside_wrappers():
         ValueError, match=r"must be copyable by copy\.deepcopy, got Sequential with TypeError"
     ):
         copied(stuck)
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4), lambda: Block(4, 6)])
+def test_a_compiled_child_is_edited_and_compiled_anew(make, run_before):
+    x = torch.randn(3, 4)
+    inside = make()
+    plain = nn.Sequential(inside, nn.Linear(4, 2)).eval()
+    compiled = nn.Sequential(torch.compile(copy.deepcopy(inside), backend="eager"), plain[1]).eval()
+    if run_before:
+        compiled(x)
+    below = "0.expand" if isinstance(inside, Block) else "0"
+    above = below.replace("0", "0._orig_mod")
+    for edit in (
+        lambda model, name: factorize(model, ranks={name: 1}, layers=[name]),
+        lambda model, name: quantize(model, 2, 2, keep=0, layers=[name]),
+    ):
+        new, report = edit(compiled, above)
+        torch.testing.assert_close(new(x), edit(plain, below)[0](x))
+        assert list(report.layers) == [above] and hasattr(new[0], "_orig_mod") and not new[0].training
+        torch.testing.assert_close(compiled(x), plain(x))
 
 
 def test_sizes_and_errors():

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,10 +127,15 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` where ``name`` stands, in training mode if what stood there was."""
+    """Put ``new`` where ``name`` stands, in training mode, and compiled, if what stood there was."""
     parent, _, child = name.rpartition(".")
     new.train(model.get_submodule(name).training)
-    setattr(model.get_submodule(parent), child, new)
+    above: Any = model.get_submodule(parent)
+    if isinstance(getattr(above, "_orig_mod", None), nn.Module):
+        # What torch.compile gave runs the module that it was made with.
+        replace_module(model, parent, type(above)(new, above.dynamo_ctx))
+    else:
+        setattr(above, child, new)
 
 
 def inner_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Linear,)) -> list[str]:
