@@ -142,6 +142,24 @@ def test_convolutions_are_corrected_by_channel_and_get_a_bias_where_one_is_neede
     assert interpolate(start, end, 0.5, renormalise="rescale", batches=data)[0][0].bias is None
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("how", ["repair", "rescale"])
+def test_transposed_convolutions_are_corrected_by_channel(groups, how):
+    def net(seed):
+        torch.manual_seed(seed)
+        first = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups)
+        return nn.Sequential(first, nn.ReLU(), nn.ConvTranspose2d(6, 1, 3)).double()
+
+    start, end = net(0), net(1)
+    data = [torch.randn(6, 4, 5, 5, dtype=torch.float64)]
+    new, report = interpolate(start, end, 0.5, renormalise=how, batches=data)
+    one, other, made = (model[0](data[0]).movedim(1, 0).flatten(1) for model in (start, end, new))
+    if how == "repair":
+        torch.testing.assert_close(made.mean(1), (one.mean(1) + other.mean(1)) / 2)
+    torch.testing.assert_close(spread(made.T), (spread(one.T) + spread(other.T)) / 2)
+    assert list(report.layers) == ["0"] and report.layers["0"].after == pytest.approx(1)
+
+
 def test_channels_that_never_vary_are_left_alone():
     start, end = nets()
     with torch.no_grad():

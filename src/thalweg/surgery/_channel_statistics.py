@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from thalweg.surgery._axis_run import run, undisturbed
 from thalweg.surgery._edit import chosen_layers, refuse_unless
 
-KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 HOWS = ("repair", "rescale", "reshift")
 LEAST = 1e-4  # a channel whose spread, relative to its layer's median, is at most this is left alone
 
@@ -149,8 +150,12 @@ def correct(layer: Any, own: Channels, goal: Channels, how: str) -> int:
     shift = torch.where(quiet, 0.0, shift)
     weight = layer.weight
     scale = scale.to(weight.device)
-    rows = [-1, *[1] * (weight.dim() - 1)]
-    weight.copy_((weight.double() * scale.view(rows)).to(weight.dtype))
+    # Channels by filter: (out, in, ...), or transposed (groups x in, out, ...).
+    groups = layer.groups if isinstance(layer, TRANSPOSED) else 1
+    blocks = weight.double().unflatten(0, (groups, -1))
+    rows = [groups, 1, -1] if isinstance(layer, TRANSPOSED) else [1, -1, 1]
+    factors = scale.view(*rows, *[1] * (weight.dim() - 2))
+    weight.copy_((blocks * factors).flatten(0, 1).to(weight.dtype))
     if layer.bias is not None:
         layer.bias.copy_((layer.bias.double() * scale + shift.to(scale.device)).to(weight.dtype))
     elif how != "rescale":
