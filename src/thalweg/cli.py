@@ -17,6 +17,7 @@ from thalweg._core.terminal import console, progress_bar, user_errors
 from thalweg.desk.cli import app as desk_app
 from thalweg.desk.index_cli import index
 from thalweg.desk.ingest_cli import fetch, import_papers
+from thalweg.desk.repair_cli import repair
 from thalweg.forecast import forecast
 from thalweg.papers.cli import app as papers_app
 from thalweg.plan import plan
@@ -149,6 +150,7 @@ def report(
 papers_app.command()(fetch)
 papers_app.command("import")(import_papers)
 papers_app.command()(index)
+papers_app.command()(repair)
 app.command()(plan)
 app.command()(forecast)
 

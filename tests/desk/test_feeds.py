@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from lxml import etree
 
+from thalweg.desk import feed_writing
 from thalweg.desk.app import create_app
 from thalweg.desk.imported import checked
 from thalweg.desk.library import Library
@@ -215,9 +216,30 @@ def test_a_broken_row_is_left_out_and_reported_and_the_others_stay(database, bri
         titles = [one.title for one in read(TestClient(site), f"/feeds/papers.{kind}").entries]
         assert sum("Paper 1 on" in title for title in titles) == 1
         assert sum("Paper 3 on" in title for title in titles) == 1
-        assert len(titles) == 49 and "" not in titles
+        assert not any("Paper 2 on" in title for title in titles) and "" not in titles
+    found = TestClient(site).get("/api/health").json()["checks"]
+    said = next(one["what"] for one in found if one["name"] == "imported papers")
+    assert "damaged are the rows of 2601.00003, 2601.00002:" in said
+
+
+def test_a_paper_that_cannot_be_written_is_left_out_and_reported_and_the_others_stay(
+    database, bring, monkeypatch
+):
+    bring(1, 2, 3)
+    whole = feed_writing.paper_text
+
+    def torn(paper, public):
+        if paper.id == "2601.00002":
+            raise ValueError("it is torn")
+        return whole(paper, public)
+
+    monkeypatch.setattr(feed_writing, "paper_text", torn)
+    site = create_app(folder=database.folder)
+    for kind in ("atom", "rss"):
+        titles = [one.title for one in read(TestClient(site), f"/feeds/papers.{kind}").entries]
+        assert len(titles) == 49 and sum("Paper 2 on" in title for title in titles) == 0
     (problem,) = [one for one in site.state.problems.all() if one.source == "feeds"]
-    assert problem.what.startswith("2601.00002 is left out") and problem.times == 2
+    assert problem.what == "2601.00002 is left out: ValueError it is torn" and problem.times == 2
 
 
 @pytest.mark.parametrize("query", ["", "topic=loss+spikes", "q=loss+spikes"])

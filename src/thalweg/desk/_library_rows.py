@@ -7,11 +7,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from thalweg.desk.imported import Imported, arxiv_id
 from thalweg.desk.paper import Paper
+from thalweg.desk.periods import start_of
 from thalweg.desk.tagging import Tags
+from thalweg.desk.times import is_moment
 
 FIELDS = (
     "paper, id, title, abstract, authors, published, updated, categories, organisation, repository, link, "
@@ -31,14 +33,21 @@ class Streamed(NamedTuple):
     topics: tuple[str, ...]
 
 
-def paper_of_row(row: sqlite3.Row) -> Paper:
-    """A row of the table as the desk shows it; what was guessed is marked, what is damaged is left empty."""
+def papers_of_rows(rows: Iterable[sqlite3.Row]) -> dict[int, Paper]:
+    """Rows of the table as the desk shows them, by number; one without an id or a title is no paper.
+
+    What was guessed is marked, what is damaged is left empty.
+    """
+    return {row["paper"]: _paper(row) for row in rows if _text(row["id"]) and _text(row["title"])}
+
+
+def _paper(row: sqlite3.Row) -> Paper:
     return Paper(
         key=row["id"].replace("/", "~"),
         title=_text(row["title"]),
         summary=_text(row["abstract"]),
         arxiv=arxiv_id(row["id"]),
-        date=_text(row["published"]),
+        date=_date(row["published"]),
         authors=_texts(row["authors"]),
         organisation=_text(row["organisation"]),
         room=_text(row["room"]),
@@ -47,14 +56,31 @@ def paper_of_row(row: sqlite3.Row) -> Paper:
         link=_text(row["link"]),
         repository=_text(row["repository"]),
         automatic=True,
-        added=row["added"],
+        added=row["added"] if is_moment(row["added"]) else 0.0,
     )
+
+
+def damaged(row: sqlite3.Row) -> bool:
+    """Whether something stands in a row that no import puts there."""
+    *texts, added = tuple(row)[1:17]
+    lists = (row[name] for name in ("authors", "categories", "topics", "addresses"))
+    whole = all(isinstance(text, str) for text in texts) and all(_list(one) is not None for one in lists)
+    return not (whole and is_moment(added) and _date(row["published"]) == row["published"])
+
+
+def made_whole(row: sqlite3.Row) -> tuple[object, ...] | None:
+    """The values of ``FIELDS`` with what is damaged left empty; None where it is no paper."""
+    if not (_text(row["id"]) and _text(row["title"])):
+        return None
+    whole = replace(paper_as_given(row), published=_date(row["published"]))
+    added = row["added"] if is_moment(row["added"]) else 0.0
+    return row["paper"], *columns(whole), *tag_columns(tags_of_row(row)), added
 
 
 def streamed(row: sqlite3.Row) -> Streamed:
     """A number with ``SEARCHED``; what is damaged is left empty."""
     title, abstract, day, room = (_text(row[name]) for name in SEARCHED[:-1])
-    return Streamed(row["paper"], title, abstract, day, room, _texts(row["topics"]))
+    return Streamed(row["paper"], title, abstract, _date(day), room, _texts(row["topics"]))
 
 
 def rows_of_ids(on: sqlite3.Connection, names: Iterable[str]) -> list[sqlite3.Row]:
@@ -66,20 +92,22 @@ def rows_of_ids(on: sqlite3.Connection, names: Iterable[str]) -> list[sqlite3.Ro
 
 def later(row: sqlite3.Row, one: Imported) -> Imported | None:
     """What to keep of a paper that is there already; None for what is there."""
-    corrected = one.updated == row["updated"] and one.source == row["source"]
-    if one.updated <= row["updated"] and not corrected:
+    updated = _text(row["updated"])
+    corrected = one.updated == updated and one.source == row["source"]
+    if one.updated <= updated and not (corrected or damaged(row)):
         return None
     merged = filled(one, row)
-    return None if tuple(row)[1:13] == columns(merged) else merged
+    return None if tuple(row)[1:13] == columns(merged) and not damaged(row) else merged
 
 
 def filled(one: Imported, row: sqlite3.Row) -> Imported:
     """A paper with what is known of it by a row alone."""
-    kept = {
-        name: getattr(one, name) or row[name] for name in ("published", "organisation", "repository", "link")
+    kept: dict[str, Any] = {
+        name: getattr(one, name) or _text(row[name])
+        for name in ("published", "organisation", "repository", "link")
     }
     if not one.submitted and kept["published"] == row["published"]:
-        kept["submitted"] = row["submitted"]
+        kept["submitted"] = _text(row["submitted"])
     return replace(one, **kept)
 
 
@@ -101,7 +129,7 @@ def without_future(one: Imported, row: sqlite3.Row | None) -> Imported:
     if one.published <= tomorrow:
         return one
     updated = "" if one.updated == one.published else one.updated
-    published = row["published"] if row else today.isoformat()
+    published = (row and _date(row["published"])) or today.isoformat()
     return replace(one, published=published, submitted="", updated=updated)
 
 
@@ -125,9 +153,19 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _date(value: object) -> str:
+    """A day or a month; empty for anything else."""
+    text = _text(value)
+    return text if start_of(text) else ""
+
+
 def _texts(column: object) -> tuple[str, ...]:
+    return tuple(map(_text, _list(column) or ()))
+
+
+def _list(column: object) -> list[object] | None:
     try:
         found = json.loads(_text(column))
-    except ValueError:
-        return ()
-    return tuple(map(_text, found)) if isinstance(found, list) else ()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 
 from thalweg.desk._library_changes import note_replaced
 from thalweg.desk._library_labels import label_numbers, labels_of
-from thalweg.desk._library_rows import FIELDS, SEARCHED, columns, tag_columns, tags_of_row
+from thalweg.desk._library_repair import recount
+from thalweg.desk._library_rows import FIELDS, SEARCHED, columns, damaged, tag_columns, tags_of_row
 from thalweg.desk.imported import Imported
 from thalweg.desk.same_paper import may_be_same, plain_title
 from thalweg.desk.tagging import NOTHING, Tags
+from thalweg.desk.times import is_moment
 from thalweg.papers.entry import load
 
 
@@ -46,14 +48,14 @@ def write(
             number,
             *columns(one),
             *tag_columns(found),
-            there[one.id]["added"] if one.id in there else now,
+            _added(there.get(one.id), now),
             name,
         )
         for number, one, found, name in zip(numbers, both, tags, plain, strict=True)
     ]
     on.executemany(f"INSERT INTO imported ({FIELDS}, plain) VALUES ({', '.join('?' * 18)})", rows)
     on.executemany(
-        "INSERT INTO labelled VALUES (?, ?, ?)",
+        "INSERT OR REPLACE INTO labelled VALUES (?, ?, ?)",
         [
             (labels[name], one.published, number)
             for number, one, found in zip(numbers, both, tags, strict=True)
@@ -63,7 +65,13 @@ def write(
     _count_days(on, Counter(one.published for one in both))
     again = zip(rows[len(new) :], gone, strict=True)
     note_replaced(on, [row[0] for row, old in again if _searched(row) != _searched(tuple(old))])
-    on.execute("UPDATE library SET change = change + 1")
+    if any(map(damaged, gone)):  # which hid under what they were counted
+        recount(on)
+    on.execute("INSERT INTO library VALUES (1, 1) ON CONFLICT DO UPDATE SET change = change + 1")
+
+
+def _added(row: sqlite3.Row | None, now: float) -> float:
+    return row["added"] if row is not None and is_moment(row["added"]) else now
 
 
 def forget(on: sqlite3.Connection, rows: Sequence[sqlite3.Row]) -> None:

@@ -64,8 +64,8 @@ def _imports(papers: dict[str, Paper], library: Library) -> Iterable[tuple[int, 
     """Imported papers that the catalog has, with its key: by title, and then, surer, by arXiv id."""
     titles = {plain: one for one in papers.values() if (plain := plain_title(one.title))}
     for row, other in by_titles(library, titles):
-        mine = titles[plain_title(other.title)]
-        if may_be_same(mine.id, other.id):
+        mine = titles.get(plain_title(other.title))
+        if mine is not None and may_be_same(mine.id, other.id):
             yield row, other, mine.key
     ids = {one.arxiv: one.key for one in papers.values() if one.arxiv}
     yield from ((row, other, ids[other.id]) for row, other in by_ids(library, ids))

@@ -13,12 +13,13 @@ from thalweg.desk.api_shapes import EvidenceShape, ListItem, PaperShape
 from thalweg.desk.counts import tallies
 from thalweg.desk.findings_api import check_names
 from thalweg.desk.paper import Paper
-from thalweg.desk.paper_pages import paper_of, shelf_of
+from thalweg.desk.paper_pages import paper_of
 from thalweg.desk.periods import period_of, start_of
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 from thalweg.desk.trend_of_period import by_trend
 from thalweg.desk.voted_first import by_votes
 
-router = APIRouter(prefix="/api", tags=["papers"])
+router = APIRouter(prefix="/api", tags=["papers"], route_class=SurvivingRoute)
 Limit = Annotated[int, Query(ge=1, le=100)]
 Text = Annotated[str, Query(max_length=400)]
 Name = Annotated[str, Path(examples=["galore", "2403.03507", "hep-th/9901001"])]

@@ -12,7 +12,9 @@ from thalweg.papers.entry import load
 
 def follow_catalog(database: Database, table: Literal["votes", "comments"]) -> None:
     """Put the catalog's key in the place of the imported paper's, by arXiv id or else by title."""
-    papers = {row[0] for row in database.rows(f"SELECT DISTINCT paper FROM {table}")}
+    papers = {
+        row[0] for row in database.rows(f"SELECT DISTINCT paper FROM {table} WHERE typeof(paper) = 'text'")
+    }
     # Keys of the catalog hold none of these; most desks need not read it here.
     papers = {paper for paper in papers if any(sign in paper for sign in ".~:")}
     if not papers:

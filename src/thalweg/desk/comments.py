@@ -14,6 +14,7 @@ from thalweg.desk.database import Database
 from thalweg.desk.markdown import rendered
 from thalweg.desk.people import Person
 from thalweg.desk.rights import may
+from thalweg.desk.times import is_moment
 
 __all__ = ["Comment"]
 
@@ -42,7 +43,10 @@ SEEN = "removed != 'author'"
 
 @dataclass(frozen=True)
 class Comment:
-    """``author`` is empty when they left; ``removed`` is ``"author"``, ``"moderator"`` or empty."""
+    """``author`` is empty when they left; ``removed`` is ``"author"``, ``"moderator"`` or empty.
+
+    ``readable`` is false where its row is damaged, of which only the address is sure.
+    """
 
     id: int
     paper: str
@@ -52,6 +56,7 @@ class Comment:
     at: float
     edited: bool
     removed: str
+    readable: bool = True
 
     @property
     def html(self) -> str:
@@ -64,7 +69,7 @@ class Comment:
     def editable(self, person: Person | None) -> bool:
         """Whether somebody may change it: its author, for a day."""
         own = person is not None and person.id == self.person and may(person, "edit their own comment")
-        return own and not self.removed and time.time() - self.at < EDITABLE
+        return own and self.readable and not self.removed and time.time() - self.at < EDITABLE
 
     def deletable(self, person: Person | None) -> bool:
         """Whether somebody may take it away: its author, or who may remove another's."""
@@ -87,7 +92,9 @@ class Discussion:
 def prepare(database: Database) -> None:
     """Bring the table; what is in it follows papers into the catalog."""
     database.ensure("comments", SCHEMA)
-    if unknown := database.rows("SELECT id, text FROM comments WHERE bytes IS NULL"):
+    if unknown := database.rows(
+        "SELECT id, text FROM comments WHERE bytes IS NULL AND typeof(text) = 'text'"
+    ):
         with database.write() as on:
             on.executemany(
                 "UPDATE comments SET bytes = ? WHERE id = ? AND bytes IS NULL",
@@ -163,12 +170,13 @@ def _pages(database: Database, paper: str) -> list[list[int]]:
     """The comments of each page, by id: as many as its weight allows."""
     pages: list[list[int]] = []
     weight = 0
-    sql = f"SELECT id, bytes FROM comments WHERE paper = ? AND {SEEN} ORDER BY id"
+    size = "CASE typeof(bytes) WHEN 'integer' THEN max(bytes, 0) ELSE 0 END"
+    sql = f"SELECT id, {size} FROM comments WHERE paper = ? AND {SEEN} ORDER BY id"
     for id, size in database.rows(sql, (paper,)):
-        weight += FRAME + (size or 0)
+        weight += FRAME + size
         if not pages or len(pages[-1]) == SHOWN or weight > WEIGHT:
             pages.append([])
-            weight = FRAME + (size or 0)
+            weight = FRAME + size
         pages[-1].append(id)
     return pages
 
@@ -202,6 +210,11 @@ def _bytes(text: str) -> int:
 
 
 def _comment(row: sqlite3.Row) -> Comment:
+    texts = isinstance(row["text"], str) and isinstance(row["paper"], str) and isinstance(row["removed"], str)
+    readable = texts and is_moment(row["at"]) and isinstance(row["name"] or "", str)
+    if not readable:
+        person = row["person"] if isinstance(row["person"], int) else None
+        return Comment(row["id"], str(row["paper"]), person, "", "", 0.0, False, "", readable=False)
     return Comment(
         id=row["id"],
         paper=row["paper"],

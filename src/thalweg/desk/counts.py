@@ -46,7 +46,7 @@ def most_upvoted(database: Database | None, since: float, limit: int = 100) -> l
     if database is None:
         return []
     rows = database.rows(
-        "SELECT paper, count(*) FROM votes WHERE at >= ? GROUP BY paper "
+        "SELECT paper, count(*) FROM votes WHERE at >= ? AND typeof(paper) = 'text' GROUP BY paper "
         "ORDER BY count(*) DESC, max(at) DESC, paper LIMIT ?",
         (since, limit),
     )

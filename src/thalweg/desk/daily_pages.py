@@ -10,14 +10,15 @@ from starlette.responses import Response
 
 from thalweg.desk.findings_api import check_names
 from thalweg.desk.paper import Paper
-from thalweg.desk.paper_pages import Text, shelf_of
+from thalweg.desk.paper_pages import Text
 from thalweg.desk.periods import Period, name_in, period_of
 from thalweg.desk.reading_order import ReadingOrder
 from thalweg.desk.shelf import Shelf
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 from thalweg.desk.views import page
 from thalweg.desk.voted_first import by_votes
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=SurvivingRoute)
 AT_ONCE = 30  # papers on a page
 DAYS = (10,)  # how long the name of a day is: older and newer days are looked for among days
 KINDS = {"date": "Day", "week": "Week", "month": "Month"}

@@ -48,11 +48,13 @@ class Database:
             changes: SQL scripts, oldest first; each is applied once, ever, so that old ones are never edited.
 
         Raises:
-            ValueError: the file was written by a newer version.
+            ValueError: the file was written by a newer version, or does not say by which.
         """
         with self.write() as on:
             row = on.execute("SELECT version FROM schemas WHERE part = ?", (part,)).fetchone()
             have = row[0] if row else 0
+            if not isinstance(have, int) or have < 0:
+                raise ValueError(f"{self.path} is damaged: {part} is said to be at version {have!r}")
             if have > len(changes):
                 raise ValueError(
                     f"{self.path} was written by a newer thalweg: {part} is at version {have}, "
@@ -70,6 +72,7 @@ class Database:
         if found is None:
             found = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
             found.row_factory = sqlite3.Row
+            found.text_factory = _text
             found.execute("PRAGMA journal_mode = WAL")
             found.execute("PRAGMA synchronous = FULL")
             found.execute("PRAGMA foreign_keys = ON")
@@ -92,6 +95,11 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def _text(raw: bytes) -> str:
+    """A damaged letter is shown as such: refused, it would take with it every row that is read beside it."""
+    return raw.decode("utf8", "replace")
 
 
 def _statements(script: str) -> Iterator[str]:

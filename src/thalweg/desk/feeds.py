@@ -21,11 +21,11 @@ from thalweg.desk.known_topics import known_topic
 from thalweg.desk.new_arrivals import arrivals
 from thalweg.desk.novelty import FirstSeen, first_seen
 from thalweg.desk.paper import Paper
-from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.periods import start_of
 from thalweg.desk.shelf import Shelf
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 
-router = APIRouter()
+router = APIRouter(route_class=SurvivingRoute)
 MOST = 50
 RECENT = 30 * 86400.0  # seconds in which a paper is looked at for questions though search prefers others
 LATELY = 300  # such papers

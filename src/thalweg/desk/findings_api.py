@@ -10,11 +10,11 @@ from thalweg._core.checks import check_choice
 from thalweg.desk.api_shapes import MeasuredShape, Trouble
 from thalweg.desk.known_topics import known_topic
 from thalweg.desk.paper import Paper
-from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import Shelf
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 from thalweg.desk.troubles import severities, troubles
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", route_class=SurvivingRoute)
 
 
 def check_names(shelf: Shelf, *, topic: str = "", finding: str = "") -> str:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from thalweg.desk._library_changes import behind, replaced
 from thalweg.desk._library_joining import join, titles_of_several
+from thalweg.desk._library_repair import repair
 from thalweg.desk._library_rows import (
     FIELDS,
     SEARCHED,
     Streamed,
     later,
-    paper_of_row,
+    papers_of_rows,
     rows_of_ids,
     streamed,
     without_future,
@@ -31,6 +32,7 @@ from thalweg.desk.tagging import Tags, tagger
 
 __all__ = ["Added", "Library"]
 
+COUNTED = "papers > 0 AND typeof(papers) = 'integer' AND typeof(name) = 'text'"
 AT_ONCE = 2000  # rows that a reader of everything takes at once, so that it never holds up a checkpoint
 
 
@@ -92,6 +94,11 @@ class Library:
             last = titles[-1]
         return ended
 
+    def repair(self) -> list[str]:
+        """Put damaged rows and counts right, all or none; ids of papers that are to be imported again."""
+        with self.database.write() as on:
+            return repair(on)
+
     def set_repositories(self, addresses: dict[str, str]) -> int:
         """Say where the code of papers is, by id, for those that are here and do not; how many it was."""
         with self.database.write() as on:
@@ -106,16 +113,19 @@ class Library:
 
     def newest_change(self) -> int:
         """A number that grows with everything that is imported."""
-        return self.database.rows("SELECT change FROM library")[0][0]
+        rows = self.database.rows("SELECT change FROM library WHERE typeof(change) = 'integer'")
+        return rows[0][0] if rows else 0
 
     def days(self) -> list[tuple[str, int]]:
         """Every day (a month or an empty text where no more is known) with the number of its papers."""
-        rows = self.database.rows("SELECT day, papers FROM days WHERE papers > 0")
+        rows = self.database.rows(
+            "SELECT day, papers FROM days WHERE papers > 0 AND typeof(papers) || typeof(day) = 'integertext'"
+        )
         return [(day, papers) for day, papers in rows]
 
     def count(self) -> int:
         """How many papers there are."""
-        return self.database.rows("SELECT coalesce(sum(papers), 0) FROM days")[0][0]
+        return sum(papers for _, papers in self.days())
 
     def by_id(self, name: str) -> Paper | None:
         """The paper with this id or key, if there is one; an arXiv id may have a version."""
@@ -134,7 +144,7 @@ class Library:
             f"SELECT {FIELDS} FROM imported WHERE paper IN (SELECT value FROM json_each(?))",
             (json.dumps(list(rows)),),
         )
-        return {row["paper"]: paper_of_row(row) for row in found}
+        return papers_of_rows(found)
 
     def of_repository(self, name: str, most: int = 20) -> list[int]:
         """Numbers of papers whose code is at an address such as ``github.com/owner/name``, newest first."""
@@ -159,7 +169,7 @@ class Library:
             "ORDER BY submitted DESC, paper DESC LIMIT ? OFFSET ?",
             (day, without, count, skip),
         )
-        return [paper_of_row(row) for row in rows]
+        return list(papers_of_rows(rows).values())
 
     def newest(
         self,
@@ -176,7 +186,7 @@ class Library:
             "ORDER BY published DESC, submitted DESC, paper DESC LIMIT ? OFFSET ?",
             (json.dumps(list(without)), first, last, count, skip),
         )
-        return [paper_of_row(row) for row in rows]
+        return list(papers_of_rows(rows).values())
 
     def with_labels(
         self,
@@ -207,7 +217,7 @@ class Library:
         """The number of each label, the rarest first; None for one that no paper has."""
         found = [
             self.database.rows(
-                "SELECT label, papers FROM labels WHERE kind = ? AND name = ? AND papers > 0", pair
+                f"SELECT label, papers FROM labels WHERE kind = ? AND name = ? AND {COUNTED}", pair
             )
             for pair in labels.items()
         ]
@@ -217,7 +227,7 @@ class Library:
 
     def label_counts(self, kind: str) -> dict[str, int]:
         """Names of a kind (topic, room, finding) with the number of their papers."""
-        rows = self.database.rows("SELECT name, papers FROM labels WHERE kind = ? AND papers > 0", (kind,))
+        rows = self.database.rows(f"SELECT name, papers FROM labels WHERE kind = ? AND {COUNTED}", (kind,))
         return {row["name"]: row["papers"] for row in rows}
 
     def stream(self, after: int = 0) -> Iterator[Streamed]:
@@ -249,10 +259,9 @@ def prepare(database: Database) -> None:
 
 def by_ids(library: Library, names: Iterable[str]) -> list[tuple[int, Paper]]:
     """The papers with these ids that are there, with their numbers."""
-    return [(row["paper"], paper_of_row(row)) for row in rows_of_ids(library.database.connection, names)]
+    return list(papers_of_rows(rows_of_ids(library.database.connection, names)).items())
 
 
 def by_titles(library: Library, titles: Iterable[str]) -> list[tuple[int, Paper]]:
     """The papers with these plain titles, with their numbers."""
-    found = rows_of_titles(library.database.connection, titles)
-    return [(row["paper"], paper_of_row(row)) for row in found]
+    return list(papers_of_rows(rows_of_titles(library.database.connection, titles)).items())

@@ -14,15 +14,9 @@ from thalweg.desk.fresh_papers import MOST
 from thalweg.desk.imported_search import index_folder
 from thalweg.desk.index.search_index import SearchIndex, UnusableIndex, stamp
 from thalweg.desk.library import Library
+from thalweg.desk.stored_values import damaged_rows
 
-LOOKED_AT = 20_000  # rows, the latest: a million take seconds
-DAMAGED = """
-SELECT id FROM (SELECT * FROM imported ORDER BY paper DESC LIMIT ?)
-WHERE NOT (
-    json_valid(authors) AND json_valid(categories) AND json_valid(topics) AND json_valid(addresses)
-    AND typeof(id) = 'text' AND typeof(title) = 'text' AND typeof(abstract) = 'text'
-) LIMIT 5
-"""
+NAMED = 5  # damaged papers that are named
 
 
 def checks(state: State) -> Iterator[Check]:
@@ -33,7 +27,7 @@ def checks(state: State) -> Iterator[Check]:
     count = library.count()
     newest = library.newest(1)
     latest = f", the latest of {newest[0].date or 'an unknown day'}" if newest else ""
-    damaged = [str(row["id"]) for row in library.database.rows(DAMAGED, (LOOKED_AT,))]
+    damaged = damaged_rows(library.database, "imported", "id", NAMED)
     if damaged:
         what = f"{count:,}{latest}; damaged are the rows of {', '.join(damaged)}: import these again"
         yield Check("imported papers", "bad", what)

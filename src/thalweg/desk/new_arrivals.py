@@ -43,7 +43,9 @@ def _first(library: Library, since: float) -> tuple[int, int]:
     while low < high:
         middle = (low + high) // 2
         rows = library.database.rows(
-            "SELECT paper, added FROM imported WHERE paper >= ? ORDER BY paper LIMIT 1", (middle,)
+            "SELECT paper, CAST(added AS REAL) AS added FROM imported "
+            "WHERE paper >= ? ORDER BY paper LIMIT 1",
+            (middle,),
         )
         if not rows or rows[0]["added"] > since:
             high = middle

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from thalweg.desk.database import Database
 from thalweg.desk.paper import Paper
 from thalweg.desk.periods import start_of
+from thalweg.desk.times import is_moment
 
 __all__ = ["FirstSeen", "first_seen"]
 
@@ -59,12 +60,14 @@ def first_seen(
     """By key, for papers of the catalog among ``papers``; what changed since the last time is written down.
 
     On a desk that sees the catalog for the first time nothing is new because of that: papers count from their
-    month and verdicts from the day of the measurement. So it is, too, where there is no database.
+    month and verdicts from the day of the measurement. So it is, too, where there is no database, and for a
+    paper whose row is damaged, which is written anew.
     """
     now = time.time() if now is None else now
     known: dict[str, sqlite3.Row] = {}
     if database is not None:
         known = {row["paper"]: row for row in database.rows("SELECT * FROM first_seen")}
+    damaged = {key for key, row in known.items() if not all(map(is_moment, (row[1], row[3], row[4])))}
     found: dict[str, FirstSeen] = {}
     changed: list[tuple[str, float, str, float, float]] = []
     for one in papers:
@@ -72,15 +75,17 @@ def first_seen(
             continue
         verdict = one.measured.verdict if one.measured else ""
         row = known.get(one.key)
-        if row is not None and row["verdict"] == verdict:
+        if row is not None and row["verdict"] == verdict and one.key not in damaged:
             found[one.key] = FirstSeen(row["appeared"], row["judged"], row["seen"])
             continue
-        if known:
+        if known and one.key not in damaged:
             appeared, judged = (row["appeared"] if row else now), (now if verdict else 0.0)
         else:
             appeared = min(now, _start(one.date))
             judged = min(now, _start(one.measured.date)) if one.measured else 0.0
-        looked = row["seen"] if row else now if database is not None else STARTED
+        looked = now if database is not None else STARTED
+        if row is not None and is_moment(row["seen"]):
+            looked = row["seen"]
         found[one.key] = FirstSeen(appeared, judged, looked)
         changed.append((one.key, appeared, verdict, judged, looked))
     if database is not None and changed:

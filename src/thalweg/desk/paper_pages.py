@@ -12,20 +12,16 @@ from starlette.responses import RedirectResponse, Response
 
 from thalweg._core.checks import check_choice
 from thalweg.desk.paper import Paper
-from thalweg.desk.shelf import Shelf
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 from thalweg.desk.troubles import troubles
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS, UnknownPaper
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=SurvivingRoute)
 IMPORTED = 5  # papers from outside that are named under a finding
 TOPICS = 120  # those with the most papers, which stand together
 DRAWING = threading.Lock()  # one plot at a time: a second takes as long, and both take the pages' time
 Text = Annotated[str, Query(max_length=400)]
-
-
-def shelf_of(request: Request) -> Shelf:
-    return request.app.state.shelf
 
 
 def paper_of(request: Request, name: str) -> Paper:

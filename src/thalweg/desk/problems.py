@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 from thalweg.desk.database import Database
+from thalweg.desk.times import is_moment
 
 __all__ = ["Problem", "Problems"]
 
@@ -21,6 +22,8 @@ SCHEMA = (
     """,
 )
 MOST = 200  # different problems that are kept; the oldest go first
+PAST = "source LIKE 'import %' AND last < ?"  # of a file that nobody imports again
+WEEK = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Problems:
                     "DO UPDATE SET last = excluded.last, times = times + 1",
                     (source, what, now, now),
                 )
+                on.execute(f"DELETE FROM problems WHERE {PAST}", (now - WEEK,))
                 on.execute(
                     "DELETE FROM problems WHERE rowid NOT IN "
                     "(SELECT rowid FROM problems ORDER BY last DESC LIMIT ?)",
@@ -74,12 +78,13 @@ class Problems:
         if self._database is None:
             return sorted(found, key=lambda one: -one.last)
         try:
-            rows = self._database.rows("SELECT source, what, first, last, times FROM problems")
+            sql = f"SELECT source, what, first, last, times FROM problems WHERE NOT ({PAST})"
+            rows = self._database.rows(sql, (time.time() - WEEK,))
         except sqlite3.Error as error:
             now = time.time()
             rows = []
             found.append(Problem("database", f"cannot be read: {error}", now, now, 1))
-        found += [Problem(*row) for row in rows]
+        found += [Problem(*row) for row in rows if _whole(*row)]
         return sorted(found, key=lambda one: -one.last)
 
     def solved(self, source: str) -> None:
@@ -93,3 +98,8 @@ class Problems:
                 on.execute("DELETE FROM problems WHERE source = ?", (source,))
         except sqlite3.Error as error:
             self.report("database", f"cannot be written: {error}")
+
+
+def _whole(source: object, what: object, first: object, last: object, times: object) -> bool:
+    texts = isinstance(source, str) and isinstance(what, str)
+    return texts and isinstance(times, int) and is_moment(first) and is_moment(last)

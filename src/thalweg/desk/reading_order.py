@@ -33,7 +33,8 @@ class ReadingOrder:
         self._known = json.dumps(sorted(known))
         counts = dict(library.days()) if library else {}
         for day in known.values():
-            counts[day] -= 1
+            if counts.get(day):  # else the count is damaged, which /health says
+                counts[day] -= 1
         self._catalog: dict[str, list[Paper]] = defaultdict(list)
         for one in catalog:
             self._catalog[one.date].append(one)

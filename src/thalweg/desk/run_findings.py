@@ -106,7 +106,7 @@ def one_finding(request: Request, run: int, number: int) -> Response:
 def papers_of(request: Request, findings: Iterable[Finding]) -> dict[str, Any]:
     """Papers that findings and their remedies name, as far as the desk knows them."""
     keys = {key for one in findings for key in (*one.papers, *(remedy.paper for remedy in one.remedies))}
-    known = request.app.state.shelf.by_id
+    known = request.app.state.catalog.by_id
     return {key: known[key] for key in keys if key in known}
 
 

@@ -12,13 +12,13 @@ from starlette.responses import Response
 from thalweg.desk.index.filters import check_range, reversed_range
 from thalweg.desk.known_topics import UnknownTopic, known_topic
 from thalweg.desk.paper import Paper
-from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.shelf import IMPORTED
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS
 from thalweg.papers.status import STATES
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=SurvivingRoute)
 AT_ONCE = 20  # papers on a page
 LAST = 100  # page; who has not found it among two thousand asks again
 TOPICS = 60  # that are offered; any other can be typed

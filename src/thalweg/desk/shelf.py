@@ -39,7 +39,7 @@ class Shelf:
 
     Args:
         library: imported papers, if there can be any.
-        problems: told when they cannot be read; the catalog is shown without them.
+        problems: told when votes cannot be read; lists are then shown without them.
     """
 
     def __init__(self, library: Library | None = None, problems: Problems | None = None) -> None:
@@ -55,20 +55,10 @@ class Shelf:
 
     @property
     def _merged(self) -> Merged:
-        try:
-            change = self.library.newest_change() if self.library else 0
-            if self._last is None or self._last.change != change:
-                self._last = merge(self._built_in, self.library, change)
-            return self._last
-        except sqlite3.Error as error:
-            if self._problems:
-                self._problems.report("library", f"imported papers cannot be read: {error}")
-            return merge(self._built_in, None, -1)
-
-    @property
-    def _readable(self) -> Library | None:
-        """The library, unless it cannot be read, which :attr:`_merged` has reported."""
-        return self.library if self._merged.change >= 0 else None
+        change = self.library.newest_change() if self.library else 0
+        if self._last is None or self._last.change != change:
+            self._last = merge(self._built_in, self.library, change)
+        return self._last
 
     @property
     def papers(self) -> tuple[Paper, ...]:
@@ -154,7 +144,7 @@ class Shelf:
             return tuple(self.order.page(start, count, *days))
         ours = self._ours(topic=topic, room=room, finding=finding, state=state)
         ours = [one for one in ours if within(one.date, since, until)]
-        if self._readable is None or state in STATES:
+        if self.library is None or state in STATES:
             return tuple(ours[start : start + count])
         labels = {
             kind: name for kind, name in (("topic", topic), ("room", room), ("finding", finding)) if name
@@ -229,15 +219,14 @@ class Shelf:
         merged = self._merged
         if self._topics[0] != merged.change:
             counts = Counter(topic for one in merged.papers for topic in one.topics)
-            library = self._readable
-            counts.update(merged.label_counts(library, "topic") if library else {})
+            counts.update(merged.label_counts(self.library, "topic") if self.library else {})
             ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
             self._topics = merged.change, tuple(ordered)
         return self._topics[1]
 
     def addressing(self, count: int) -> dict[str, tuple[int, tuple[Paper, ...]]]:
         """Names of findings to how many imported papers address them by their text, and the newest."""
-        library, merged = self._readable, self._merged
+        library, merged = self.library, self._merged
         if library is None:
             return {}
         counts = merged.label_counts(library, "finding")

@@ -18,14 +18,14 @@ from thalweg.desk.csrf import unchecked
 from thalweg.desk.ledger import Ledger
 from thalweg.desk.limits import limit
 from thalweg.desk.mailbox import mail_address
-from thalweg.desk.paper_pages import shelf_of
 from thalweg.desk.postman import Postman
 from thalweg.desk.settings import MailSettings, mail_settings
 from thalweg.desk.subscriptions import DAY, EVERY, HOLDS, Subscriber, Subscriptions
+from thalweg.desk.surviving import SurvivingRoute, shelf_of
 from thalweg.desk.views import page
 from thalweg.desk.wants import Wants, checked_wants, showable_wants
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=SurvivingRoute)
 USUAL, MOST = 40, 1500  # topics to tick, and topics that the field for others proposes
 Chosen = Annotated[list[str], Form(default_factory=list, max_length=50)]
 Asked = Annotated[list[str], Query(default_factory=list, max_length=50)]

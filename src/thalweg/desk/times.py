@@ -8,7 +8,13 @@ import time
 
 from thalweg.desk.periods import WEEK
 
+LAST = 253402300799.0  # the last second of the year 9999
 UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+def is_moment(at: object) -> bool:
+    """Whether it is what a calendar has: seconds of 1970, none before."""
+    return isinstance(at, (int, float)) and 0 <= at <= LAST
 
 
 def iso(at: float) -> str:

@@ -49,8 +49,8 @@ def _voted(shelf: Shelf, period: Period) -> tuple[list[Paper], dict[int, str]]:
         (json.dumps([key.replace("~", "/") for key in votes if key not in ours]), period.first, period.last),
     )
     days = {row["paper"]: row["published"] for row in rows if _within(row["published"], period)}
-    times = {row["paper"]: row["submitted"] for row in rows}
-    for number, one in zip(days, shelf.library.by_rowid(list(days)), strict=True):
+    times = {row["paper"]: str(row["submitted"]) for row in rows}
+    for number, one in shelf.library.numbered(list(days)).items():
         found.append((votes[one.key], one.date, times[number], one))
     found = [one for one in found if _within(one[1], period)]
     found.sort(key=lambda one: one[:3], reverse=True)
