@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from thalweg.desk.cli import _troubles
 from thalweg.desk.database import Database
 from thalweg.desk.importing import BATCH, import_file
 from thalweg.desk.json_array import AT_ONCE, Broken, items
@@ -72,9 +73,10 @@ def test_a_bad_line_is_named_by_its_number_and_the_others_are_kept(tmp_path, lib
     assert (report.rows, report.new, report.bad) == (12, 5, 7)
     assert [int(one.split(":")[0].removeprefix("line ")) for one in report.named] == list(bad)
     assert "authors must be a list" in report.named[3] and "longer than 16 MiB" in report.named[6]
-    assert sorted((one.source, one.what.split(":")[0]) for one in problems.all()) == sorted(
-        ("import papers.jsonl", f"line {number}") for number in bad
-    )
+    assert {(one.source, one.what.split(":")[0]) for one in problems.all()} == {
+        *(("import papers.jsonl", f"line {number}") for number in [*bad][:3]),
+        ("import papers.jsonl", "7 of 12 rows were left out"),
+    }
     import_file(library, written(tmp_path, "papers.jsonl", lines(5)), problems=problems)
     assert problems.all() == [], "once the file is put right"
     assert library.count() == 5
@@ -85,7 +87,7 @@ def test_thousands_of_bad_lines_are_counted_and_not_listed(tmp_path, library):
     path = written(tmp_path, "papers.jsonl", "no\n" * 3000 + lines(2))
     report = import_file(library, path, problems=problems)
     assert (report.new, report.bad, len(report.named)) == (2, 3000, 20)
-    assert len(problems.all()) == 21
+    assert len(problems.all()) == 4
     assert "3000 of 3002 rows were left out" in [one.what for one in problems.all()]
 
 
@@ -219,6 +221,44 @@ def test_a_full_disk_is_said_and_what_was_confirmed_stays(tmp_path):
     assert library.database.rows("PRAGMA integrity_check")[0][0] == "ok"
     process = command(path, "--data", folder)
     assert f"{8 * BATCH - kept} new, 0 newer versions, {kept} known" in process.communicate()[0]
+
+
+ITEM = {"paper_url": "https://paperswithcode.com/paper/x", "title": "A paper of the archive"}
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "why"),
+    [
+        ("no\n" * 3, "jsonl", "nothing in papers.json is a paper"),
+        ("", "jsonl", "nothing in papers.json is a paper"),
+        (json.dumps([ITEM], indent=1), "jsonl", "which --format pwc reads"),
+        (json.dumps(rows(2)), "jsonl", "it is a JSON array; what is read is one object a line"),
+        (json.dumps([ITEM])[:-1], "pwc", "the file ends before the array does; what came before is kept"),
+    ],
+)
+def test_a_file_that_gives_nothing_or_breaks_off_ends_with_an_error(tmp_path, text, form, why):
+    path = written(tmp_path, "papers.json", text)
+    process = command(path, "--format", form, "--data", tmp_path / "desk")
+    said = process.communicate()[0]
+    assert process.returncode == 2 and why in said and "Traceback" not in said
+    assert ("--format pwc" in said) == ("paper_url" in text and form == "jsonl")
+    assert Library(Database(tmp_path / "desk")).count() == (form == "pwc")
+
+
+def test_troubles_of_an_import_go_after_a_week_and_are_one_line_a_file_at_start(tmp_path, library):
+    problems = Problems(library.database)
+    for name in ("old.jsonl", "new.jsonl"):
+        import_file(library, written(tmp_path, name, "no\n" * 9), problems=problems)
+    problems.report("ingest", "once")
+    assert [line.split(":")[0] for line in _troubles(problems.all())] == [
+        "ingest",
+        "import new.jsonl",
+        "import old.jsonl",
+    ]
+    assert _troubles(problems.all())[1].endswith("9 of 9 rows were left out (and 3 more on /health)")
+    with library.database.write() as on:
+        on.execute("UPDATE problems SET last = last - 8 * 86400 WHERE source != 'import new.jsonl'")
+    assert {one.source for one in problems.all()} == {"ingest", "import new.jsonl"}
 
 
 def test_the_command_names_what_it_left_out(tmp_path):

@@ -7,7 +7,7 @@ import signal
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -17,6 +17,9 @@ from thalweg._core.terminal import user_errors
 from thalweg.desk.mail_cli import app as mail_app
 from thalweg.desk.mail_cli import digest
 from thalweg.desk.people_cli import add_commands
+
+if TYPE_CHECKING:
+    from thalweg.desk.problems import Problem
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")
@@ -87,8 +90,8 @@ def desk(
         public = public_address(public) if public else ""
         folder = data or data_folder()
         site = create_app(store, folder=folder, public=public or None, hosts=_names(host, public))
-    for one in site.state.problems.all():
-        typer.echo(f"warning: {one.source}: {one.what}", err=True)
+    for line in _troubles(site.state.problems.all()):
+        typer.echo(f"warning: {line}", err=True)
     if host not in LOCAL:
         typer.echo(_warning(host, public), err=True)
     port = listening.getsockname()[1]
@@ -141,6 +144,17 @@ def _check_proxies(given: str) -> None:
                 f"--proxy must be addresses such as 10.0.0.5 or networks such as 10.0.0.0/8, separated by "
                 f"commas, or * for any; got {one!r}"
             ) from None
+
+
+def _troubles(problems: list[Problem]) -> list[str]:
+    """A line for each part that had any, with the latest."""
+    by_source: dict[str, list[str]] = {}
+    for one in problems:
+        by_source.setdefault(one.source, []).append(one.what)
+    return [
+        f"{source}: {what[0]}" + (f" (and {len(what) - 1} more on /health)" if what[1:] else "")
+        for source, what in by_source.items()
+    ]
 
 
 def _names(host: str, public: str) -> list[str] | None:

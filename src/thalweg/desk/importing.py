@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from thalweg._core.checks import check_choice
 from thalweg.desk.imported import Imported, arxiv_id, checked
-from thalweg.desk.json_array import Broken, items
+from thalweg.desk.json_array import BROKE_OFF, Broken, items
 from thalweg.desk.library import Added, Library
 from thalweg.desk.problems import Problems
 
@@ -31,13 +31,18 @@ BATCH = 1000  # papers that are kept or lost together
 BULK = ("PRAGMA cache_size = -64000", "PRAGMA wal_autocheckpoint = 16000")
 LONGEST = 16 << 20  # bytes of a line
 NAMED = 20  # bad rows that are named one by one; the others are counted
+ON_HEALTH = 3  # of these, on the health page
+BEGINNING = 1 << 16  # bytes in which one sees what a file holds
 UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)
 Row = Imported | tuple[str, str]  # a paper, or the id of one and where its code is
 
 
 @dataclass
 class Report:
-    """What came of an import; ``bad`` rows were left out, the first of them are in ``named``."""
+    """What came of an import; ``bad`` rows were left out, the first of them are in ``named``.
+
+    ``failed`` says why it is no success: nothing of the file is a paper, or it breaks off.
+    """
 
     rows: int = 0
     new: int = 0
@@ -46,6 +51,7 @@ class Report:
     linked: int = 0
     bad: int = 0
     named: list[str] = field(default_factory=list)
+    failed: str = ""
 
     def refuse(self, where: str, why: str) -> None:
         """Count a row that was left out."""
@@ -103,6 +109,8 @@ def import_file(
         ) from None
     finally:
         _tell(problems, path.name, report)
+    if report.bad == report.rows:
+        report.failed = f"nothing in {path.name} is a paper{_hint(path, form)}"
     progress(path.stat().st_size, report.rows)
     return report
 
@@ -130,10 +138,24 @@ def _tell(problems: Problems | None, name: str, report: Report) -> None:
         return
     source = f"import {name}"
     problems.solved(source)  # what an earlier try left out
-    for one in report.named:
+    for one in report.named[:ON_HEALTH]:
         problems.report(source, one)
-    if report.bad > len(report.named):
+    if report.bad > ON_HEALTH:
         problems.report(source, f"{report.bad} of {report.rows} rows were left out")
+
+
+def _hint(path: Path, form: str) -> str:
+    """What the file seems to hold instead of JSON lines."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(BEGINNING).lstrip()
+    except (*UNREADABLE, OSError):
+        return ""
+    if form != "jsonl" or not start.startswith(b"["):
+        return ""
+    if b'"paper_url"' in start:
+        return ": it is an array of the Papers with Code archive, which --format pwc reads"
+    return ": it is a JSON array; what is read is one object a line"
 
 
 def _lines(file: IO[bytes], report: Report) -> Iterator[Imported]:
@@ -164,6 +186,8 @@ def _pwc(file: IO[bytes], report: Report) -> Iterator[Row]:
             try:
                 yield from _archived(one)
             except ValueError as error:
+                if one == Broken(BROKE_OFF):
+                    report.failed = f"{BROKE_OFF}; what came before is kept"
                 report.refuse(f"item {number}", _why(error))
     finally:
         text.detach()  # or it would close the file

@@ -120,6 +120,9 @@ def import_papers(
         screen.print(f"left out: {one}", markup=False, soft_wrap=True)
     if report.bad:
         screen.print(f"rows left out: {report.bad}")
+    if report.failed:
+        with user_errors(COMMAND):
+            raise ValueError(report.failed)
 
 
 @contextmanager

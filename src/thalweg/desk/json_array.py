@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TextIO
 
-__all__ = ["Broken", "items"]
+__all__ = ["BROKE_OFF", "Broken", "items"]
 
 AT_ONCE = 1 << 20  # characters read at once
 LONGEST = 16 << 20  # characters of one item
+BROKE_OFF = "the file ends before the array does"
 NEXT = re.compile(r",\s*(?=\{)")  # where another item may begin
 SPACE = re.compile(r"[\s,]*")
 
@@ -43,7 +44,7 @@ def items(file: TextIO) -> Iterator[Any]:
             opened, place = True, place + 1
             continue
         if place >= len(text):
-            yield Broken("the file ends before the array does")
+            yield Broken(BROKE_OFF)
             return
         if text[place] == "]":
             rest = text[place + 1 :].strip()
