@@ -177,6 +177,15 @@ def test_pages_keep_what_else_the_address_asks_for_as_text(tmp_path):
     assert "Pages of findings" not in desk(tmp_path / "few", []).get("/runs/1").text
 
 
+def test_a_finding_says_which_names_its_code_expects_where_it_has_code(tmp_path):
+    remedies = (Remedy("one", CODE, "spam"),)
+    told = [Finding("spike", 1, "", {}, "info", (), (), remedies), Finding("drift", 2, "", {}, "info")]
+    client = desk(tmp_path, told)
+    with_code, without = (client.get(f"/runs/1/findings/{number}").text for number in (1, 2))
+    assert re.search("<code>loader</code>.* are those of your loop", with_code)
+    assert "your loop" not in without
+
+
 def test_findings_that_say_much_are_fewer_on_a_page(tmp_path):
     remedies = (Remedy("one", CODE * 40, "spam"), Remedy("other", CODE * 40, "galore"))
     spikes = [Finding("spike", step, "ü" * 900, {"a": 1.0}, "info", (), (), remedies) for step in range(40)]

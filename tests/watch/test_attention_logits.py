@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks.findings.planted import attention_logits as planted_runs
+from torch import nn
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
+from thalweg.probe import attention_logits
 from thalweg.watch import Reading
 from thalweg.watch.moment import Moment
 from thalweg.watch.rules.attention_logits import AttentionLogitGrowth
@@ -84,15 +87,43 @@ def test_a_rate_that_the_transformer_does_not_bear_is_named_and_its_twin_is_not(
     assert NAME not in {one.name for one in twin.findings}
 
 
-def test_remedies_run_as_pasted_and_papers_are_there():
+class Classifier(nn.Module):
+    """Two tokens of width four, whose queries are ten thousand times too large."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value, self.last = (nn.Linear(4, 4) for _ in range(4))
+        with torch.no_grad():
+            self.query.weight *= 1e4
+
+    def forward(self, x):
+        x = x.unflatten(1, (1, 2, 4))
+        mixed = F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+        return self.last(mixed).mean((1, 2))
+
+
+def test_remedies_run_as_pasted_and_papers_are_there(monkeypatch):
     (found,) = feed([1, 1, 1, 300, 300])
-    opt = torch.optim.SGD(tasks.MLP((8, 4)).parameters(), lr=0.5)
-    names = {"opt": opt, "torch": torch}
-    for remedy in found.remedies:
-        assert papers.find(remedy.paper).key == remedy.paper
-        exec(remedy.code, names)
+    assert all(papers.find(remedy.paper).key == remedy.paper for remedy in found.remedies)
+    normalised, lower = found.remedies
+    model = Classifier()
+    assert attention_logits(model, torch.randn(16, 8)).largest > 1e3
+    opt = torch.optim.SGD(model.parameters(), lr=0.5)
+    paste(lower.code, model, opt, batches(4))
     assert opt.param_groups[0]["lr"] == pytest.approx(0.05)
-    query, key, value = torch.randn(3, 2, 2, 5, 4).double()
-    found, largest = names["attend"](1e6 * query, key, value), F.layer_norm(query, (4,)).norm(dim=-1)
-    # However large queries are, a normalised pair of width d has no product above d.
-    assert found.allclose(names["attend"](query, key, value), atol=1e-4) and float(largest.max()) <= 2 + 1e-6
+    monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
+    try:
+        names, _ = paste(normalised.code, model, opt, batches(4))
+        # However large queries are, a normalised pair of width d has no product above d, by its root 2.
+        assert 0 < attention_logits(names["model"], torch.randn(16, 8)).largest <= 2 + 1e-3
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        tokens = torch.randn(4, 6, 8)
+        with torch.no_grad():
+            layer.self_attn.in_proj_weight[:8] *= 1e4
+            trained, evaluated = layer(tokens), layer.eval()(tokens)
+            layer.self_attn.in_proj_weight[:8] *= 10
+            louder = layer(tokens)
+        assert torch.equal(trained, evaluated) and louder.allclose(evaluated, atol=1e-4)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import optim, papers, tasks
 from thalweg.watch import Reading, all_rules
 from thalweg.watch.moment import Moment
@@ -252,34 +253,37 @@ def test_remedies_run_as_pasted_and_papers_are_in_the_catalog(about):
         for key in {*finding.papers, *(remedy.paper for remedy in finding.remedies)}:
             assert papers.find(key).key == key
         for remedy in finding.remedies:
-            model = tasks.MLP((6, 16, 3), seed=0)
-            inputs, targets = torch.randn(32, 6), torch.randint(0, 3, (32,))
+            model = tasks.MLP((8, 16, 4), seed=0)
             opt = torch.optim.SGD(model.parameters(), lr=about["lr"])
-            names = {"model": model, "opt": opt, "inputs": inputs, "targets": targets, "torch": torch}
-            names |= {"loss_fn": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "steps": 100}
-            exec(remedy.code, names)
-            names["loss_fn"](model, (inputs, targets)).backward()
-            names["opt"].step()
-            assert all(group["lr"] <= about["lr"] for group in names["opt"].param_groups)
+            names, _ = paste(remedy.code, model, opt, batches(32, 32))
+            assert all(group["lr"] <= about["lr"] for group in opt.param_groups)
             if "suspects" in names:
                 assert len(names["suspects"]) == 20
 
 
+def test_the_batch_of_four_times_the_scale_is_what_the_loop_then_takes():
+    (found,) = feed(rows(300, lambda s: 1.0, lambda s: 1.0, lambda s: 20.0, 1024.0))
+    model = tasks.MLP((8, 16, 4), seed=0)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    names, steps = paste(found.remedies[0].code, model, opt, batches(4, 1024))
+    size = names["loader"].batch_size
+    assert 60 <= size <= 100 and len(steps) == math.ceil(4096 / size) and len(names["batch"][0]) <= size
+
+
 def test_the_gradient_of_a_step_for_several_batches_is_that_of_all_of_them():
     (found,) = feed(noisy_run())
-    model, inputs = tasks.MLP((6, 16, 3), seed=0), torch.randn(64, 6)
-    targets = torch.randint(0, 3, (64,))
-    names = {"loss_fn": nn.functional.cross_entropy}
-    exec(found.remedies[0].code, names)
-    parts = zip(inputs.chunk(names["every"]), targets.chunk(names["every"]), strict=True)
-    assert 64 % names["every"] or all(len(part[0]) == 64 // names["every"] for part in parts)
-    size = 64 // names["every"]
-    for j in range(names["every"]):
-        part = slice(j * size, (j + 1) * size)
-        names["loss_fn"](model(inputs[part]), targets[part]).backward()
-    used = names["every"] * size
-    whole = torch.autograd.grad(
-        F.cross_entropy(model(inputs[:used]), targets[:used]), list(model.parameters())
-    )
-    for p, g in zip(model.parameters(), whole, strict=True):
-        assert torch.allclose(p.grad, g, atol=1e-6)
+    model = tasks.MLP((8, 16, 4), seed=0)
+    fresh, opt = tasks.MLP((8, 16, 4), seed=0), torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = list(batches(40))
+    names, steps = paste(found.remedies[0].code, model, opt, loader)
+    every = names["every"]
+    assert every > 1 and len(steps) == 40 // every
+    for step in range(40 // every):
+        part = loader[step * every : (step + 1) * every]
+        loss_fn(fresh, [torch.cat(one) for one in zip(*part, strict=True)]).backward()
+        with torch.no_grad():
+            for p in fresh.parameters():
+                p -= 0.1 * p.grad
+                p.grad = None
+    for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from benchmarks.findings.planted import divergence_ahead as planted
 
+from readme_loop import batches, paste
 from thalweg import papers
 from thalweg.watch import Reading, all_sensors, senses
 from thalweg.watch.rules.divergence_ahead import DivergenceAhead
@@ -129,14 +130,14 @@ def test_adams_first_steps_are_not_judged():
 
 
 def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog():
-    model = torch.nn.Linear(4, 2)
+    model = torch.nn.Linear(8, 4)
     (found,) = told([(1, "learning rate", 0.1), sharp(60, 0.5), (100, "learning rate", 0.8)])
     for key in {*found.papers, *(remedy.paper for remedy in found.remedies)}:
         assert papers.find(key).key == key
     for remedy in found.remedies:
-        names = {"model": model, "steps": 100, "torch": torch}
-        names["opt"] = torch.optim.SGD(model.parameters(), lr=0.8)
-        exec(remedy.code, names)
+        opt = torch.optim.SGD(model.parameters(), lr=0.8)
+        _, steps = paste(remedy.code, model, opt, batches(12))
+        assert max(rates[0] for _, rates, _ in steps) < 0.8 / 2
     lowered = {"opt": torch.optim.SGD(model.parameters(), lr=0.8)}
     exec(found.remedies[0].code, lowered)
     # Sharpness 0.5 * 20 at the limit 2 / lr of gradient descent: stable again.

@@ -10,6 +10,7 @@ from benchmarks.findings.planted import effective_rate as planted_runs
 from torch import nn
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.watch import Reading
 from thalweg.watch.moment import Moment
@@ -122,9 +123,6 @@ def test_remedies_run_as_pasted_and_papers_are_there(optimizer):
     for remedy in found.remedies:
         model = tasks.MLP((8, 16, 4), norm="batch", seed=0)
         opt = getattr(torch.optim, optimizer)(model.parameters(), lr=1e-3)
-        names = {"model": model, "torch": torch, "opt": opt}
-        exec(remedy.code, names)
-        F.cross_entropy(model(torch.randn(32, 8)), torch.zeros(32, dtype=torch.long)).backward()
         before = model[0].weight.detach().clone()
-        names["opt"].step()
+        paste(remedy.code, model, opt, batches(1))
         assert not torch.equal(before, model[0].weight)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import thalweg
+from readme_loop import batches, paste
 from thalweg import optim, papers, tasks
 from thalweg.watch import Reading
 from thalweg.watch.evaluations import holds_average
@@ -171,7 +172,16 @@ def test_remedies_run_as_pasted_and_papers_are_there():
         for remedy in finding.remedies:
             model = network()
             opt = torch.optim.SGD(model.parameters(), lr=0.1)
-            names = {"model": model, "inputs": INPUTS, "opt": opt, "torch": torch}
-            exec(remedy.code, names)
+            modes, norm = [], model[1]
+            model.register_forward_hook(lambda *_, modes=modes: modes.append(_[0].training))
+            names, _ = paste(remedy.code, model, opt, batches(20), after=True)
             assert model.training
-            assert "outputs" not in names or not names["outputs"].requires_grad
+            if remedy.title == "evaluate in evaluation mode":
+                assert modes.count(False) == 1 and not names["outputs"].requires_grad
+            elif remedy.title == "evaluate the average":
+                now = model(names["batch"][0])
+                assert names["opt"].steps == 20 and not torch.allclose(now, names["outputs"], atol=1e-3)
+            elif remedy.title.startswith("measure"):
+                assert modes == [True] * 60
+            else:
+                assert norm.momentum == 0.1

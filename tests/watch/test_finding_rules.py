@@ -7,6 +7,7 @@ import torch
 from benchmarks.findings.scenario import all_healthy, all_planted
 from torch import nn
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.watch import Reading, all_rules
 from thalweg.watch.rules.dormant_units import DormantUnits
@@ -196,16 +197,9 @@ def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog(optimizer
         for key in {*finding.papers, *(remedy.paper for remedy in finding.remedies)}:
             assert papers.find(key).key == key
         for remedy in finding.remedies:
-            model, inputs = tasks.MLP((8, 16, 4), seed=0), torch.randn(64, 8)
-            names = {"model": model, "inputs": inputs, "steps": 100, "torch": torch}
-            names["opt"] = torch.optim.SGD(model.parameters(), lr=lr)
-            exec(remedy.code, names)
-            loss_fn = names.get("loss_fn", lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
-            batch = inputs, torch.zeros(64, dtype=torch.long)
-            before = loss_fn(model, batch)
-            before.backward()
-            names["opt"].step()
-            after = loss_fn(model, batch)
-            assert after < before, remedy.code
+            model = tasks.MLP((8, 16, 4), seed=0)
+            opt = torch.optim.SGD(model.parameters(), lr=lr)
+            names, steps = paste(remedy.code, model, opt, [next(iter(batches(1, 64)))] * 20)
+            assert steps[-1][2] < steps[0][2], remedy.code
             rates = [group["lr"] for group in names["opt"].param_groups]
             assert optimizer != "SGD" or "Adam" not in type(names["opt"]).__name__ or max(rates) <= 1e-3

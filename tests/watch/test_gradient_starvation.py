@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import gradient_starvation
 from thalweg.watch import Reading, all_rules
@@ -108,8 +109,8 @@ def test_the_remedy_runs_as_pasted_and_its_paper_is_in_the_catalog():
     (found,) = feed(rows(0.97, 0.1))
     assert papers.find(found.papers[0]).key == "gradient-starvation"
     (remedy,) = found.remedies
-    names = {"torch": torch}
-    exec(remedy.code, names)
+    model = nn.Linear(8, 4)
+    names, _ = paste(remedy.code, model, torch.optim.SGD(model.parameters(), lr=0.1), batches(3))
     logits, targets = torch.randn(16, 2), torch.randint(0, 2, (16,))
     expected = nn.functional.cross_entropy(logits, targets) + 0.1 * logits.square().mean()
     assert torch.allclose(names["loss_fn"](nn.Identity(), (logits, targets)), expected)

@@ -8,6 +8,7 @@ from benchmarks.findings.planted import lazy_regime
 from torch import nn
 
 import thalweg
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import gram_alignment, gram_matrix
 from thalweg.watch import Reading
@@ -127,12 +128,13 @@ def test_remedies_run_as_pasted_and_papers_are_there():
     (found,) = rows(FALLING, 0.99, 0.01)
     for key in {*found.papers, *(one.paper for one in found.remedies)}:
         assert papers.find(key).key == key
-    model = tasks.MLP((4, 8, 3), seed=0)
+    model = tasks.MLP((8, 8, 4), seed=0)
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = model(torch.ones(1, 4)).norm().item()
+    before, norms = model(torch.ones(1, 8)).norm().item(), []
+    opt.register_step_pre_hook(lambda *_: norms.append(model(torch.ones(1, 8)).norm().item()))
     for remedy in found.remedies:
-        exec(remedy.code, {"model": model, "opt": opt, "torch": torch})
-    assert model(torch.ones(1, 4)).norm().item() == pytest.approx(0.1 * before, rel=1e-4)
+        paste(remedy.code, model, opt, batches(3))
+    assert norms[0] == pytest.approx(0.1 * before, rel=1e-4)
     assert opt.param_groups[0]["lr"] == pytest.approx(0.3)
 
 

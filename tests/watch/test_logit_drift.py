@@ -10,6 +10,7 @@ from benchmarks.findings.planted import logit_drift as planted_runs
 from torch import nn
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.watch import Reading
 from thalweg.watch.moment import Moment
@@ -88,11 +89,10 @@ def test_remedies_run_as_pasted_and_papers_are_there():
     found = feed([(2.3, 0.0)] * 3 + [(40.0, 30.0)] * 3)[0]
     model = tasks.MLP((8, 4), seed=0)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    names = {"model": model, "torch": torch, "opt": opt}
-    for remedy in found.remedies:
-        assert papers.find(remedy.paper).key == remedy.paper
-        exec(remedy.code, names)
-    assert names["opt"].param_groups[0]["weight_decay"] == 0.1
+    assert all(papers.find(remedy.paper).key == remedy.paper for remedy in found.remedies)
+    pulling, decay = (remedy.code for remedy in found.remedies)
+    assert paste(decay, model, opt, batches(3))[0]["opt"].param_groups[0]["weight_decay"] == 0.1
+    names, _ = paste(pulling, model, opt, batches(3))
     logits = (torch.randn(16, 4) + 30).requires_grad_()
     targets = torch.zeros(16, dtype=torch.long)
     # Cross entropy alone has a gradient that sums to zero over the classes; the z-loss pulls them down.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from benchmarks.findings.planted import loss_spike as planted
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.watch import Reading, all_sensors, senses
 from thalweg.watch.rules.loss_spike import LossSpike
@@ -140,12 +141,14 @@ def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog():
         for key in {*found.papers, *(remedy.paper for remedy in found.remedies)}:
             assert papers.find(key).key == key
         for remedy in found.remedies:
-            model, inputs = tasks.MLP((8, 16, 4), seed=0), torch.randn(64, 8)
-            names = {"model": model, "inputs": inputs, "steps": 100, "torch": torch}
-            names["opt"] = torch.optim.SGD(model.parameters(), lr=0.1)
-            exec(remedy.code, names)
-            targets = torch.zeros(64, dtype=torch.long)
-            before = torch.nn.functional.cross_entropy(model(inputs), targets)
-            before.backward()
-            names["opt"].step()
-            assert torch.nn.functional.cross_entropy(model(inputs), targets) < before, remedy.code
+            model = tasks.MLP((8, 16, 4), seed=0)
+            opt = torch.optim.SGD(model.parameters(), lr=0.1)
+            _, steps = paste(remedy.code, model, opt, [next(iter(batches(1)))] * 20)
+            losses = [loss.item() for _, _, loss in steps]
+            assert losses[-1] < losses[0], remedy.code
+            rates = [rates[0] for _, rates, _ in steps]
+            if remedy.title == "a longer warm-up":
+                warm = max(100, found.step // 10)
+                assert rates == pytest.approx([0.1 * step / warm for step in range(1, 21)])
+                warmed = True
+    assert warmed

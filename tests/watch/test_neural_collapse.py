@@ -7,6 +7,7 @@ import torch
 from benchmarks.findings.planted import neural_collapse as planted_runs
 from torch import nn
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import neural_collapse_of
 from thalweg.watch import Reading
@@ -135,11 +136,11 @@ def test_training_far_past_zero_error_is_named_and_a_run_that_ends_before_is_not
 def test_remedies_run_as_pasted_and_papers_are_there():
     (found,) = feed([0.4, 0.02, 0.02, 0.02])
     assert all(papers.find(key).key == key for key in found.papers)
-    model = tasks.MLP((4, 8, 3), seed=0)
+    assert all(papers.find(remedy.paper) for remedy in found.remedies)
+    kept, decay = (remedy.code for remedy in found.remedies)
+    model = tasks.MLP((8, 8, 4), seed=0)
     opt = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-    names = {"model": model, "opt": opt, "torch": torch}
-    for remedy in found.remedies:
-        assert papers.find(remedy.paper)
-        exec(remedy.code, names)
+    names, _ = paste(kept, model, opt, batches(found.step))
+    assert torch.equal(names["kept"][found.step]["0.weight"], model[0].weight)
+    paste(decay, model, opt, batches(1))
     assert opt.param_groups[0]["weight_decay"] == 0.05
-    assert torch.equal(names["kept"]["0.weight"], model[0].weight)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import opposing_signals
 from thalweg.watch import Reading, all_rules
@@ -156,12 +157,7 @@ def test_remedies_run_as_pasted_and_papers_are_in_the_catalog(about):
     for key in {*found.papers, *(remedy.paper for remedy in found.remedies)}:
         assert papers.find(key).key == key
     for remedy in found.remedies:
-        model, inputs = tasks.MLP((8, 16, 4), seed=0), torch.randn(64, 8)
-        names = {"model": model, "torch": torch, "steps": 100}
-        names["opt"] = torch.optim.SGD(model.parameters(), lr=about["lr"])
-        exec(remedy.code, names)
-        targets = torch.zeros(64, dtype=torch.long)
-        before = F.cross_entropy(model(inputs), targets)
-        before.backward()
-        names["opt"].step()
-        assert F.cross_entropy(model(inputs), targets) < before
+        model = tasks.MLP((8, 16, 4), seed=0)
+        opt = torch.optim.SGD(model.parameters(), lr=about["lr"])
+        _, steps = paste(remedy.code, model, opt, [next(iter(batches(1, 64)))] * 20)
+        assert steps[-1][2] < steps[0][2]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmarks.findings.planted import phase_change as planted_runs
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.watch import Blocks, Reading
 from thalweg.watch.moment import all_sensors
@@ -160,8 +161,11 @@ def test_a_change_in_training_is_told_and_its_twin_is_not(kind, monkeypatch):
 
 def test_remedies_run_as_pasted_and_papers_are_there():
     (found,) = weak(together=True)
-    names = {"model": tasks.MLP((4, 8, 3), seed=0)}
-    for remedy in found.remedies:
-        exec(remedy.code, names)
-    assert torch.equal(names["kept"]["0.weight"], names["model"][0].weight)
+    (remedy,) = found.remedies
+    model = tasks.MLP((8, 8, 4), seed=0)
+    opt, loader = torch.optim.SGD(model.parameters(), lr=0.1), [next(iter(batches(1)))] * 500
+    kept = paste(remedy.code, model, opt, loader)[0]["kept"]
+    before, behind = kept
+    assert before == found.step < behind <= 500
+    assert not torch.equal(kept[before]["0.weight"], kept[behind]["0.weight"])
     assert all(papers.find(key).key == key for key in found.papers)

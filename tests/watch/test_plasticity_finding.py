@@ -9,6 +9,7 @@ import torch
 from benchmarks.findings.planted import plasticity as planted_runs
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import feature_ranks
 from thalweg.watch import Reading
@@ -114,7 +115,8 @@ def test_remedies_run_as_pasted_and_papers_are_there():
         with torch.no_grad():
             model[0].bias -= 100
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
-        exec(remedy.code, {"model": model, "inputs": inputs, "opt": opt, "torch": torch})
+        paste(remedy.code, model, opt, batches(4))
+        opt.zero_grad()
         # Units that were shut have a gradient again.
         F.cross_entropy(model(inputs), torch.zeros(64, dtype=torch.long)).backward()
         assert bool((model[2].weight.grad != 0).any())

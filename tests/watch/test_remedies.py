@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import thalweg
+from readme_loop import batches, paste
 from thalweg.watch import Reading, all_rules, clip_gradients
 from thalweg.watch.optimizer_kind import preconditions
+from thalweg.watch.remedies import kept, renewed, warmed
 from thalweg.watch.rules.vanishing_gradient import normalise
 
 OPTIMIZERS = {
@@ -19,6 +20,8 @@ OPTIMIZERS = {
     "AdamW": torch.optim.AdamW,
 }
 RATES = {"SGD": 0.05, "Lion": 1e-4, "Muon": 0.02, "AdamW": 1e-3}
+
+
 # Findings whose every remedy leaves an optimizer that is none of Adam's kind as it is.
 KEPT = {"gradient spike", "exploding gradient", "loss spike", "divergence ahead", "not finite"}
 KEPT |= {"edge of stability", "vanishing gradient"}
@@ -63,60 +66,33 @@ def findings(about):
     return found
 
 
-class Loop:
-    """The README's loop on a small classifier, with two groups of parameters."""
-
-    def __init__(self, kind):
-        torch.manual_seed(0)
-        inputs = torch.randn(64, 8)
-        batch = inputs, (inputs @ torch.randn(8, 4)).argmax(-1)
-        layers = nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False)
-        model, lr = nn.Sequential(*layers), RATES[kind]
-        groups = [{"params": [model[0].weight], "lr": lr}, {"params": [model[2].weight], "lr": lr / 2}]
-        self.names = {"torch": torch, "model": model, "steps": 100, "inputs": inputs, "loader": [batch] * 40}
-        self.names |= {
-            "opt": OPTIMIZERS[kind](groups),
-            "loss_fn": lambda m, b: F.cross_entropy(m(b[0]), b[1]),
-        }
-        self.opt = self.names["opt"]
-
-    def run(self, code):
-        """First and last loss after ``code`` was pasted."""
-        exec(code, self.names)
-        names, losses = self.names, []
-        model, opt, loss_fn = names["model"], names["opt"], names["loss_fn"]
-        with thalweg.watch(model, opt, loss_fn=loss_fn, store=None) as run:
-            for batch in names["loader"]:
-                loss = loss_fn(model, batch)
-                loss.backward()
-                losses.append(loss.item())
-                run.log(loss=loss, batch=batch)
-                opt.step()
-                opt.zero_grad()
-                if "schedule" in names:
-                    names["schedule"].step()
-        assert run.disabled == {}
-        return losses[0], losses[-1]
+def classifier(kind):
+    """A small classifier, and its optimizer with two groups of parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+    lr = RATES[kind]
+    groups = [{"params": [model[0].weight], "lr": lr}, {"params": [model[2].weight], "lr": lr / 2}]
+    return model, OPTIMIZERS[kind](groups)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_remedy_lowers_the_loss_in_the_loop_of_the_readme(kind):
-    opt = Loop(kind).opt
+    _, opt = classifier(kind)
     about = {"optimizer": kind, "adaptive": preconditions(opt), "lr": RATES[kind]}
     for finding in findings(about):
         for remedy in finding.remedies:
-            loop = Loop(kind)
-            first, last = loop.run(remedy.code)
-            assert last < first, (finding.name, remedy.title)
-            now = loop.names["opt"]
+            model, opt = classifier(kind)
+            names, steps = paste(remedy.code, model, opt, [next(iter(batches(1, 64)))] * 40)
+            assert len(steps) == 40 and steps[-1][2] < steps[0][2], (finding.name, remedy.title)
+            now = names["opt"]
             if kind != "AdamW" and finding.name in KEPT:
-                assert now is loop.opt, (finding.name, remedy.title)
-            if now is not loop.opt:
+                assert now is opt, (finding.name, remedy.title)
+            if now is not opt:
                 assert "run.follow(opt)" in remedy.code
                 assert len(now.param_groups) == 2 and preconditions(now) is (
                     now.__class__.__name__ != "Descent"
                 )
-            if preconditions(now) is about["adaptive"] and "schedule" not in loop.names:
+            if preconditions(now) is about["adaptive"] and "schedule" not in names:
                 one, other = (group["lr"] for group in now.param_groups)
                 assert one == pytest.approx(2 * other) and one <= RATES[kind]
 
@@ -135,10 +111,58 @@ def test_lbfgs_is_told_to_search_its_line_and_keeps_its_rate():
 
 def test_the_edges_lower_rate_keeps_the_ratio_of_groups():
     found = [one for one in findings({"optimizer": "SGD", "lr": 0.05}) if one.name == "edge of stability"]
-    loop = Loop("SGD")
-    exec(found[-1].remedies[1].code, loop.names)
-    rates = [group["lr"] for group in loop.opt.param_groups]
+    _, opt = classifier("SGD")
+    exec(found[-1].remedies[1].code, {"opt": opt})
+    rates = [group["lr"] for group in opt.param_groups]
     assert rates == pytest.approx([0.05 * 0.8 / 4, 0.025 * 0.8 / 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "over"),
+    [
+        ("edge of stability", "warm up", 1),
+        ("not finite", "from the last checkpoint", 10),
+        ("divergence ahead", "go back to the last", 1),
+    ],
+)
+def test_a_warm_up_moves_the_rate_of_every_group_step_by_step_and_ends_where_it_was(name, title, over):
+    found = [one for one in findings({"optimizer": "SGD", "lr": 0.05}) if one.name == name]
+    remedy = next(one for finding in found for one in finding.remedies if one.title.startswith(title))
+    model, opt = classifier("SGD")
+    torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0)  # a schedule that has been given up
+    _, steps = paste(remedy.code, model, opt, batches(130))
+    rates = torch.tensor([rates for _, rates, _ in steps], dtype=torch.float64)
+    factor = (torch.arange(1.0, 131).double() / 100).clamp(max=1)
+    assert torch.allclose(rates, factor[:, None] * torch.tensor([0.05, 0.025]).double() / over)
+
+
+def test_a_warm_up_takes_a_tenth_of_the_steps_so_far():
+    assert [warmed(step).partition("  #")[0] for step in (7, 5000)] == ["warmup = 100", "warmup = 500"]
+
+
+def test_dormant_units_are_renewed_at_once_and_every_thousand_steps():
+    model, _ = classifier("SGD")
+    opt, dead, unit = torch.optim.SGD(model.parameters(), lr=0.01), [], model[0].weight.detach()[3]
+    unit.zero_()
+
+    def see(*_):
+        dead.append(not unit.any())
+        if len(dead) == 2:
+            unit.zero_()
+
+    opt.register_step_pre_hook(see)
+    paste(renewed().code, model, opt, batches(1002))
+    assert dead == [True, False, *[True] * 999, False]
+
+
+def test_weights_are_kept_behind_the_steps_that_are_named_and_no_others():
+    model, opt = classifier("SGD")
+    seen = {}
+    opt.register_step_post_hook(lambda *_: seen.update({len(seen) + 1: model[2].weight.detach().clone()}))
+    names, _ = paste(kept("", (2, 5), "").code, model, opt, batches(8))
+    assert list(names["kept"]) == [2, 5]
+    assert all(torch.equal(weights["2.weight"], seen[step]) for step, weights in names["kept"].items())
+    assert not torch.equal(seen[2], seen[5])
 
 
 def test_hidden_layers_of_torchs_transformer_are_normalised_also_in_evaluation():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import backward_signal
 from thalweg.watch import Reading
@@ -124,3 +125,32 @@ def test_orthogonal_weights_and_normalisation_mend_it_as_pasted():
         before.backward()
         names["opt"].step()
         assert F.cross_entropy(names["model"](x), y) < before
+
+
+class Sequence(nn.Module):
+    """Eight numbers, one after the other, into a recurrent layer with weights that are far too small."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.recurrent, self.last = kind(1, 32, batch_first=True), nn.Linear(32, 4)
+        with torch.no_grad():
+            self.recurrent.weight_hh_l0 *= 0.01
+
+    def forward(self, x):
+        return self.last(self.recurrent(x.unsqueeze(-1))[0][:, -1])
+
+
+def test_a_recurrent_layer_begins_again_with_orthogonal_gates_in_the_loop_of_the_readme():
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    (found,) = told([backward_signal(Sequence(nn.RNN), x).norms] * 3)
+    assert found.layers[0] == "recurrent"
+    (remedy,) = found.remedies
+    for kind in (nn.RNN, nn.GRU, nn.LSTM):
+        model, gates = Sequence(kind), []
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        weight = model.recurrent.weight_hh_l0
+        opt.register_step_pre_hook(lambda *_, w=weight, g=gates: g.extend(w.detach().clone().split(32)))
+        paste(remedy.code, model, opt, batches(1))
+        assert all(torch.allclose(gate @ gate.T, torch.eye(32), atol=1e-5) for gate in gates) and gates
+        assert told([backward_signal(model, x).norms] * 3) == []

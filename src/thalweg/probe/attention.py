@@ -21,6 +21,9 @@ from thalweg.probe.cost import costs
 
 __all__ = ["AttentionLogits", "attention_logits"]
 
+# As it was at first: a model may have been given its own by this name.
+PRODUCT = F.scaled_dot_product_attention
+
 
 @dataclass(frozen=True)
 class AttentionLogits:
@@ -115,7 +118,7 @@ class _Listening(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is PRODUCT:
             self.note(_of_product(*args, **kwargs))
         elif func is F.multi_head_attention_forward:
             self.note(_of_module(*args, **kwargs))

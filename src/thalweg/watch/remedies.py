@@ -7,7 +7,17 @@ from typing import Any
 
 from thalweg.watch.readings import Remedy
 
-__all__ = ["clip", "decayed", "instead", "lower", "orthogonal_steps", "penalised", "warmed"]
+__all__ = [
+    "clip",
+    "decayed",
+    "instead",
+    "kept",
+    "lower",
+    "orthogonal_steps",
+    "penalised",
+    "renewed",
+    "warmed",
+]
 
 # Optimizers whose weight decay is a setting of the group, and apart from the gradient or as good as.
 DECAYS = ("SGD", "SGDP", "AdamW", "Lion", "Muon", "AdamP", "AMSGrad")
@@ -17,11 +27,31 @@ GROUPS = (
 )
 FOLLOW = "# in a run that goes on being watched: run.follow(opt)"
 WARM = (
-    "from thalweg import optim\n"
+    "warmup = {steps}  # steps; in place of any other schedule\n"
     "for group in opt.param_groups:\n"
     "    group.pop('initial_lr', None)\n"
-    "warm = optim.linear_decay(steps, warmup=steps // {part})\n"
-    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, warm)"
+    "schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: min(1.0, (step + 1) / warmup))\n"
+    "opt.register_step_post_hook(lambda *_: schedule.step())"
+)
+RENEW = (
+    "from itertools import count\n"
+    "from thalweg import probe, surgery\n"
+    "steps = count()\n"
+    "def renew(opt, *_):\n"
+    "    if next(steps) % 1000 == 0:\n"
+    "        dormant = probe.dormant_neurons(model, batch[0])\n"
+    "        surgery.reset_dormant(model, dormant, optimizer=opt)\n"
+    "opt.register_step_post_hook(renew)"
+)
+KEEP = (
+    "import copy\n"
+    "from itertools import count\n"
+    "kept, steps = {{}}, count(1)\n"
+    "def keep(*_):\n"
+    "    step = next(steps)\n"
+    "    if step in {steps}:\n"
+    "        kept[step] = copy.deepcopy(model.state_dict())\n"
+    "opt.register_step_post_hook(keep)"
 )
 
 
@@ -39,9 +69,19 @@ def lower(times: float, title: str = "a lower learning rate", paper: str = "loss
     return Remedy(title, f"for group in opt.param_groups:\n    group['lr'] /= {times:.3g}", paper)
 
 
-def warmed(part: int) -> str:
-    """Code: warm up over one in ``part`` of the steps, to the learning rates of now."""
-    return WARM.format(part=part)
+def warmed(step: int) -> str:
+    """Code: warm up to the learning rates of now, over a tenth of the first ``step`` steps, at least 100."""
+    return WARM.format(steps=max(100, step // 10))
+
+
+def renewed(paper: str = "dormant-neurons") -> Remedy:
+    """Fresh weights for dormant units, at the next step and every thousandth from there on."""
+    return Remedy("give dormant units fresh weights, now and every thousand steps", RENEW, paper)
+
+
+def kept(title: str, steps: tuple[int, ...], paper: str) -> Remedy:
+    """A copy of the weights behind each of ``steps``, in a run that begins with this."""
+    return Remedy(title, KEEP.format(steps=steps), paper)
 
 
 def instead(title: str, call: str, paper: str, lr: float | None = None) -> Remedy:

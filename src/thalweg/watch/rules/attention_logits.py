@@ -57,11 +57,14 @@ class AttentionLogitGrowth(Rule):
             ("small-scale-proxies",),
             (
                 Remedy(
-                    "normalise queries and keys: call this in place of F.scaled_dot_product_attention",
+                    "in a new run, normalise queries and keys",
                     "from torch.nn import functional as F\n"
-                    "def attend(query, key, value, **options):\n"
+                    "plain = F.scaled_dot_product_attention\n"
+                    "def attend(query, key, *rest, **options):\n"
                     "    query, key = (F.layer_norm(x, x.shape[-1:]) for x in (query, key))\n"
-                    "    return F.scaled_dot_product_attention(query, key, value, **options)",
+                    "    return plain(query, key, *rest, **options)\n"
+                    "F.scaled_dot_product_attention = attend  # by this name models call it\n"
+                    "torch.backends.mha.set_fastpath_enabled(False)  # which would go past it",
                     "small-scale-proxies",
                 ),
                 Remedy(

@@ -59,7 +59,10 @@ class BatchTooLarge(Rule):
             (
                 Remedy(
                     "a batch of four times the noise scale, for as long as the scale stays there",
-                    f"batch_size = {4 * size}\nfor group in opt.param_groups:\n    group['lr'] *= 0.8",
+                    "loader = torch.utils.data.DataLoader(\n"
+                    f"    loader.dataset, {4 * size}, shuffle=True, collate_fn=loader.collate_fn\n"
+                    ")\n"
+                    "for group in opt.param_groups:\n    group['lr'] *= 0.8",
                     "surge-batch-size",
                 ),
             ),

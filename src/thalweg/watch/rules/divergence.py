@@ -36,7 +36,7 @@ class Divergence(Rule):
             (
                 Remedy(
                     "from the last checkpoint: a lower learning rate with warm-up, and clipping",
-                    f"for group in opt.param_groups:\n    group['lr'] /= 10\n{warmed(20)}\n"
+                    f"for group in opt.param_groups:\n    group['lr'] /= 10\n{warmed(reading.step)}\n"
                     + clip(self.about, 1.0).code,
                     "loss-curvature",
                 ),

@@ -202,7 +202,7 @@ class DivergenceAhead(Rule):
                 lower(max(1.25 * times, 2), "a lower learning rate, now"),
                 Remedy(
                     "go back to the last checkpoint, clip the gradient, and warm up",
-                    f"{clip(self.about, 2 * median(norms)).code}\n{warmed(20)}",
+                    f"{clip(self.about, 2 * median(norms)).code}\n{warmed(reading.step)}",
                     "gradient-clipping",
                 ),
             ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.remedies import renewed
 from thalweg.watch.rule import Rule
 
 SHARE = 0.10
@@ -62,13 +63,5 @@ class DormantUnits(Rule):
             "critical" if reading.value > LAYER else "warning" if many or layer else "info",
             worst,
             ("dormant-neurons", "plasticity", "continual-backprop"),
-            (
-                Remedy(
-                    "give dormant units fresh weights, every thousand steps or so",
-                    "from thalweg import probe, surgery\n"
-                    "dormant = probe.dormant_neurons(model, inputs)\n"
-                    "surgery.reset_dormant(model, dormant, optimizer=opt)",
-                    "dormant-neurons",
-                ),
-            ),
+            (renewed(),),
         )

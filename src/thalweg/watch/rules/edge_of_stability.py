@@ -84,7 +84,7 @@ class EdgeOfStability(Rule):
             (
                 Remedy(
                     "warm up, so that the run flattens its path before the peak learning rate",
-                    warmed(10),
+                    warmed(reading.step),
                     "loss-curvature",
                 ),
                 lower(

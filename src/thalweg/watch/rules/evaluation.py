@@ -65,7 +65,10 @@ class WrongEvaluation(Rule):
 
     def _words(self, reading: Reading) -> tuple[str, tuple[str, ...], tuple[Remedy, ...]]:
         if reading.name == "modules in training mode":
-            switch = "model.eval()\nwith torch.no_grad():\n    outputs = model(inputs)\nmodel.train()"
+            switch = (
+                "model.eval()\nwith torch.no_grad():\n"
+                "    outputs = model(batch[0])  # your evaluation\nmodel.train()"
+            )
             return (
                 f"the model is evaluated with {reading.value:.0f} modules in training mode, such as "
                 f"{next(iter(reading.layers), '')}: what is judged is random, or depends on the batch.",
@@ -73,7 +76,7 @@ class WrongEvaluation(Rule):
                 (Remedy("evaluate in evaluation mode", switch, "early-dropout"),),
             )
         if reading.name == "initial statistics":
-            measure = "from torch.optim.swa_utils import update_bn\nupdate_bn([inputs], model)"
+            measure = "from torch.optim.swa_utils import update_bn\nupdate_bn(loader, model)"
             faster = (
                 "for module in model.modules():\n"
                 "    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):\n"
@@ -89,12 +92,16 @@ class WrongEvaluation(Rule):
                 ),
             )
         swap = (
-            "opt.eval()\nwith torch.no_grad():\n    outputs = model(inputs)\nopt.train()"
+            "opt.eval()\nwith torch.no_grad():\n    outputs = model(batch[0])  # your evaluation\nopt.train()"
             if reading.extra.get("kept by the optimizer")
             else "from thalweg import optim\n"
             "opt = optim.Average(opt)\n"
+            "for batch in loader:\n"
+            "    loss_fn(model, batch).backward()\n"
+            "    opt.step()\n"
+            "    opt.zero_grad()\n"
             "with opt.averaged(), torch.no_grad():\n"
-            "    outputs = model(inputs)"
+            "    outputs = model(batch[0])  # your evaluation"
         )
         return (
             "the run keeps an average of its weights, and every evaluation was of the last iterate.",

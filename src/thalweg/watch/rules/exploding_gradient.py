@@ -70,7 +70,7 @@ class ExplodingGradient(Rule):
             "warning",
             layers_of(sorted(list(reading.layers)[:part], key=lambda name: -reading.layers[name])),
             ("gradient-clipping", "chaotic-gradients", "layer-norm"),
-            (clip(self.about, 1.0), orthogonal(), normalise()),
+            (clip(self.about, 1.0), orthogonal(), *(() if timed else (normalise(),))),
         )
 
     def _over_steps(self, reading: Reading) -> Iterable[Finding]:

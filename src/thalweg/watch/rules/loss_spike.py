@@ -115,10 +115,10 @@ class LossSpike(Rule):
             "warning",
             cause.layers,
             PAPERS[cause.kind],
-            self._remedies(cause),
+            self._remedies(cause, spike.step),
         )
 
-    def _remedies(self, cause: Cause) -> tuple[Remedy, ...]:
+    def _remedies(self, cause: Cause, step: int) -> tuple[Remedy, ...]:
         norm = cause.numbers.get("gradient norm", 1.0) / cause.numbers.get("gradient over its median", 1.0)
         clipped = clip(self.about, 2 * norm)
         if cause.kind == "bad batch":
@@ -136,4 +136,4 @@ class LossSpike(Rule):
             times = max(times, cause.numbers.get("learning rate times", 1.0))
             return lower(times), clipped
         paper = "small-scale-proxies" if cause.kind == "attention logits" else "loss-curvature"
-        return clipped, Remedy("a longer warm-up", warmed(10), paper)
+        return clipped, Remedy("a longer warm-up", warmed(step), paper)

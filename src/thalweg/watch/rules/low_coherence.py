@@ -110,8 +110,9 @@ class LowCoherence(Rule):
                 "from thalweg import probe\n"
                 "def each(model, batch):\n"
                 "    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction='none')\n"
-                "found = probe.example_alignment(model, (inputs, targets), each)\n"
-                "suspects = found.cosines.argsort()[:20]",
+                "batch = next(iter(loader))\n"
+                "suspects = probe.example_alignment(model, batch, each).cosines.argsort()[:20]\n"
+                "print(suspects)",
                 "gradient-coherence",
             ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import kept
 from thalweg.watch.rule import Rule
 
 VARIABILITY = 0.05
@@ -69,9 +70,9 @@ class NeuralCollapse(Rule):
             tuple(reading.layers),
             ("neural-collapse",),
             (
-                Remedy(
-                    "keep these weights: nothing is left to learn from the training labels",
-                    "import copy\nkept = copy.deepcopy(model.state_dict())",
+                kept(
+                    "run again and keep the weights of here: the training labels have no more to teach",
+                    (self.collapsed[0].step,),
                     "neural-collapse",
                 ),
                 Remedy(

@@ -98,9 +98,14 @@ class NoiseDominated(Rule):
             (
                 Remedy(
                     f"a step for every {less} batches",
-                    f"every, loss_of_one = {less}, loss_fn\n"
-                    "# call opt.step() and opt.zero_grad() after every so many batches only\n"
-                    "loss_fn = lambda *batch: loss_of_one(*batch) / every",
+                    f"every = {less}\n"
+                    "for number, batch in enumerate(loader, 1):  # in place of the loop\n"
+                    "    loss = loss_fn(model, batch)\n"
+                    "    (loss / every).backward()\n"
+                    "    run.log(loss=loss, batch=batch)\n"
+                    "    if number % every == 0:\n"
+                    "        opt.step()\n"
+                    "        opt.zero_grad()",
                     "surge-batch-size",
                 ),
                 Remedy(

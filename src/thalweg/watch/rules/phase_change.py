@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 from thalweg.watch.blocks import AFTER, Blocks, Departure
-from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.remedies import kept
 from thalweg.watch.rule import Rule
 
 ALONE = 4.2
@@ -88,13 +89,19 @@ class PhaseChange(Rule):
             threshold = TOGETHER
         else:
             return
-        yield self._change(began, changed, together, threshold, jumped)
+        yield self._change(began, reading.step, changed, together, threshold, jumped)
         self.latest, self.jump = {}, None
         for one in self.courses.values():
             one.forget()
 
     def _change(
-        self, step: int, changed: dict[str, Departure], together: float, threshold: float, jumped: bool
+        self,
+        step: int,
+        found: int,
+        changed: dict[str, Departure],
+        together: float,
+        threshold: float,
+        jumped: bool,
     ) -> Finding:
         words = []
         evidence: dict[str, float] = {}
@@ -122,9 +129,9 @@ class PhaseChange(Rule):
             (),
             ("latent-training-states",),
             (
-                Remedy(
-                    "keep the weights of both sides, to see what has changed",
-                    "import copy\nkept = copy.deepcopy(model.state_dict())",
+                kept(
+                    "run again and keep the weights of both sides, to see what has changed",
+                    (step, found),
                     "latent-training-states",
                 ),
             ),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from statistics import fmean, median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.remedies import renewed
 from thalweg.watch.rule import Rule
 
 # A change of the targets: three losses above the median of the last twenty, by so many spreads and so much.
@@ -149,13 +150,7 @@ class LossOfPlasticity(Rule):
                     "        module.register_forward_pre_hook(normalise)",
                     "plasticity",
                 ),
-                Remedy(
-                    "give dormant units fresh weights, every time the targets have changed",
-                    "from thalweg import probe, surgery\n"
-                    "dormant = probe.dormant_neurons(model, inputs)\n"
-                    "surgery.reset_dormant(model, dormant, optimizer=opt)",
-                    "dormant-neurons",
-                ),
+                renewed(),
             ),
         )
 

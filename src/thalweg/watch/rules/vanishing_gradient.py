@@ -54,7 +54,7 @@ class VanishingGradient(Rule):
             "warning",
             layers_of(sorted(list(reading.layers)[:part], key=lambda name: reading.layers[name])),
             ("gradient-clipping", "deep-linear-exact", "layer-norm"),
-            (orthogonal(), normalise()),
+            (orthogonal(),) if timed else (orthogonal(), normalise()),
         )
 
 
@@ -70,7 +70,11 @@ def orthogonal() -> Remedy:
         "gain = 1.0  # for tanh; 2 ** 0.5 for ReLU, 4.0 for the logistic sigmoid\n"
         "for layer in model.modules():\n"
         "    if isinstance(layer, torch.nn.Linear):\n"
-        "        torch.nn.init.orthogonal_(layer.weight, gain=gain)",
+        "        torch.nn.init.orthogonal_(layer.weight, gain=gain)\n"
+        "    for name, weight in layer.named_parameters(recurse=False):\n"
+        "        if name.startswith('weight_hh'):\n"
+        "            for gate in weight.data.split(weight.shape[1]):\n"
+        "                torch.nn.init.orthogonal_(gate, gain=gain)",
         "deep-linear-exact",
     )
 
