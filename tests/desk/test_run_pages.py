@@ -12,8 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from thalweg.desk.app import create_app
+from thalweg.desk.run_summary import seldom
 from thalweg.watch import Finding, Reading, Remedy, RunStore
 from thalweg.watch.latent_phases import phases_of_run
+from thalweg.watch.run_info import RunInfo
 
 ATTACK = '<img src=x onerror="alert(1)">\u202e{{ 7*7 }}'
 REMEDY = Remedy("clip it", "clip_gradients(opt, 1)", "gradient-clipping")
@@ -137,6 +139,31 @@ def test_overhead_budget_and_what_was_left_out_are_said(client):
     assert "2.1% of the training time, of 3% allowed" in text
     assert "ran every 90 steps rather than every 20" in text
     assert "not known yet" in client.get("/runs/3").text
+
+
+@pytest.mark.parametrize(
+    ("left_out", "clause"),
+    [
+        ({}, ""),
+        (
+            {"loss": "judged every 7 steps rather than every 1; all are stored"},
+            "the loss was judged every 7 steps",
+        ),
+        ({"a": "never ran", "b": "ran every 9 steps"}, "2 readings came seldom or never"),
+        (
+            {"loss": "judged every 2 steps rather than every 1", "a": "never ran"},
+            "the loss was judged every 2 steps and 1 reading came seldom or never",
+        ),
+    ],
+)
+def test_what_was_seen_seldom_is_a_clause(left_out, clause):
+    assert seldom(RunInfo(1, "", 0.0, 0.0, None, None, 1, {"left_out": left_out})) == clause
+
+
+def test_only_a_run_that_goes_on_has_found_nothing_so_far(client):
+    ended, running = (client.get(f"/runs/{run}").text for run in (2, 3))
+    assert 'Nothing was found<span id="so-far"></span>. But 1 reading came seldom or never.' in ended
+    assert 'Nothing was found<span id="so-far"> so far</span>. What' in running
 
 
 def test_a_finding_by_itself_is_the_same_as_on_its_page(client):

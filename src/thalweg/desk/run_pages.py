@@ -23,6 +23,7 @@ from thalweg.desk.run_summary import (
     kind_of,
     left_out,
     overhead,
+    seldom,
     settings,
     state_of,
     unit_of,
@@ -115,6 +116,7 @@ def one_run(
         papers=papers_of(request, [one for _, one, _ in findings.listed]),
         overhead=overhead(found),
         left_out=left_out(found),
+        seldom=seldom(found),
         settings=settings(found),
         cursor=f"{findings.total}.{row}.{epoch_of(found)}",
     )

@@ -78,6 +78,16 @@ def left_out(run: RunInfo) -> dict[str, str]:
     return {str(key): str(why) for key, why in found.items()} if isinstance(found, dict) else {}
 
 
+def seldom(run: RunInfo) -> str:
+    """The same in a clause, to stand beside what was found; empty where everything was seen."""
+    words = left_out(run)
+    loss = words.pop("loss", "").partition(" rather")[0]
+    clauses = [f"the loss was {loss}"] if loss.startswith("judged") else []
+    if words:
+        clauses.append(f"{len(words)} reading{'s' if len(words) > 1 else ''} came seldom or never")
+    return " and ".join(clauses)
+
+
 def settings(run: RunInfo) -> dict[str, str]:
     """A run's settings in words."""
     return {str(key): worded(one) for key, one in run.about.items() if key not in NOT_SETTINGS}

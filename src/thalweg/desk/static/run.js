@@ -127,7 +127,9 @@ const hear = {
     if (document.getElementById("state").textContent !== state) document.getElementById("state").textContent = state;
     document.getElementById("overhead").textContent = overhead;
     layers.tick();
-    if (!GOES_ON.includes(state)) stream.close();
+    if (GOES_ON.includes(state)) return;
+    stream.close();
+    document.getElementById("so-far").textContent = "";
   },
   trouble: ({ why }) => trouble(why),
   // Resumed or replaced: what is shown may be void.
