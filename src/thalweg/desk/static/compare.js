@@ -21,7 +21,7 @@ if (figure) {
     wholeRuns.classList.toggle("off", !panels.zoomed);
     clearTimeout(waiting);
     waiting = setTimeout(load, 120);
-  });
+  }, () => Math.max(...rows.map(({ cells }) => Number(cells[3].textContent.replaceAll(",", "")))));
   panels.follow(remembered());
   const plot = new Plot(place, {
     lines: rows.length,
@@ -36,7 +36,6 @@ if (figure) {
     pick: () => {},
   });
   panels.add(plot, runs);
-  wholeRuns.addEventListener("click", () => panels.zoom(null));
 
   function draw() {
     panels.draw();

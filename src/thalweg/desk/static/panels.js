@@ -1,11 +1,16 @@
 // Several plots that share one axis of steps, its window, its cursor and its switches.
 export class Panels {
-  constructor(changed) {
+  // changed: called when the window is another one. last: gives the last step that there is.
+  constructor(changed, last) {
     this.plots = new Set();
     this.series = new Map(); // plot to the series that it draws
     this.zoomed = null;
     this.log = this.smooth = false;
-    this.changed = changed; // the window is another one
+    Object.assign(this, { changed, last });
+    document.querySelector(".zooms").addEventListener("click", ({ target }) => {
+      if (target.id === "whole") this.zoom(null);
+      else if (target.dataset.zoom) this.move(target.dataset.zoom);
+    });
   }
 
   // The first and last step that are shown.
@@ -27,6 +32,21 @@ export class Panels {
     // At once with the points at hand, then with those of the window.
     for (const plot of this.plots) plot.again();
     this.changed();
+  }
+
+  // As the buttons say: half or twice as many steps around the same middle, or half a window to a side.
+  move(how) {
+    const [from, to] = this.view();
+    const half = Math.max(1, Math.round((to - from) / 2));
+    const last = this.last();
+    if (how === "in") return this.zoom(from + Math.floor(half / 2), to - Math.floor(half / 2));
+    if (!this.zoomed) return;
+    if (how === "out") {
+      const low = Math.max(0, from - half);
+      return low === 0 && to + half >= last ? this.zoom(null) : this.zoom(low, Math.min(to + half, last));
+    }
+    const by = how === "earlier" ? -Math.min(half, from) : Math.max(0, Math.min(half, last - to));
+    this.zoom(from + by, to + by);
   }
 
   // The boxes of the page that choose a logarithmic scale and smoothing, set as the address says.

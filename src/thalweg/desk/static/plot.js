@@ -23,6 +23,8 @@ export class Plot {
     this.lit = [];
     this.placed = "";
     this.log = this.smooth = this.reachable = false;
+    this.undrawn = Object.assign(document.createElement("p"), { className: "undrawn" });
+    place.append(this.undrawn);
     this.size = new ResizeObserver(() => this.fit());
     this.size.observe(place);
     this.themed = () => this.make();
@@ -40,19 +42,29 @@ export class Plot {
 
   draw(tables) {
     this.tables = tables;
+    this.count();
     if (this.u) this.u.setData(this.data());
     else this.make();
   }
 
   data() {
-    const fit = ({ step, value }) => [step, this.log ? value.map((one) => (one > 0 ? one : null)) : value];
+    // Undefined is no gap: a line goes on over it, else a point between two that cannot be drawn would not be seen.
+    const fit = ({ step, value }) => [step, this.log ? value.map((one) => (one === null || one > 0 ? one : undefined)) : value];
     const drawn = this.smooth ? this.tables.flatMap((one) => [one, smoothed(one)]) : this.tables;
     if (!drawn.length) return [[], ...Array(this.lines * (this.smooth ? 2 : 1)).fill([])];
     return uPlot.join(drawn.map(fit));
   }
 
+  // What a logarithmic scale leaves out, in words.
+  count() {
+    const points = this.tables.flatMap(({ value }) => value.filter((one) => one !== null));
+    const below = this.log ? points.filter((one) => one <= 0).length : 0;
+    this.undrawn.textContent = below ? `${below} of ${points.length} points not drawn: zero or less` : "";
+  }
+
   make() {
     this.u?.destroy();
+    this.count();
     if (!this.place.clientWidth) return;
     this.inks = {};
     const soft = this.ink("axis-ink");
@@ -140,8 +152,8 @@ export class Plot {
   at(index) {
     const step = index === null || index === undefined ? null : this.u.data[0][index];
     if (step === null || step === undefined) return this.said(null);
-    const each = this.smooth ? 2 : 1;
-    const values = this.tables.map((_, n) => this.u.data[1 + n * each][index]);
+    // Not what is drawn: a logarithmic scale leaves out what is zero or less.
+    const values = this.tables.map((one) => one.value[one.step.indexOf(step)]);
     this.said(`step ${whole(step)}: ${values.map(short).join(", ")}`, step, values);
   }
 

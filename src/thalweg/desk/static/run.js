@@ -24,7 +24,7 @@ const panels = new Panels(() => {
   wholeRun.classList.toggle("off", !panels.zoomed);
   clearTimeout(waiting);
   waiting = setTimeout(load, 120);
-});
+}, () => Number(document.getElementById("steps").textContent.replaceAll(",", "")));
 const findings = new Findings(run, panels, say);
 const layers = new Layers(run, panels, (numbers) => findings.light(numbers), dress);
 
@@ -144,7 +144,6 @@ panels.follow(asked);
 place.querySelectorAll(".panel").forEach(open);
 lay();
 load();
-wholeRun.addEventListener("click", () => panels.zoom(null));
 
 function limit() {
   const boxes = [...readings.querySelectorAll("input")];
