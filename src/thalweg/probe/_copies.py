@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from thalweg.probe._randomness import same_randomness
 from thalweg.probe._wrapped import bare
 
 T = TypeVar("T")
@@ -59,9 +60,9 @@ def copied(model: nn.Module, beside: T) -> tuple[nn.Module, T]:
 
 @contextmanager
 def own_randomness(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers from ``seed`` inside; the global states return, those of the model's devices too."""
+    """Random numbers from ``seed`` inside; the global states return."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    with same_randomness():
         # Not torch.manual_seed, which would also reseed devices that are not the model's.
         torch.default_generator.manual_seed(seed)
         for device in devices:

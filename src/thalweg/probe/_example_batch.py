@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from thalweg.probe._untouched import untouched
+
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
@@ -107,7 +109,7 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, eager, with gradients; flags and the random state return, also after an error.
+    """Evaluation mode, eager, with gradients; ``untouched``, and every time with the same random numbers.
 
     In training mode batch normalisation mixes the examples, and none has a gradient of its own.
     """
@@ -116,7 +118,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     devices = {p.get_device() for p in model.parameters() if p.device.type != "cpu"}
     kinds = {p.device.type for p in model.parameters() if p.device.type != "cpu"} or {"cuda"}
-    with torch.random.fork_rng(devices=sorted(devices), device_type=kinds.pop()), torch.enable_grad(), eager:
+    again = torch.random.fork_rng(devices=sorted(devices), device_type=kinds.pop())
+    with untouched(model), again, torch.enable_grad(), eager:
         model.eval()
         try:
             yield

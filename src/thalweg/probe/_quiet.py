@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import nearest
+from thalweg.probe._untouched import untouched
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own ``training`` flag returns, also after an error."""
+    """Evaluation mode without gradients, ``untouched``; each module's own ``training`` flag returns."""
     # Not model.train(True) at the end: that would switch on modules which the user had frozen one by one.
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with untouched(model), torch.no_grad():
+            model.eval()
             yield
     finally:
         for module, training in flags:

@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from thalweg.probe._checkpoints import Checkpoint, Weights, bare, moving, weights_of
 from thalweg.probe._quiet import call
+from thalweg.probe._randomness import same_randomness
+from thalweg.probe._untouched import untouched
 
 LossOf = Callable[[nn.Module], Any]
 
@@ -72,7 +74,7 @@ class Terrain:
 
     def loss(self, *coefficients: float, only: Collection[str] | None = None) -> float:
         """The loss at a combination; every place sees the same random numbers."""
-        with torch.no_grad(), same_random_state(self.model):
+        with torch.no_grad(), same_randomness():
             self.stand(*coefficients, only=only)
             return scalar(self.loss_fn(self.model))
 
@@ -106,16 +108,6 @@ def _combined(coefficients: Sequence[float], values: Sequence[Tensor | None], ow
         if coefficient and value is not None:
             total += coefficient * value.to(own.device, wide)
     return total.to(own.dtype)
-
-
-@contextmanager
-def same_random_state(model: nn.Module) -> Iterator[None]:
-    """The global random state, of the model's devices too, returns afterwards."""
-    found = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
-    kind = next(iter(found)).type if found else "cuda"
-    devices = sorted({device.index or 0 for device in found})
-    with torch.random.fork_rng(devices=devices, device_type=kind):
-        yield
 
 
 def checked_batches(model: nn.Module, norm_batches: Iterable[Any] | None) -> Iterable[Any] | None:
@@ -159,10 +151,11 @@ def terrain(
     buffers = [(m, key, b) for m in model.modules() for key, b in m._buffers.items() if b is not None]
     copies: dict[int, Tensor] = {}
     try:
-        for module, key, buffer in buffers:  # shared buffers stay shared
-            module._buffers[key] = copies.setdefault(id(buffer), buffer.detach().clone())
-        model.eval()
-        yield Terrain(model, loss_fn, batches, [*points, *directions])
+        with untouched(model):
+            for module, key, buffer in buffers:  # shared buffers stay shared
+                module._buffers[key] = copies.setdefault(id(buffer), buffer.detach().clone())
+            model.eval()
+            yield Terrain(model, loss_fn, batches, [*points, *directions])
     finally:
         for p, data in kept:
             p.data = data

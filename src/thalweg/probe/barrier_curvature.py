@@ -12,7 +12,8 @@ from numpy.polynomial import Polynomial
 from torch import nn
 
 from thalweg.probe._checkpoints import Checkpoint, distance, layer_parameters, moving
-from thalweg.probe._terrain import LossOf, same_random_state, terrain
+from thalweg.probe._randomness import same_randomness
+from thalweg.probe._terrain import LossOf, terrain
 from thalweg.probe.cost import costs
 from thalweg.probe.loss_paths import grid
 from thalweg.probe.operator import flatten, hvp_operator
@@ -110,12 +111,12 @@ def line_curvature(
         steps = grid(points)
         rows = []
         for t in steps:
-            with same_random_state(ground.model):
+            with same_randomness():
                 ground.stand(1 - t, t, only=only)
                 operator = hvp_operator(lambda: ground.loss_fn(ground.model), listed)
                 first, last = (flatten([point[n] for n in moved], operator.like) for point in ground.points)
                 step = last - first
-            with same_random_state(ground.model), torch.enable_grad():
+            with same_randomness(), torch.enable_grad():
                 loss = ground.loss_fn(ground.model).reshape(())
                 gradient = torch.autograd.grad(loss, listed, allow_unused=True, materialize_grads=True)
             slope = torch.dot(flatten(gradient, operator.like), step)

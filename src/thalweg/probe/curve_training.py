@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count, check_positive
 from thalweg.probe._checkpoints import Checkpoint
-from thalweg.probe._terrain import LossOf, same_random_state, scalar, terrain
+from thalweg.probe._randomness import same_randomness
+from thalweg.probe._terrain import LossOf, scalar, terrain
 from thalweg.probe.cost import costs
 
 __all__ = ["ConnectingCurve", "train_curve"]
@@ -66,7 +67,7 @@ def train_curve(
     check_count("steps", steps)
     check_positive("lr", lr)
     generator = generator or torch.Generator().manual_seed(0)
-    with terrain(loss_fn, model, (), start=start, end=end) as ground, same_random_state(ground.model):
+    with terrain(loss_fn, model, (), start=start, end=end) as ground, same_randomness():
         trained = {name: p for name, p in ground.params.items() if p.requires_grad}
         if not trained:
             raise ValueError("model must have parameters that require a gradient, got none")

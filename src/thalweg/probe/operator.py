@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg.probe._randomness import same_randomness
 from thalweg.probe.cost import costs
 
 __all__ = ["CurvatureOperator", "hvp_operator"]
@@ -54,16 +55,9 @@ def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
 
 @contextmanager
 def twice_differentiable(params: list[Tensor]) -> Iterator[None]:
-    """For a forward pass of which second derivatives are wanted; the random state returns afterwards."""
-    first = params[0].device
-    devices = sorted({p.get_device() for p in params if p.device.type == first.type and first.type != "cpu"})
-    kind = first.type if first.type != "cpu" else "cuda"
+    """For a forward pass of which second derivatives are wanted; the random states return afterwards."""
     # Fused attention kernels have no second derivative; the mathematical form is made of parts that do.
-    with (
-        torch.random.fork_rng(devices=devices, device_type=kind),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.enable_grad(),
-    ):
+    with same_randomness(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         yield
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
 
+from thalweg.probe._untouched import untouched
 from thalweg.watch.budget import Budget
 from thalweg.watch.hooks import eagerly
 from thalweg.watch.loss_function import LossFunctionError
@@ -25,6 +26,16 @@ ALONE = {"output", "targets"}
 
 class ProbeDisabled(UserWarning):
     """A sensor failed and was switched off; training goes on."""
+
+
+@contextmanager
+def _unseen(sensor: Sensor, moment: Moment) -> Iterator[None]:
+    """For a sensor that may run the model: uncompiled, and without a trace."""
+    if moment.model is None or not {"model", "loss_fn"} & set(sensor.needs):
+        yield
+        return
+    with eagerly(), untouched(moment.model, moment.loss_fn):
+        yield
 
 
 class Senses:
@@ -77,7 +88,7 @@ class Senses:
             began = time.perf_counter()
             moment.memory = self.memories[name]
             try:
-                with self.paused(), eagerly() if sensor.needs else nullcontext():
+                with self.paused(), _unseen(sensor, moment):
                     raws += sensor.read(moment)
             except Exception as error:
                 # Of a run that is no longer finite nothing can be said, which is not the sensor's fault.
@@ -108,6 +119,8 @@ class Senses:
                 words[name] = f"never ran: needs {' and '.join(how_to_give(need) for need in missing)}"
             elif why := self.memories[name].get("silent"):
                 words[name] = f"gives no readings: {why}"
+            elif why := self.memories[name].get("unjudged"):
+                words[name] = why
         return words | {name: f"switched off: {why}" for name, why in self.recorder.disabled.items()}
 
     def _plan(self, moment: Moment, available: set[str]) -> None:
