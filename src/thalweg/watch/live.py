@@ -83,7 +83,8 @@ class Run:
         self._hooks = [self._hooked(index) for index in range(len(optimizers))]
         if model is not None and looks:
             self._hooks.append(model.register_forward_hook(self._listener, with_kwargs=True))
-        self._open = True
+        # With the outcome of a close that waits for the training thread.
+        self._open, self._outcome = True, ""
         # A script that ends without closing its run has still lost nothing.
         atexit.register(self._at_exit)
 
@@ -101,6 +102,8 @@ class Run:
         Raises:
             ValueError: for a loss or number that is not one number; nothing is logged then.
         """
+        if self._outcome:
+            self.close()
         start = time.perf_counter()
         listener, moment = self._listener, self.moment
         if listener.last is not None:
@@ -169,7 +172,7 @@ class Run:
 
     @property
     def findings(self) -> list[Finding]:
-        """What has been found so far, in order."""
+        """What has been found so far, in order; in ``on_finding`` with the one at hand as the last."""
         if self._open:
             self.recorder.flush()
         return list(self.recorder.findings)
@@ -180,9 +183,14 @@ class Run:
         return self._senses.left_out()
 
     def close(self, outcome: str = "finished") -> None:
-        """Detach and store everything; closing again does nothing."""
+        """Detach and store everything; closing again does nothing. In ``on_finding``: at the next ``log``."""
         if not self._open:
             return
+        if self.recorder.is_here():
+            # That thread cannot wait for itself, and hooks are not taken off while another may be in them.
+            self._outcome = self._outcome or outcome
+            return
+        outcome = self._outcome or outcome
         self._open = False
         atexit.unregister(self._at_exit)
         for hook in self._hooks:

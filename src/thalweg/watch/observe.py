@@ -41,7 +41,8 @@ def watch(
 ) -> Run:
     """Watch a training run through its optimizer; works in any loop that calls ``optimizer.step()``.
 
-    Watching changes nothing: not the gradients, the random state, the batch-norm statistics or the mode.
+    Watching changes nothing: not the gradients, random states, buffers, attributes of modules or modes; nor
+    what hooks and ``loss_fn`` keep in variables, containers and their own object, though they run more often.
 
     Of several optimizers each is read just before its own step, of its own parameters: the first one's
     readings have the plain names, another's are called ``gradient norm of NAME``, where NAME is its key in
@@ -56,7 +57,7 @@ def watch(
         budget: seconds of watching per second of training, at least 0; 0.03 by default.
         store: SQLite file that readings go to, made if need be; None for none.
         name: of the run; by default the model's class and the time.
-        on_finding: called with each finding, on another thread.
+        on_finding: called with each finding, on another thread; it may read the run, and close it.
         sinks: other trackers that readings and findings go to as well, such as ``TensorBoardSink(folder)``.
         resume: go on with a run in the store, given by id or name, or by True: the latest called ``name``, or
             a new one if there is none. What it had recorded behind ``start`` makes way for what comes.

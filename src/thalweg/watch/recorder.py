@@ -117,8 +117,14 @@ class Recorder(threading.Thread):
         self.report(Finding(f"{kind} switched off", self.step, message, {}, "info", found=self.step))
         return f"thalweg: {message}"
 
+    def is_here(self) -> bool:
+        """Whether this thread calls, or a sink's: in ``on_finding``, or where a sink is told of a finding."""
+        return threading.current_thread() in (self, *self.sinks)
+
     def flush(self) -> None:
-        """Wait until everything handed over so far has been judged and stored."""
+        """Wait until what was handed over so far has been judged and stored; not on that very thread."""
+        if self.is_here():
+            return
         done = threading.Event()
         self._inbox.append(done)
         self._wake.set()

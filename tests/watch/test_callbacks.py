@@ -1,0 +1,79 @@
+"""What ``on_finding`` may do with the run that calls it: read it, and close it; never stand still."""
+
+import threading
+
+import pytest
+
+import thalweg
+from thalweg.watch import RunStore
+
+PATIENCE = 30
+
+
+def trained(small, tmp_path, told, steps=40, log=True):
+    """A run whose loss is not finite at step 10, in a thread of its own, so that a test does not hang."""
+    runs, failures = [], []
+
+    def loop():
+        run = thalweg.watch(
+            small.model,
+            small.opt,
+            store=tmp_path / "store",
+            budget=0,
+            on_finding=lambda finding: told(run, finding),
+        )
+        runs.append(run)
+        try:
+            for step in range(1, steps + 1):
+                small.model(small.x).sum().backward()
+                if log:
+                    run.log(loss=float("nan") if step == 10 else 1.0)
+                small.opt.step()
+                small.opt.zero_grad()
+                if step == 10:
+                    run.recorder.flush()
+            run.close()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "the run hangs"
+    assert not failures
+    return runs[0]
+
+
+def test_it_may_read_the_findings_so_far(small, tmp_path):
+    seen = []
+    run = trained(
+        small, tmp_path, lambda run, finding: seen.append((finding.name, run.findings[-1], run.step))
+    )
+    assert [name for name, *_ in seen] == ["not finite"]
+    assert seen[0][1] is run.findings[0] and seen[0][2] >= 10
+
+
+@pytest.mark.filterwarnings("error")
+def test_it_may_close_the_run_which_the_training_thread_then_does(small, tmp_path):
+    run = trained(small, tmp_path, lambda run, finding: run.close("stopped"))
+    with RunStore(run.store_path) as store:
+        (about,) = store.runs()
+        assert about.outcome == "stopped" and about.steps == run.step
+        assert [one.step for one in store.readings(run.id, "loss")] == list(range(1, 11))
+        assert [one.name for one in store.findings(run.id)] == ["not finite"]
+    assert run.step == 10 and not small.opt._optimizer_step_pre_hooks and not small.model._forward_hooks
+
+
+def test_what_it_closes_in_a_with_block_has_its_outcome(small, tmp_path):
+    with thalweg.watch(
+        small.model,
+        small.opt,
+        store=tmp_path / "store",
+        budget=0,
+        on_finding=lambda finding: run.close("stopped"),
+    ) as run:
+        run.log(loss=float("nan"))
+        small.opt.step()
+        run.recorder.flush()
+    with RunStore(run.store_path) as store:
+        assert store.runs()[0].outcome == "stopped"
