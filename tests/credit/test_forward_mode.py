@@ -429,6 +429,40 @@ def test_an_operation_without_a_forward_rule_is_named():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+class Old(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class New(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+@pytest.mark.parametrize("function", [Old, New])
+def test_a_function_without_a_forward_rule_is_named(function):
+    with pytest.raises(
+        NotImplementedError, match=f"forward AD with {function.__name__}, an autograd.Function"
+    ):
+        forward_gradient(tiny(), tiny_batch(), lambda model, batch: function.apply(model(batch[0])).sum())
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        forward_gradient(tiny(), tiny_batch(), lambda model, batch: model(batch[0].T).sum())
+
+
 def test_variance_falls_with_directions_and_checks_its_arguments():
     assert forward_gradient_variance(50) == 51
     assert forward_gradient_variance(50, 17) == 3

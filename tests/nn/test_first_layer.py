@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from thalweg.credit import directional_derivative
 from thalweg.nn import TrAct, TrActConv2d, TrActLinear, convert
 
 GEOMETRIES = [
@@ -129,6 +130,24 @@ def test_in_evaluation_it_is_the_plain_layer_twice_differentiable_too():
         assert all(torch.equal(found[name], ordinary[name]) for name in ordinary)
         second = torch.func.hessian(lambda x, layer=layer: layer(x).square().sum())(x)
         assert second.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"), [(nn.Linear(5, 3), torch.randn(7, 5)), (nn.Conv2d(2, 3, 3), torch.randn(4, 2, 6, 6))]
+)
+def test_functional_gradients_are_those_of_the_backward_pass_and_forward_mode_sees_the_loss(layer, x):
+    made = TrAct.of(layer).train()
+
+    def loss(model, x):
+        return model(x).square().sum()
+
+    loss(made, x).backward()
+    given = dict(made.named_parameters())
+    found = torch.func.grad(lambda p: torch.func.functional_call(made, p, (x,)).square().sum())(given)
+    assert all(torch.allclose(found[name], p.grad, rtol=1e-4) for name, p in given.items())
+    tangents = {name: torch.randn_like(p) for name, p in given.items()}
+    expected = directional_derivative(copy.deepcopy(made).eval(), x, loss, tangents)
+    torch.testing.assert_close(directional_derivative(made, x, loss, tangents), expected)
 
 
 def test_a_model_is_converted_in_one_line_and_its_state_dict_fits():

@@ -51,6 +51,19 @@ def _check_loss(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
+def _without_rule(error: Exception) -> str | None:
+    """The operation that has no forward-mode rule, in words; None if the error is another."""
+    if not isinstance(error, NotImplementedError) and "setup_context" not in str(error):
+        return None
+    frame = error.__traceback__
+    while frame is not None:
+        own = frame.tb_frame.f_locals.get("cls")
+        if isinstance(own, type) and issubclass(own, torch.autograd.Function):
+            return f"Trying to use forward AD with {own.__qualname__}, an autograd.Function"
+        frame = frame.tb_next
+    return str(error).split(" that does not support")[0]
+
+
 class ForwardPass:
     """The loss as a function of the trainable parameters, differentiated along tangents.
 
@@ -77,8 +90,10 @@ class ForwardPass:
         with _differentiable(self.model):
             try:
                 passed: Any = jvp(loss_at, (primals,), (dict(tangents),), has_aux=True)
-            except NotImplementedError as error:
-                what = str(error).split(" that does not support")[0]
+            except (NotImplementedError, RuntimeError) as error:
+                what = _without_rule(error)
+                if what is None:
+                    raise
                 raise NotImplementedError(
                     f"model must be made of operations with a forward-mode rule: {what}, which has none"
                 ) from error

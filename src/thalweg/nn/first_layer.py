@@ -31,10 +31,13 @@ def _fitted(rows: Tensor, grad: Tensor, ridge: float) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, ridge: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.ridge = ridge
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, ridge: float) -> Tensor:
         return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.ridge = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -54,7 +57,6 @@ class _Linear(torch.autograd.Function):
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -64,10 +66,13 @@ class _Conv2d(torch.autograd.Function):
         groups: int,
         ridge: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.dilation, ctx.groups = stride, padding, dilation, groups
-        ctx.ridge, ctx.biases = ridge, None if bias is None else [len(bias)]
         return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.ridge = inputs
+        ctx.biases = None if bias is None else [len(bias)]
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -113,8 +118,8 @@ class TrAct(nn.Module):
     It is written to ``.grad``, so any optimizer can follow; a clip of the global norm sees another norm than
     before. Accumulated micro-batches and data-parallel ranks are fitted each on its own. The fit is solved in
     float32 at least, in the smaller of the sizes b and n; a convolution unfolds its input for it. In
-    evaluation mode the layer is the plain one in everything, as probes of the loss want it; in training mode
-    gradients of gradients are refused.
+    evaluation mode the layer is the plain one in everything, as probes of the loss want it, and so it is in
+    forward mode, which has no backward pass to change; in training mode gradients of gradients are refused.
 
     .. code-block:: python
 
@@ -122,6 +127,7 @@ class TrAct(nn.Module):
     """
 
     ridge: float
+    weight: Tensor
 
     @staticmethod
     def of(layer: nn.Module, ridge: float = 0.1) -> TrActLinear | TrActConv2d:
@@ -152,6 +158,9 @@ class TrAct(nn.Module):
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training)
 
+    def _fits(self) -> bool:
+        return self.training and torch.is_grad_enabled() and self.weight.requires_grad
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ridge={self.ridge:g}"
 
@@ -174,7 +183,7 @@ class TrActLinear(TrAct, nn.Linear):
         self.ridge = ridge
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
+        if not self._fits():
             return nn.Linear.forward(self, input)
         return _Linear.apply(input, self.weight, self.bias, self.ridge)
 
@@ -198,7 +207,7 @@ class TrActConv2d(TrAct, nn.Conv2d):
         self.ridge = ridge
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
+        if not self._fits():
             return nn.Conv2d.forward(self, input)
         x = input if input.dim() == 4 else input.unsqueeze(0)
         padding: Any = self.padding
