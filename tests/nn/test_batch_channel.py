@@ -120,6 +120,16 @@ def test_it_takes_the_place_of_batch_normalisation():
     assert torch.equal(made.running_mean, model[1].running_mean) and torch.equal(made.weight, model[1].weight)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_parameters_in_half_precision_keep_float32_estimates(half):
+    norm = nn.BatchNorm2d(4)
+    norm.weight.data, norm.bias.data = norm.weight.data.to(half), norm.bias.data.to(half)
+    made = BatchChannelNorm.of(norm, 2, estimated=True, rate=0.25)
+    x = torch.randn(2, 4, 3, 3).to(half)
+    assert made(x).dtype == half and made.running_mean.dtype == torch.float32
+    torch.testing.assert_close(made.running_mean, 0.25 * x.float().mean((0, 2, 3)))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="groups must divide the 6 channels, got 4"):
         BatchChannelNorm(6, 4)

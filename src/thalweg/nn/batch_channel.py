@@ -105,9 +105,8 @@ class BatchChannelNorm(nn.Module):
             # What the backward pass reads must outlive the next estimate.
             mean, variance = mean.clone(), variance.clone()
         own = self.training and not self.estimated
-        batch = functional.batch_norm(
-            input, mean, variance, self.weight, self.bias, own, self.momentum, self.eps
-        )
+        gain, offset = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+        batch = functional.batch_norm(input, mean, variance, gain, offset, own, self.momentum, self.eps)
         per_group = self.num_features // self.groups
         gain, offset = (p.repeat_interleave(per_group) for p in (self.group_weight, self.group_bias))
         return functional.group_norm(batch, self.groups, gain, offset, self.eps)
@@ -119,8 +118,8 @@ class BatchChannelNorm(nn.Module):
         variance, mean = torch.var_mean(wide, dims, correction=0)
         # About the old mean, without a second pass over the input.
         square = variance + (mean - self.running_mean).square()
-        self.running_var.lerp_(square.to(self.running_var.dtype), self.rate)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.rate)
+        for running, seen in ((self.running_var, square), (self.running_mean, mean)):
+            running.lerp_(seen.to(running.dtype), self.rate.to(running.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, groups={self.groups}, estimated={self.estimated}, eps={self.eps:g}"
