@@ -68,6 +68,19 @@ def test_slices_are_separate_calls_in_outputs_gradients_and_running_statistics(
         assert torch.allclose(made.state_dict()[name].double(), value.double(), atol=1e-12), name
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_right_to_the_rounding_of_float64(momentum):
+    norm = plain(momentum=momentum)
+    made = GhostBatchNorm.of(copy.deepcopy(norm), size=4)
+    for turn in range(2):
+        x = batch(12) + turn
+        made(x)
+        for part in x.split(4):
+            norm(part)
+    for found, expected in zip(made.buffers(), norm.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
 def test_a_batch_without_space_and_a_layer_without_parameters_or_statistics():
     x = batch(9, 2)
     expected = torch.cat(

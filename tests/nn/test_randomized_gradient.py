@@ -183,6 +183,8 @@ def test_in_evaluation_or_with_as_many_samples_as_rows_it_is_linear():
         assert torch.equal(gradients(plain, x)[2][0], gradients(randomized, x)[2][0])
     layer = RandomizedLinear(3, 3, ratio=0.1, least=4, most=6)
     assert [layer.samples(rows) for rows in (1, 3, 30, 50, 1000)] == [1, 3, 4, 5, 6]
+    exact = [RandomizedLinear(3, 3, ratio=ratio).samples(100) for ratio in (0.29, 0.57, 0.58, 0.999)]
+    assert exact == [29, 57, 58, 99]
     assert RandomizedLinear(3, 3)(torch.ones(0, 3)).shape == (0, 3)
 
 

@@ -132,10 +132,11 @@ class GhostBatchNorm(_BatchNorm):
         self.num_batches_tracked.add_(count)
         for running, seen in ((self.running_mean, means), (self.running_var, variances)):
             if self.momentum is None:  # the mean of all slices so far
-                running.add_((seen.mean(0) - running) * (count / self.num_batches_tracked))
+                running.add_((seen.mean(0) - running) * count / self.num_batches_tracked)
             else:
-                kept = (1 - self.momentum) ** torch.arange(count - 1, -1, -1, device=seen.device)
-                shares = (self.momentum * kept).to(seen.dtype)
+                wide = torch.promote_types(seen.dtype, torch.float32)
+                later = torch.arange(count - 1, -1, -1, dtype=wide, device=seen.device)
+                shares = (self.momentum * (1 - self.momentum) ** later).to(seen.dtype)
                 running.mul_((1 - self.momentum) ** count).add_(shares @ seen)
 
     def extra_repr(self) -> str:

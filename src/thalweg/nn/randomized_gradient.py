@@ -159,7 +159,8 @@ class RandomizedLinear(nn.Linear):
     def samples(self, rows: int) -> int:
         """p for an input of so many rows."""
         most = rows if self.most is None else min(self.most, rows)
-        return min(max(int(self.ratio * rows), self.least), most)
+        # 0.29 of 100 is 29, whatever the rounding of the product.
+        return min(max(int(self.ratio * rows + 1e-9), self.least), most)
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.numel() // max(1, self.in_features)
