@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -131,6 +132,22 @@ def test_a_penalty_holds_its_state_alone_restores_it_and_compiles(make):
     assert torch.allclose(found, expected)
     found.backward()
     assert model[0].weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("make", [spectral_regularization, wasserstein_regularization])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_made_with_its_model_follows_the_copied_model(make, copied):
+    model = network().float()
+    penalty = make(model, 0.1)
+    other, twin = copied((penalty, model))
+    with torch.no_grad():
+        for p in (*model.parameters(), *twin.parameters()):
+            p.mul_(2)
+        model[0].weight.fill_(3)
+    assert not torch.equal(other(), penalty())
+    other().backward()
+    assert twin[0].weight.grad.abs().sum() > 0 and model[0].weight.grad is None
+    assert not list(other.parameters())
 
 
 def test_half_precision_weights_are_judged_in_float32():

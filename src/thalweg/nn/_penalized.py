@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -22,17 +22,22 @@ class Piece:
     Attributes:
         name: of the parameter, with ``[i]`` for the i-th of several matrices that are stored as one.
         kind: ``matrix``, (out, ...); ``bias`` or ``gain``, vectors.
-        read: what gives the tensor now, with its gradient.
+        module, attribute: whose it is.
+        parts, index: how many matrices are stored as one, and which of them it is.
     """
 
     name: str
     kind: str
-    read: Callable[[], Tensor]
+    module: nn.Module
+    attribute: str
+    parts: int
+    index: int
 
-
-def _part(module: nn.Module, name: str, parts: int, index: int) -> Callable[[], Tensor]:
-    # Asked for anew each time: a parametrized weight is computed, a moved one replaced.
-    return lambda: getattr(module, name).chunk(parts)[index]
+    def read(self) -> Tensor:
+        """The tensor now, with its gradient."""
+        # Asked for anew each time: a parametrized weight is computed, a moved one replaced.
+        part: Tensor = getattr(self.module, self.attribute).chunk(self.parts)[self.index]
+        return part
 
 
 def _roles(module: nn.Module) -> dict[str, tuple[str, int]] | None:
@@ -89,5 +94,5 @@ def pieces(model: nn.Module, skip: Collection[str] = ()) -> list[Piece]:
                 raise ValueError(f"module {where!r} must hold numbers, got one on the meta device")
             for index in range(parts):
                 full = f"{where}.{name}".removeprefix(".") + (f"[{index}]" if parts > 1 else "")
-                found.append(Piece(full, kind, _part(module, name, parts, index)))
+                found.append(Piece(full, kind, module, name, parts, index))
     return found
