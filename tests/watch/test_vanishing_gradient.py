@@ -46,6 +46,8 @@ def test_three_readings_in_a_row_are_one_finding_with_its_numbers():
         [[1e-4, 1e-4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]] * 10,
         [[1e-9, 1.0, 1.0]] * 10,
         [[1e-9, 1e-6, 1e-3]] * 10,
+        [[1.2e-3, 1.1e-3, 1e-3, 1.0]] * 10,
+        [[2e-6, 2e-5, 2e-5, 2e-5, 2e-5, 1.0]] * 10,
     ],
     ids=[
         "puts itself right",
@@ -55,6 +57,8 @@ def test_three_readings_in_a_row_are_one_finding_with_its_numbers():
         "queries and keys",
         "shallow",
         "three layers",
+        "a head that begins at zero",
+        "a head that begins at zero, of six layers",
     ],
 )
 def test_what_only_looks_like_it_is_none(profiles):

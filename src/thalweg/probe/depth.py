@@ -43,9 +43,9 @@ def backward_signal(model: nn.Module, batch: Any, *, seed: int = 0) -> BackwardS
 
     .. math:: d_l = \Big(\frac{\partial f}{\partial a_l}\Big)^{\!\top} v, \qquad v \sim \mathcal{N}(0, I)
 
-    with :math:`f` the model's output on the batch and :math:`a_l` the output of linear and convolutional
-    layer :math:`l`. Since :math:`v` is random and not the gradient of a loss, a loss that is nearly zero, or
-    large, changes nothing. What leads to no parameter that is being trained is left out.
+    with :math:`f` the model's output on the batch and :math:`a_l` the output of layer :math:`l`, linear,
+    convolutional or a recurrent cell. Since :math:`v` is random and not the gradient of a loss, a loss that
+    is nearly zero, or large, changes nothing. What leads to no parameter that is being trained is left out.
 
     The model runs in evaluation mode, but batch normalisation with the statistics of the batch, as in
     training; gradients, modes, running statistics and the random state stay as they are.
@@ -64,7 +64,7 @@ def backward_signal(model: nn.Module, batch: Any, *, seed: int = 0) -> BackwardS
     passed: list[tuple[str, Any, int | None]] = []
     with quiet(model), _heard(model, passed), torch.enable_grad():
         # Some fused recurrent kernels have no backward pass in evaluation mode.
-        with torch.backends.cudnn.flags(enabled=False), torch.random.fork_rng(devices=[]):
+        with torch.backends.cudnn.flags(enabled=False):
             output = _tensor(call(model, batch))
         source = torch.Generator().manual_seed(seed)
         error = torch.randn(output.shape, generator=source).to(output)
@@ -93,6 +93,8 @@ def _heard(model: nn.Module, passed: list[tuple[str, Any, int | None]]) -> Itera
     """Note (layer, where its error passes, dimension of time) at every call."""
 
     def note(name: str, tensor: Any, time: int | None = None) -> None:
+        if isinstance(tensor, tuple):  # the output of an LSTMCell, and its memory
+            tensor = tensor[0]
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             # The edge and not the tensor, into which the next layer may write.
             passed.append((name, get_gradient_edge(tensor), time))
@@ -101,7 +103,7 @@ def _heard(model: nn.Module, passed: list[tuple[str, Any, int | None]]) -> Itera
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | _ConvNd):
+            if isinstance(module, nn.Linear | _ConvNd | nn.RNNCellBase):
                 handles.append(module.register_forward_hook(lambda _, __, out, name=name: note(name, out)))
             elif isinstance(module, nn.RNNBase):
                 before = _input_noted(name, note)

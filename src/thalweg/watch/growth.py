@@ -1,4 +1,4 @@
-"""Whether a series of readings grows exponentially: steadily, far beyond its noise and what it has been."""
+"""Whether readings grow exponentially: steadily, far beyond their noise and what they have been."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from statistics import median
 
-__all__ = ["Growth", "Series"]
+__all__ = ["Growth", "Losses", "Series"]
 
 BLOCKS = 4
 EARLIER = 64
@@ -104,3 +104,40 @@ class Series:
             record,
             noise,
         )
+
+
+class Losses(Series):
+    """The losses of a run. Once one is below zero factors say nothing; what is left is whether they fall."""
+
+    def __init__(self, block: int):
+        super().__init__(block)
+        self.negative = False
+        self.latest: deque[float] = deque(maxlen=BLOCKS * block)
+
+    def add(self, step: int, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        self.latest.append(value)
+        self.negative = self.negative or value < 0
+        super().add(step, value)
+
+    @property
+    def ratio(self) -> float:
+        return 0.0 if self.negative else super().ratio
+
+    def growth(self) -> Growth | None:
+        return None if self.negative else super().growth()
+
+    @property
+    def fall(self) -> bool:
+        """Whether the latest four blocks fall, by half their noise at least; False before there are four."""
+        if not self.negative:
+            grown = self.growth()
+            return grown is not None and grown.falls
+        values = list(self.latest)
+        if len(values) < BLOCKS * self.block:
+            return False
+        changes = [after - now for now, after in pairwise(values)]
+        trend = median(changes)
+        noise = 1.4826 * median(abs(change - trend) for change in changes)
+        return median(values[-self.block :]) - median(values[: self.block]) < -0.5 * noise

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from statistics import median
 
-from thalweg.watch.growth import Growth, Series
+from thalweg.watch.group_rates import group_rates, sharpened
+from thalweg.watch.growth import Growth, Losses, Series
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.remedies import clip, lower, warmed
 from thalweg.watch.rule import Rule
@@ -42,7 +43,7 @@ class DivergenceAhead(Rule):
     - exponential growth, beyond noise and the 64 readings before, of the gradient's norm (8-fold over 12
       readings), the weights' (2-fold over 4), the largest logit (8-fold over 8), the loss (by half over 20).
 
-    The jump is told at once, before the step is made.
+    The jump is told at once, before the step is made. Of a loss that has been below zero only a fall counts.
     """
 
     name = "divergence ahead"
@@ -50,7 +51,8 @@ class DivergenceAhead(Rule):
 
     def __init__(self, about):
         super().__init__(about)
-        self.series = {name: Series(block) for name, (block, _, _) in GROWING.items()}
+        self.series = {name: Series(block) for name, (block, _, _) in GROWING.items() if name != "loss"}
+        self.losses = self.series["loss"] = Losses(GROWING["loss"][0])
         self.rates: deque[Reading] = deque(maxlen=64)
         self.sharp: deque[Reading] = deque(maxlen=3)
         self.quiet_until = -math.inf
@@ -72,7 +74,7 @@ class DivergenceAhead(Rule):
         else:
             name = "largest logit" if reading.name == "log Z" else reading.name
             value = reading.extra.get("largest logit", math.nan) if reading.name == "log Z" else reading.value
-            self.series[name].add(reading.step, abs(value))
+            self.series[name].add(reading.step, value if name == "loss" else abs(value))
             found = self._grows(name, reading)
             if found is None and name == "gradient norm":
                 found = self._too_sharp(reading)
@@ -84,19 +86,21 @@ class DivergenceAhead(Rule):
         sharp = self.sharp[-1] if self.sharp else None
         if sharp is None or reading.step - sharp.step > FRESH or self.begins(reading.step):
             return None
-        held = [one.value for one in self.rates if one.step <= reading.step - JUMP_STEPS][-1:]
-        held += [one.value for one in self.rates if one.step > reading.step - JUMP_STEPS]
-        if not 0 < JUMP * min(held) <= reading.value:
+        held = [one for one in self.rates if one.step <= reading.step - JUMP_STEPS][-1:]
+        held += [one for one in self.rates if one.step > reading.step - JUMP_STEPS]
+        rates = group_rates(reading, reading.value)
+        before = [group_rates(one, one.value) for one in held]
+        if not any(0 < JUMP * min(past) <= now for now, *past in zip(rates, *before, strict=False)):
             return None
-        ratio = sharp.extra["ratio"] * reading.value / sharp.extra["lr"]
+        ratio = sharp.extra["ratio"] * sharpened(sharp, rates)
         if not ratio > LIMIT:
             return None
         return self._finding(
             reading,
             reading.step,
-            f"the learning rate has jumped to {reading.value:.3g}, where sharpness, {sharp.value:.3g} at "
+            f"the learning rate has jumped to {max(rates):.3g}, where sharpness, {sharp.value:.3g} at "
             f"step {sharp.step}, is {ratio:.3g} times the stability limit",
-            {"learning rate": reading.value, "sharpness over its limit": ratio, "threshold": LIMIT},
+            {"learning rate": max(rates), "sharpness over its limit": ratio, "threshold": LIMIT},
             ratio,
         )
 
@@ -105,7 +109,7 @@ class DivergenceAhead(Rule):
         if sharp is None or sharp.extra["ratio"] <= LIMIT or reading.step - sharp.step > FRESH // 5:
             return None
         grown = self.series["gradient norm"].growth()
-        if grown is None or self.begins(sharp.step) or self._falls():
+        if grown is None or self.begins(sharp.step) or self.losses.fall:
             return None
         risen = grown.times >= RISING and math.log(grown.times) > RISING_NOISE * grown.noise
         if not (risen and grown.least > 1 and RECORD <= grown.record < math.inf):
@@ -128,8 +132,8 @@ class DivergenceAhead(Rule):
         if not (second >= DOUBLES * first > 0 and third >= DOUBLES * second):
             return None
         # At a constant rate sharpness grows by itself, and stops at the limit by itself (arXiv 2207.14484).
-        rates = [one.extra["lr"] for one in self.sharp]
-        if any(after < CLIMBS * before for before, after in pairwise(rates)):
+        pairs = pairwise(self.sharp)
+        if any(sharpened(old, group_rates(new, new.extra["lr"])) < CLIMBS for old, new in pairs):
             return None
         factor = third / second
         if factor < STEADY * second / first or third * factor**AHEAD <= 1:
@@ -152,19 +156,19 @@ class DivergenceAhead(Rule):
         grown = self.series[name].growth()
         if grown is None or not self._exponential(grown, least, times):
             return None
-        loss = self.series["loss"].growth()
+        loss = self.losses.growth()
         # Weights may feed themselves while the loss still falls a little; one long step is another finding.
-        learns = loss is not None and loss.times < LEARNS
+        learns = self.losses.fall if loss is None else loss.times < LEARNS
         if name == "weight norm" and (learns or self._warming(grown.began) or grown.sudden > SUDDEN):
             return None
-        if name in ("gradient norm", "largest logit") and self._falls():
+        if name in ("gradient norm", "largest logit") and self.losses.fall:
             return None
         steps = reading.step - grown.began + 1
         return self._finding(
             reading,
             grown.began,
             f"the {name} has grown {grown.times:.3g} times in {steps} steps, exponentially"
-            + (", and the loss does not fall" if self.series["loss"].past else ""),
+            + (", and the loss does not fall" if self.losses.latest else ""),
             {name: self.series[name].past[-1][1], "times": grown.times, "threshold": times},
             2.0,
         )
@@ -174,11 +178,6 @@ class DivergenceAhead(Rule):
         # Growth by equal amounts, as of weights that begin at zero, slows down in these terms.
         steady = grown.steady >= max(STEADY, math.sqrt(grown.linear))
         return far and grown.least >= least and steady and grown.record >= RECORD
-
-    def _falls(self) -> bool:
-        """Whether the loss of the latest 20 readings falls; unknown counts as not."""
-        grown = self.series["loss"].growth()
-        return grown is not None and grown.falls
 
     def _warming(self, since: int) -> bool:
         """Whether the learning rate has risen since a step: longer steps make weights grow faster."""

@@ -19,10 +19,10 @@ RISE = 2.0
 class ShrinkingEffectiveRate(Rule):
     """Steps turn scale-invariant weights five times less than at first; steady growth does not explain it.
 
-    What the schedule takes from the learning rate does not count: readings are divided by it. Steps at right
-    angles to a weight, of a steady rate, make its share of the first reading fall as one over the root of
-    time: that share is called healthy, and 0.4 of it not. The median over the layers, three readings in a
-    row. While the rate warms up, first readings are taken anew.
+    What the schedule takes from a weight's own learning rate does not count: readings are divided by it.
+    Steps at right angles to a weight, of a steady rate, make its share of the first reading fall as one over
+    the root of time: that share is called healthy, and 0.4 of it not. The median over the layers, three
+    readings in a row. While a weight's rate warms up, its first reading is taken anew.
     """
 
     name = "shrinking effective learning rate"
@@ -30,27 +30,34 @@ class ShrinkingEffectiveRate(Rule):
 
     def __init__(self, about):
         super().__init__(about)
-        self.first: dict[str, float] = {}
-        self.since, self.rate = 0, 0.0
+        # By layer: what one unit of rate did to it at first, and when that was; the rate of the last reading.
+        self.first: dict[str, tuple[int, float]] = {}
+        self.rates: dict[str, float] = {}
         self.below: list[Reading] = []
         self.said = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
-        rate = reading.extra.get("rate", 0.0)
-        # A warm-up that starts at zero, or a schedule that has ended.
-        if self.said or not reading.finite or not rate > 0:
+        if self.said or not reading.finite:
             return
-        feel = {name: value / rate for name, value in reading.layers.items() if 0 < value < float("inf")}
+        usual = reading.extra.get("rate", 0.0)
+        rates = {name: reading.extra.get(f"rate of {name}", usual) for name in reading.layers}
+        # A rate of 0: a warm-up that starts there, or a schedule that has ended.
+        feel = {
+            name: value / rates[name]
+            for name, value in reading.layers.items()
+            if rates[name] > 0 and 0 < value < float("inf")
+        }
         if not feel:
             return
-        if not self.since or self.rate < rate <= RISE * self.rate:
-            self.first, self.since = {}, reading.step
-        self.rate = rate
         for name, value in feel.items():
-            self.first.setdefault(name, value)
-        left = {name: value / self.first[name] for name, value in feel.items()}
+            warms = self.rates.get(name, 0.0) < rates[name] <= RISE * self.rates.get(name, 0.0)
+            if warms or name not in self.first:
+                self.first[name] = reading.step, value
+            self.rates[name] = rates[name]
+        left = {name: value / self.first[name][1] for name, value in feel.items()}
         share = median(left.values())
-        threshold = min(SHRUNK, BEYOND * math.sqrt(self.since / reading.step))
+        since = min(self.first[name][0] for name in feel)
+        threshold = min(SHRUNK, BEYOND * math.sqrt(since / reading.step))
         self.below = [*self.below, reading] if share < threshold else []
         if len(self.below) < IN_A_ROW:
             return
@@ -60,7 +67,7 @@ class ShrinkingEffectiveRate(Rule):
             self.below[0].step,
             f"weights in front of a normalisation have grown: at the same learning rate a step turns them "
             f"{1 / share:.3g} times less than at first.",
-            {"left": share, "effective rate": reading.value, "learning rate": rate, "threshold": threshold},
+            {"left": share, "effective rate": reading.value, "learning rate": usual, "threshold": threshold},
             "warning",
             tuple(sorted(left, key=lambda name: left[name])[:5]),
             ("adamp", "normalize-and-project"),

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
-from thalweg.watch.growth import Series
+from thalweg.watch.growth import Losses, Series
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.remedies import clip
 from thalweg.watch.rule import Rule
-from thalweg.watch.rules.vanishing_gradient import FEWEST, layers_of, normalise, orthogonal
+from thalweg.watch.rules.vanishing_gradient import layers_of, normalise, orthogonal
+from thalweg.watch.sensors.backward import FEWEST
 
 RATIO = 30.0
 IN_A_ROW = 2
@@ -35,7 +36,7 @@ class ExplodingGradient(Rule):
     def __init__(self, about):
         super().__init__(about)
         self.high: list[Reading] = []
-        self.norms, self.losses = Series(BLOCK), Series(BLOCK)
+        self.norms, self.losses = Series(BLOCK), Losses(BLOCK)
         self.said_depth = self.said_steps = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
@@ -77,8 +78,8 @@ class ExplodingGradient(Rule):
         # Most readings are settled without a median.
         if self.said_steps or self.norms.ratio < math.sqrt(TIMES):
             return
-        grown, loss = self.norms.growth(), self.losses.growth()
-        if grown is None or (loss is not None and loss.falls):
+        grown = self.norms.growth()
+        if grown is None or self.losses.fall:
             return
         steady = grown.times >= TIMES and math.log(grown.times) > NOISE * grown.noise
         if not (steady and grown.least >= LEAST and grown.record >= RECORD):

@@ -39,6 +39,8 @@ class LazyRegime(Rule):
             return
         if reading.name == "loss":
             self.last.append(reading.value)
+            # Below zero a loss has no scale that a share could be of.
+            self.said = reading.value < 0
             return
         if reading.step == reading.extra["since"]:
             self.before = median(self.last) if self.last else 0.0

@@ -48,6 +48,8 @@ class LowCoherence(Rule):
             return
         if reading.name == "loss":
             if reading.finite:
+                # Below zero a loss has no scale that a share could be of.
+                self.said = reading.value < 0
                 self.losses.append(reading)
                 self.recent.append(reading.value)
                 if len(self.first) < FIRST:

@@ -62,7 +62,7 @@ class Memorised(Rule):
         risen, fallen = self.accuracy.mean - self.accuracy.lowest, self.loss.highest - self.loss.mean
         if risen > MOVE:
             signs["test accuracy risen by"] = risen
-        if fallen > MOVE * self.loss.highest:
+        if fallen > MOVE * abs(self.loss.highest):
             signs["test loss fallen by"] = fallen / self.loss.highest
         return signs
 

@@ -47,6 +47,8 @@ class NoiseDominated(Rule):
             return
         if reading.name == "loss":
             if reading.finite:
+                # Below zero a loss has no scale that a share could be of.
+                self.said = reading.value < 0
                 self.losses.append(reading)
                 if len(self.first) < FIRST:
                     self.first.append(reading.value)

@@ -48,11 +48,14 @@ class PhaseChange(Rule):
         self.weights: tuple[int, float] | None = None
         self.rate: float | None = None
         self.jump: tuple[int, float, float] | None = None
+        self.negative = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
-        if not reading.finite or reading.value <= 0:
-            return
         name = reading.name
+        # A loss that has been below zero has no logarithm to follow.
+        self.negative = self.negative or (name == "loss" and reading.value < 0)
+        if not reading.finite or reading.value <= 0 or (name == "loss" and self.negative):
+            return
         if name == "learning rate":
             old, self.rate = self.rate, reading.value
             if old is not None and max(old, reading.value) >= JUMP * min(old, reading.value):

@@ -53,6 +53,8 @@ class LossOfPlasticity(Rule):
             if self.episodes:
                 self.first.setdefault(reading.name, reading)
             return
+        # Below zero a loss has no scale that a factor could be of.
+        self.said = reading.value < 0
         self.recent.append(reading)
         if self.episodes and len(self.episodes[-1][1]) < STUCK * LONGEST:
             self.episodes[-1][1].append(reading.value)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.rule import Rule
+from thalweg.watch.sensors.backward import FEWEST
 
 RATIO = 1 / 300
 IN_A_ROW = 3
-FEWEST = 4
 
 
 class VanishingGradient(Rule):
@@ -19,7 +20,7 @@ class VanishingGradient(Rule):
     Three readings in a row: the first steps of a sound network may look like that and put it right. It is
     the error of a random output that is sent back, so that a loss near zero does not count, and the largest
     of the early ones, so that branches into which little comes back at first (in front of a layer that begins
-    at zero, or attention's queries and keys) do not either.
+    at zero, or attention's queries and keys) do not either. Nor does a drop that is mostly the last layer's.
     """
 
     name = "vanishing gradient"
@@ -36,7 +37,8 @@ class VanishingGradient(Rule):
             return
         part = len(norms) // 2
         early, late = max(norms[:part]), median(norms[-(len(norms) // 3) :])
-        if not early < RATIO * late:
+        # A last layer near zero, as heads often begin, lets little back to all others alike.
+        if not early < RATIO * late or norms[-2] < math.sqrt(early * late):
             self.low = []
             return
         self.low.append(reading)

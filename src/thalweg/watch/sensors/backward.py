@@ -9,6 +9,11 @@ from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, sensor
 
 EXAMPLES = 16
+FEWEST = 4
+UNJUDGED = (
+    "vanishing and exploding over depth or time are judged from four layers or steps on, of linear, "
+    "convolutional and recurrent layers; heard were {}"
+)
 
 
 def _passes(at: Moment) -> float:
@@ -26,4 +31,7 @@ def backward(at: Moment) -> list[Raw]:
     except ValueError as error:
         # No layers that it knows, so there will be none later.
         return at.silent(str(error))
+    # Fewer are not judged, which is worth saying where there is depth in time that cannot be heard.
+    few_layers = len(found.norms) < FEWEST
+    at.memory["unjudged"] = UNJUDGED.format(", ".join(found.norms)) if few_layers else None
     return [Raw("backward signal", found.ratio, tuple(found.norms), torch.tensor(list(found.norms.values())))]

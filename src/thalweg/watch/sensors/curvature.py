@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
+from thalweg.probe._quiet import quiet
+from thalweg.watch.group_rates import noted
 from thalweg.watch.moment import Moment, Raw, few, kept, sensor
 
 EXAMPLES = 256
@@ -24,7 +26,9 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     Each visit goes on from where the last one stopped, so that even the first reading never costs much at
     once; a value is given once its error bound is below a tenth, or when it is above the limit already.
     By layer, how much of it the leading eigenvector's part there makes up: together they are the whole.
-    Of an optimizer without a known preconditioner or limit, the plain sharpness is given, and no ratio.
+    Groups whose own limits differ, by their rates or momenta, enter the preconditioner: what is given is
+    compared with the limit of the first group that moves. Of an optimizer without a known preconditioner or
+    limit, the plain sharpness is given, and no ratio.
     """
     assert at.model is not None and at.loss_fn is not None
     model, loss_fn, memory = at.model, at.loss_fn, at.memory
@@ -35,37 +39,57 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     def loss() -> Tensor:
         return loss_fn(model, batch)
 
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            params = [p for p in at.named.values() if p.requires_grad]
-            warm = memory.get("vectors")
-            if warm and len(warm[0]) != sum(p.numel() for p in params):
-                warm = None
-            diagonal = _known(preconditioner_of, at.optimizer, params)
-            found = sharpness(loss, params, iterations=PRODUCTS, warm_start=warm, preconditioner=diagonal)
-    finally:
-        for module, training in flags:
-            module.training = training
+    groups = at.optimizer.param_groups
+    limits = _known(lambda: [stability_limit(at.optimizer, group) for group in groups])
+    limit = next((one for one in limits or () if one < math.inf), math.inf)
+    alike = limits is None or limit == math.inf or all(math.isclose(one, limit) for one in limits)
+    if not alike and hasattr(at.optimizer, "edge"):
+        return at.silent(f"the limit of {type(at.optimizer).__name__} is not known for groups that differ")
+    at.silent(None)
+    with quiet(model), torch.enable_grad():
+        params = [p for p in at.named.values() if p.requires_grad]
+        warm = memory.get("vectors")
+        if warm and len(warm[0]) != sum(p.numel() for p in params):
+            warm = None
+        diagonal = _known(lambda: preconditioner_of(at.optimizer, params))
+        if not alike:
+            diagonal = _to_one_limit(params, diagonal, groups, [limit / one for one in limits])
+        found = sharpness(loss, params, iterations=PRODUCTS, warm_start=warm, preconditioner=diagonal)
     memory["vectors"] = found.vectors
     memory["products"] = memory.get("products", 0) + found.hvps
-    limit = _known(stability_limit, at.optimizer, 0) or math.inf
     # The value comes from below, so one above the limit is worth saying however far it is from converged.
     if found.residual > SURE * abs(found.top) and found.top <= limit:
         return []
+    named = {name: p for name, p in at.named.items() if p.requires_grad}
+    (shares,) = found.shares(named)
     extra = {"products": float(memory["products"]), "residual": found.residual}
     if limit < math.inf:
-        lr = float(at.optimizer.param_groups[0]["lr"])
-        extra |= {"limit": limit, "ratio": found.top / limit, "lr": lr}
-    (shares,) = found.shares({name: p for name, p in at.named.items() if p.requires_grad})
+        extra |= {"limit": limit, "ratio": found.top / limit, "lr": float(groups[limits.index(limit)]["lr"])}
+        held = {id(p): shares[name] for name, p in named.items()}
+        extra |= noted(groups, [sum(held.get(id(p), 0.0) for p in group["params"]) for group in groups])
     parts = found.top * torch.tensor(list(shares.values()))
     return [Raw("sharpness", found.top, tuple(shares), parts, extra)]
 
 
-def _known(ask: Callable[..., Any], *arguments: Any) -> Any:
+def _to_one_limit(
+    params: list[nn.Parameter],
+    diagonal: list[Tensor] | None,
+    groups: list[dict[str, Any]],
+    scales: list[float],
+) -> list[Tensor]:
+    """The preconditioner times, group by group, one limit over the group's own.
+
+    With L the limit of each parameter, steps with momentum start to grow where H x = L x has a solution: an
+    eigenvalue of 1 of L^(-1/2) H L^(-1/2), whatever rates and momenta the groups have.
+    """
+    scale = {id(p): one for group, one in zip(groups, scales, strict=True) for p in group["params"]}
+    plain = [torch.ones_like(p) for p in params] if diagonal is None else diagonal
+    return [scale[id(p)] * one for p, one in zip(params, plain, strict=True)]
+
+
+def _known(ask: Callable[[], Any]) -> Any:
     """What ``ask`` says of an optimizer, or None if it is of no kind that it knows."""
     try:
-        return ask(*arguments)
+        return ask()
     except ValueError:
         return None

@@ -21,7 +21,8 @@ def effective_rate(at: Moment) -> list[Raw]:
     """lr/||w||^2 (SGD) or lr/||w|| (Adam and its kin) of weights whose length the loss does not feel.
 
     Those have a gradient at right angles to themselves at every reading, three of them at least: far nearer
-    to it than chance would have it. Nothing is given before, or where there is no such weight.
+    to it than chance would have it. Nothing is given before, or where there is no such weight. The median of
+    their learning rates is in ``extra``, and beside it that of each weight whose group has another.
     """
     leans: dict[str, tuple[int, float]] = at.memory.setdefault("leans", {})
     matrices = {name: p for name, p in at.named.items() if p.dim() > 1}
@@ -43,8 +44,11 @@ def effective_rate(at: Moment) -> list[Raw]:
     except ValueError:
         rates = effective_learning_rate(at.optimizer, invariant, steps="normalised")
     values = torch.tensor(list(rates.values()))
-    lr = float(at.optimizer.param_groups[0]["lr"])
-    return [Raw("effective rate", median(rates.values()), tuple(rates), values, {"rate": lr})]
+    own = {id(p): float(group["lr"]) for group in at.optimizer.param_groups for p in group["params"]}
+    plain = {name: own[id(invariant[name])] for name in rates}
+    rate = median(plain.values())
+    others = {f"rate of {name}": one for name, one in plain.items() if one != rate}
+    return [Raw("effective rate", median(rates.values()), tuple(rates), values, {"rate": rate, **others})]
 
 
 @torch.no_grad()
