@@ -69,5 +69,7 @@ def logged(store: RunStore, name: str, loss: str) -> Logged:
     for one in store.readings(info.id, loss):
         if one.finite and 1 < one.step <= info.steps + 1:
             losses.setdefault(one.step - 1, []).append(one.value)
+    if not losses:
+        raise ValueError(f"{label} must have a finite {loss!r} after its first step, got none")
     means = [sum(values) / len(values) for values in losses.values()]
     return Logged(label, every, np.array(list(losses)), np.array(means))

@@ -77,8 +77,14 @@ def _from_file(text: str) -> np.ndarray:
             f"--schedule must be one of {', '.join(SHAPES)}, with settings such as wsd:cooldown=0.2, or a "
             f"file with the rate of every step; got {text!r}{nearest(text.partition(':')[0], SHAPES)}"
         )
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"--schedule {text}: must be a text file with the rate of every step, got one that is not UTF-8"
+        ) from None
     rates = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         for word in line.replace(",", " ").split():
             try:
                 rates.append(check_number("rate", word, 0, float("inf"), "[)"))

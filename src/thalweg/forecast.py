@@ -66,7 +66,8 @@ def forecast(
         from thalweg.watch import RunStore
 
         with RunStore(store) as opened:
-            runs = [logged(opened, one, loss) for one in run]
+            found = [logged(opened, one, loss) for one in run]
+        runs = list({one.name: one for one in found}.values())  # an id and a name may be of one run
         plans = {text: planned_rates(text, runs[0].rates) for text in schedule}
         law = fitted(runs, decay or [DECAY], skip)
         planned = [Planned(text, rates, law.predict(rates)) for text, rates in plans.items()]

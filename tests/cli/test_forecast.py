@@ -155,6 +155,11 @@ def test_the_table_and_the_plot_tell_the_final_loss(tmp_path):
         (["7", "--schedule", "wsd"], "RUN must be the id or name of a run in 'runs/thalweg.sqlite'"),
         (["1", "--schedule", "wsd", "--loss", "test loss"], "such as loss; got 'test loss'"),
         (["1", "--schedule", "wsd", "--store", "nothing.sqlite"], "no such file"),
+        (["1", "--schedule", "wsd", "--store", "runs"], "existing run store, got 'runs': a folder"),
+        (
+            ["1", "--schedule", "runs/thalweg.sqlite"],
+            "thalweg.sqlite: must be a text file with the rate of every step, got one that is not UTF-8",
+        ),
         (["1", "--schedule", "cosin:end=0"], "got 'cosin:end=0' (did you mean cosine?)"),
         (["1", "--schedule", "cosine:cooldown=0.2"], "setting must be one of end, peak, steps, warmup; got"),
         (["1", "--schedule", "wsd:cooldown=2"], "wsd:cooldown=2: cooldown must be in [0, 1], got '2'"),
@@ -180,6 +185,24 @@ def test_a_bad_line_of_a_file_is_named(tmp_path):
     )
     (tmp_path / "none.txt").write_text("0 0\n")
     assert "none.txt: must hold a rate above 0, got 2 numbers" in refused("1", "--schedule", "none.txt")
+
+
+def test_a_run_without_finite_losses_is_refused():
+    with RunStore("runs/thalweg.sqlite", write=True) as store:
+        run = store.begin("lost", {})
+        readings = [
+            Reading(1, "learning rate", 0.1),
+            Reading(1, "loss", 4.0),
+            Reading(2, "loss", float("nan")),
+        ]
+        store.write(run, 5, [(0.0, one) for one in readings], [])
+    assert "run 3 (lost) must have a finite 'loss' after its first step, got none" in refused(
+        "lost", "--schedule", "wsd"
+    )
+
+
+def test_a_run_named_twice_counts_once():
+    assert forecast("cosine", "1", "cosine", "--schedule", "wsd") == forecast("1", "--schedule", "wsd")
 
 
 def test_a_run_whose_start_was_not_watched_is_refused():

@@ -116,7 +116,7 @@ OTHERS = {
     "text": (lambda path: path.write_text("step,loss\n" * 500), "is not a run store"),
     "another database": (foreign, "is not a run store of thalweg"),
     "newer schema": (newer, "has schema 99, this thalweg reads up to 2"),
-    "directory": (lambda path: path.mkdir(), "cannot be opened|no such file"),
+    "directory": (lambda path: path.mkdir(), "cannot be opened|existing run store, got .*: a folder"),
 }
 
 

@@ -19,7 +19,8 @@ def open_file(path: Path, write: bool, wait: float = 5.0) -> sqlite3.Connection:
         ValueError: the file is not there, is no store of ours or a newer one's, cannot be read or written.
     """
     if not write and not path.is_file():
-        raise ValueError(f"store must be an existing run store, got {str(path)!r}: no such file")
+        why = "a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"store must be an existing run store, got {str(path)!r}: {why}")
     try:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
