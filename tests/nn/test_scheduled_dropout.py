@@ -134,6 +134,8 @@ def test_scheduled_dropout_refuses_and_writes_nothing():
         with pytest.raises(ValueError, match=message):
             EarlyDropout(model, **options)
         assert model[0].p == 0.3
+    with pytest.raises(ValueError, match="done must be an integer >= 0, got None"):
+        EarlyDropout(model, 0.1, steps=3).load_state_dict({})
     with pytest.raises(ValueError, match="model must have modules for dropout, got Linear without"):
         LateDropout(nn.Linear(1, 1), steps=1)
     with pytest.raises(ValueError, match=r"module '0' \(Dropout2d\): module must be an nn\.Dropout"):

@@ -181,6 +181,18 @@ def test_losses_of_the_warmup_and_of_the_skipped_steps_are_not_fitted():
         ({"steps": AT[::-1]}, r"steps\[0\] must be increasing whole numbers from 1 to 20000"),
         ({"rates": [COSINE, COSINE]}, "one sequence a curve, got 2, 200 and 200"),
         ({"decay": 1.5}, r"decay must be in \[0, 1\], got 1.5"),
+        ({"decay": None}, r"decay must be a number in \[0, 1\], got None"),
+        ({"decay": "a"}, r"decay must be a number in \[0, 1\], got 'a'"),
+        ({"decay": [0.9, "a"]}, r"decay must be a number in \[0, 1\], got 'a'"),
+        ({"losses": None}, r"losses\[0\] must be a sequence of numbers, got shape \(\)"),
+        (
+            {"rates": [COSINE], "losses": None, "steps": [AT]},
+            "losses must be a list with one sequence a curve, got None",
+        ),
+        (
+            {"rates": [COSINE], "losses": [curve(COSINE)], "steps": 3},
+            "steps must be a list with one sequence",
+        ),
         ({"decay": []}, "decay must be a number or a list of them"),
         ({"skip": 19_800}, "losses must have at least 5 after warm-up and skip, got 2"),
         ({"huber": 0}, "huber must be in"),
@@ -190,6 +202,14 @@ def test_bad_input_is_refused_by_name(change, message):
     arguments = {"rates": COSINE, "losses": curve(COSINE)[AT - 1], "steps": AT, **change}
     with pytest.raises(ValueError, match=message):
         annealing_law(**arguments)
+
+
+def test_a_decay_may_be_a_number_of_any_kind():
+    rates, losses = COSINE[:300], np.linspace(3, 2, 300)
+    expected = annealing_law(rates, losses, decay=0.5)
+    for one in (np.float32(0.5), np.array(0.5), np.array([0.5]), [np.float64(0.5)]):
+        found = annealing_law(rates, losses, decay=one)
+        assert (found.decay, found.floor) == (0.5, expected.floor) and type(found.decay) is float
 
 
 def test_a_forecast_refuses_what_has_no_forward_area():

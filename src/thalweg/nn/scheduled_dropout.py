@@ -106,7 +106,7 @@ class _Schedule(ABC):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a saved state, and write its rate."""
-        self.done = check_count("done", state["done"], low=0)
+        self.done = check_count("done", state.get("done"), low=0)
         self._write()
 
     def _write(self) -> None:

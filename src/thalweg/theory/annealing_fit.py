@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from thalweg._core.checks import check_count, check_positive
+from thalweg._core.checks import check_count, check_number, check_positive
 from thalweg.theory._arrays import Floats, as_floats, as_steps
 from thalweg.theory.annealing import AnnealingLaw, annealing_areas, law_slopes, law_value, warmup_steps
 
@@ -62,7 +62,8 @@ def annealing_law(
     check_count("skip", skip, low=0)
     check_positive("huber", huber)
     curves = _curves(rates, losses, steps)
-    decays = [float(decay)] if isinstance(decay, int | float) else [float(value) for value in decay]
+    given: Any = [decay] if np.ndim(decay) == 0 else decay
+    decays = [check_number("decay", value, 0, 1) for value in given]
     if not decays:
         raise ValueError("decay must be a number or a list of them, got an empty one")
     fits = [_fit(curves, value, warmup, skip, huber) for value in decays]
@@ -76,6 +77,10 @@ def _curves(rates: Any, losses: Any, steps: Any) -> list[tuple[Floats, Floats, n
         rates, losses, steps = [rates], [losses], [steps]
     elif steps is None:
         steps = [None] * len(rates)
+    for name, given in (("losses", losses), ("steps", steps)):
+        # Lists may be ragged, which NumPy refuses to look at.
+        if not isinstance(given, list | tuple) and np.ndim(given) == 0:
+            raise ValueError(f"{name} must be a list with one sequence a curve, got {given!r}")
     if not len(rates) == len(losses) == len(steps):
         raise ValueError(
             f"rates, losses and steps must have one sequence a curve, got {len(rates)}, {len(losses)} and "
