@@ -7,6 +7,7 @@ from thalweg.desk import health
 from thalweg.desk.app import create_app
 from thalweg.desk.imported import Imported
 from thalweg.desk.imported_search import index_folder, rebuild
+from thalweg.desk.index import search_index
 from thalweg.desk.library import Library
 
 ABSTRACT = "gradient descent at the edge of stability with many words about loss spikes"
@@ -60,6 +61,20 @@ def test_a_corrupt_row_is_named_and_its_neighbours_are_shown(client, library, co
     assert client.get("/papers/2405.00008").status_code == 200
     found = check(client, "imported papers")
     assert found["state"] == "bad" and "damaged are the rows of 2405.00007:" in found["what"]
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rooms.npy", "holders.npy"])
+def test_an_index_that_was_overwritten_in_its_place_is_not_called_good(client, library, name, monkeypatch):
+    rebuild(library)
+    (file,) = index_folder(library).rglob(name)
+    content = file.read_bytes()
+    file.write_bytes(content[:128] + b"\xfe" * (len(content) - 128))
+    for small in (1 << 24, 0):
+        monkeypatch.setattr(search_index, "_SMALL", small)
+        found = check(client, "search index")
+        assert found["state"] == "bad" and f"{name} is not what was written" in found["what"]
+    page = client.get("/search?q=edge+of+stability")
+    assert page.status_code == 200
 
 
 def test_an_interrupted_fetch_is_said_with_what_goes_on_with_it(client, library):

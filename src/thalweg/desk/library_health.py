@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator
 
 from starlette.datastructures import State
@@ -17,6 +18,9 @@ from thalweg.desk.library import Library
 from thalweg.desk.stored_values import damaged_rows
 
 NAMED = 5  # damaged papers that are named
+READ_WHOLE = 1 << 26  # bytes: a larger index is read from end to end more seldom
+OFTEN = 600.0  # seconds
+_checked: dict[str, float] = {}
 
 
 def checks(state: State) -> Iterator[Check]:
@@ -45,6 +49,7 @@ def _index(library: Library, count: int) -> Check:
         return Check("search index", "warn" if behind else "good", what)
     try:
         index = SearchIndex(folder)
+        _check(index)
     except UnusableIndex as error:
         return Check("search index", "bad", str(error))
     what = f"holds {index.count:,} papers"
@@ -54,6 +59,15 @@ def _index(library: Library, count: int) -> Check:
         late = f"more than {MOST:,} of {count:,} came or changed later: thalweg papers index"
         return Check("search index", "warn", f"{what}; {late}")
     return Check("search index", "good", what)
+
+
+def _check(index: SearchIndex) -> None:
+    """Read an index to its end, a large one once in ``OFTEN`` seconds."""
+    now = time.monotonic()
+    if index.size <= READ_WHOLE or now - _checked.get(index.stamp, -OFTEN) >= OFTEN:
+        index.check()
+        _checked.clear()
+        _checked[index.stamp] = now
 
 
 def _fetched(database: Database) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from thalweg.desk.index import build as module
+from thalweg.desk.index import search_index
 from thalweg.desk.index.build import build
 from thalweg.desk.index.search_index import SearchIndex, UnusableIndex, stamp
 
@@ -24,6 +26,7 @@ import itertools, resource, signal, sys
 sys.path[:0] = [{str(ROOT)!r}]
 from tests.desk.index.conftest import records
 from thalweg.desk.index import build as module
+from thalweg.desk.index import search_index
 module.AT_ONCE = 100
 if limit := int(sys.argv[2]):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -152,8 +155,27 @@ def test_numbers_out_of_range_in_a_sound_looking_file_are_damage_too(small):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:128] + b"\xff" * (len(content) - 128))
+    manifest = small / index.stamp / "index.json"
+    about = json.loads(manifest.read_text())
+    manifest.unlink()
+    manifest.write_text(json.dumps({**about, "sums": {}}))  # as one from before has none
     with pytest.raises(UnusableIndex, match="damaged"):
         SearchIndex(small).rankings(records(1)[0].abstract)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "index.json"])
+def test_one_byte_that_is_another_one_is_noticed(small, name, monkeypatch):
+    SearchIndex(small).check()
+    path = small / SearchIndex(small).stamp / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(UnusableIndex, match=f"damaged .{name} is not what was written"):
+        SearchIndex(small)
+    monkeypatch.setattr(search_index, "_SMALL", 0)
+    with pytest.raises(UnusableIndex, match="damaged"):
+        SearchIndex(small).check()
 
 
 def test_without_an_index_it_says_how_to_build_one(tmp_path):

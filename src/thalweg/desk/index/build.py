@@ -25,6 +25,7 @@ from thalweg.desk.index.filters import LabelWriter
 from thalweg.desk.index.meaning import RANK, fit, write_meaning
 from thalweg.desk.index.passages import passage
 from thalweg.desk.index.sentences import write_sentences
+from thalweg.desk.index.sums import sums
 from thalweg.desk.index.titles import number_of
 from thalweg.desk.index.vector_cache import VectorCache, text_number
 from thalweg.desk.index.words import vocabulary, write_words
@@ -95,7 +96,7 @@ def build(
             shutil.rmtree(new / _COUNTS)
             sizes = {file.name: file.stat().st_size for file in sorted(new.iterdir())}
             about: dict[str, Any] = {"format": FORMAT, "papers": total, "last": last, "change": change}
-            about |= {"covered": covered, "sentences": cache is not None, "files": sizes}
+            about |= {"covered": covered, "sentences": cache is not None, "files": sizes, "sums": sums(new)}
             (new / MANIFEST).write_text(json.dumps(about), encoding="utf8")
             for file in new.iterdir():
                 _sync(file)

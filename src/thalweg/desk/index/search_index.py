@@ -15,6 +15,7 @@ from thalweg.desk.index.counts import count, numbers
 from thalweg.desk.index.filters import Filters, Labels
 from thalweg.desk.index.meaning import Meaning
 from thalweg.desk.index.sentences import Sentences, in_one_measure
+from thalweg.desk.index.sums import differing
 from thalweg.desk.index.titles import number_of
 from thalweg.desk.index.words import Words
 from thalweg.papers.minilm import DIMENSIONS
@@ -22,6 +23,7 @@ from thalweg.papers.words import content_words
 
 __all__ = ["Rankings", "SearchIndex", "UnusableIndex", "stamp"]
 
+_SMALL = 1 << 24  # bytes of a file that is read to its end when it is opened: 10 ms
 _LEAST_SCORE = 1e-6
 _LEAST_SIMILAR = 0.2  # below which a paper has nothing to do with a question: latent semantic analysis
 _LEAST_LIKE = 0.24  # the same by MiniLM
@@ -69,6 +71,10 @@ class SearchIndex:
         for name, size in about["files"].items():
             if (have := (here / name).stat().st_size) != size:
                 raise ValueError(f"{name} has {have} of {size} bytes")
+        self.size = sum(about["files"].values())  # bytes
+        self._here, self._sums = here, about.get("sums", {})
+        if name := differing(here, self._sums, _SMALL):
+            raise ValueError(f"{name} is not what was written")
         self.count, self.last, self.change = about["papers"], about["last"], about["change"]
         self.covered, self.wants_sentences = about["covered"], about["sentences"]
         self._labels = Labels(here)
@@ -76,6 +82,16 @@ class SearchIndex:
         self._meaning = Meaning.open(here)
         self._sentences = Sentences(here)
         self._titles = np.load(here / "titles.npy", mmap_mode="r")
+
+    def check(self) -> None:
+        """Read every file to its end: opening reads only small ones.
+
+        Raises:
+            UnusableIndex: the files are damaged.
+        """
+        with _undamaged():
+            if name := differing(self._here, self._sums):
+                raise ValueError(f"{name} is not what was written")
 
     def rankings(
         self,
