@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NamedLabels"]
+__all__ = ["IGNORED", "NamedLabels", "beside_logits"]
 
 NAMES = ("labels", "label", "targets", "target", "y")
 # What torch's cross entropy leaves out.
@@ -46,7 +46,17 @@ class NamedLabels:
         if self._late is None:
             # Asked once: comparing waits for the device.
             self._late = _late(model, labels, self._tokens)
-        return F.pad(labels[..., 1:], (0, 1), value=IGNORED) if self._late else labels
+        return _moved(labels) if self._late else labels
+
+
+def beside_logits(model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
+    """Labels of these inputs, each beside its logits."""
+    tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    return _moved(labels) if labels.ndim > 1 and _late(model, labels, tokens) else labels
+
+
+def _moved(labels: Tensor) -> Tensor:
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORED)
 
 
 def _late(model: nn.Module | None, labels: Tensor, tokens: Any) -> bool:

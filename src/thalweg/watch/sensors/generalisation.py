@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from thalweg.probe._quiet import call, quiet
 from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+from thalweg.watch.scores import Score, UnknownTargetsError, outputs_of, score
 
 EXAMPLES = 1024
 AT_ONCE = 128
+NO_ACCURACY = "gives only the loss: targets are numbers, not classes"
 
 
 def _passes(at: Moment) -> float:
@@ -24,25 +25,40 @@ def _passes(at: Moment) -> float:
 
 @sensor("accuracy", share=1.5, every=10, passes=_passes, needs=("model", "evaluate"))
 def accuracy(at: Moment) -> list[Raw]:
-    """Accuracy on a fixed part of the training and of the test data, and the cross entropy of the latter."""
+    """Accuracy on a fixed part of the training and of the test data, and the loss on the latter.
+
+    The loss is the cross entropy of classes, one of several or yes or no each, and the mean squared error of
+    numbers, which have no accuracy. Targets of -100 do not count.
+    """
     assert at.model is not None and at.evaluate is not None
-    train, _ = _score(at.model, few(tuple(at.evaluate[0]), EXAMPLES))
-    test, loss = _score(at.model, few(tuple(at.evaluate[1]), EXAMPLES))
-    return [Raw("train accuracy", train), Raw("test accuracy", test), Raw("test loss", loss)]
+    memory = at.memory
+    if memory.get("silent"):
+        return []
+    try:
+        train, test = (_judged(at.model, few(tuple(pair), EXAMPLES)) for pair in at.evaluate)
+    except UnknownTargetsError as error:
+        return at.silent(str(error))
+    if not train.count or not test.count:
+        return at.silent("evaluate must hold targets that count, got only -100")
+    raws = [Raw("test loss", test.loss / test.count)]
+    if train.right is None or test.right is None:
+        memory["unjudged"] = NO_ACCURACY
+        return raws
+    return [
+        Raw("train accuracy", train.right / train.count),
+        Raw("test accuracy", test.right / test.count),
+        *raws,
+    ]
 
 
-def _score(model: nn.Module, pair: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
+def _judged(model: nn.Module, pair: tuple[Any, Tensor]) -> Score:
     inputs, targets = pair
     # In parts where that is simple, so that a small training batch does not meet a large peak of memory.
-    if isinstance(inputs, Tensor):
+    parts = [pair]
+    if isinstance(inputs, Tensor) and inputs.ndim and targets.ndim and len(inputs) == len(targets):
         parts = list(zip(inputs.split(AT_ONCE), targets.split(AT_ONCE), strict=True))
-    else:
-        parts = [(inputs, targets)]
-    right, loss = [], []
     with quiet(model):
-        for part, wanted in parts:
-            logits = call(model, part)
-            flat, wanted = logits.reshape(-1, logits.shape[-1]), wanted.reshape(-1)
-            right.append((flat.argmax(-1) == wanted).float())
-            loss.append(F.cross_entropy(flat.float(), wanted, reduction="none"))
-    return torch.cat(right).mean(), torch.cat(loss).mean()
+        found = [score(model, part, outputs_of(call(model, part)), wanted) for part, wanted in parts]
+    rights = [one.right for one in found if one.right is not None]
+    right = torch.stack(rights).sum() if len(rights) == len(found) else None
+    return Score(right, torch.stack([one.loss for one in found]).sum(), sum(one.count for one in found))
