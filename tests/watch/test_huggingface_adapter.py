@@ -132,6 +132,11 @@ def test_a_loss_that_the_trainer_computes_itself_is_the_one_that_it_logs(tmp_pat
     host.train()
     _, readings = read(tmp_path / "s")
     assert readings["loss"] == pytest.approx(log_of(host, "loss")) and list(readings["loss"]) == [3, 6, 9, 12]
+    left = callback.run.left_out()
+    assert (
+        "label_smoothing_factor" in left["sharpness"] and "label_smoothing_factor" in left["softmax collapse"]
+    )
+    assert not any("run.log" in words or "loss_fn=" in words for words in left.values())
 
 
 def test_a_run_that_is_resumed_from_a_checkpoint_goes_on_in_the_store(tmp_path):

@@ -16,6 +16,7 @@ __all__ = [
     "Raw",
     "Sensor",
     "all_sensors",
+    "counted",
     "examples",
     "few",
     "how_to_give",
@@ -43,6 +44,7 @@ class Moment:
         evaluations: passes without gradients that were heard since a sensor last took them from here.
         memory: what a sensor keeps from one reading to the next; under ``silent`` why it can say nothing of
             this run, in words for :meth:`thalweg.watch.Run.left_out`.
+        ways: how a trainer is brought to give what a sensor needs, where that is not ``run.log``.
     """
 
     step: int
@@ -58,6 +60,7 @@ class Moment:
     scale: float | Tensor | None = None
     evaluations: list[Any] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    ways: Mapping[str, str] = field(default_factory=dict)
 
     def silent(self, why: str | None) -> list[Raw]:
         """No readings, and why: of a sensor that ran and can say nothing. None: there is something again."""
@@ -144,6 +147,18 @@ def examples(batch: Any) -> int:
     """The length of the first tensor in a batch, at least 1."""
     found: list[int] = []
     _map(batch, lambda tensor: found.append(len(tensor) if tensor.ndim else 1))
+    return max(found[0], 1) if found else 1
+
+
+def counted(batch: Any) -> int:
+    """The examples in a batch; of whole numbers, such as tokens, each one counts."""
+    found: list[int] = []
+
+    def note(tensor: Tensor) -> None:
+        whole = not (tensor.is_floating_point() or tensor.is_complex())
+        found.append(tensor.numel() if whole or not tensor.ndim else len(tensor))
+
+    _map(batch, note)
     return max(found[0], 1) if found else 1
 
 

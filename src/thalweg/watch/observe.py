@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from thalweg._core.checks import check_not_negative
+from thalweg.watch.arguments import check_arguments
 from thalweg.watch.live import Run
 from thalweg.watch.readings import Finding
 from thalweg.watch.recording import begin_recording, earlier_run
@@ -53,7 +53,8 @@ def watch(
         optimizer: any ``torch.optim.Optimizer``, a sequence of them, or a mapping of names to them.
         loss_fn: ``loss_fn(model, batch)`` to a scalar; enables sharpness, with ``run.log(batch=...)``. It is
             given the model without the wrappers of DDP and ``torch.compile``.
-        evaluate: (train, test), each (inputs, targets); enables accuracies. Or log them yourself.
+        evaluate: (train, test), each (inputs, targets); enables accuracies and the test loss, of classes,
+            yes or no, or numbers (the loss alone). Targets of -100 do not count. Or log them yourself.
         budget: seconds of watching per second of training, at least 0; 0.03 by default.
         store: SQLite file that readings go to, made if need be; None for none.
         name: of the run; by default the model's class and the time.
@@ -68,14 +69,18 @@ def watch(
 
     Raises:
         ValueError: for a model or optimizer without parameters, an optimizer of another model, a negative
-            budget, a run to resume that is not there, or a store that is not ours or cannot be written.
+            budget, functions that are none, data in ``evaluate`` that are no pairs, a run to resume that is
+            not there, or a store that is not ours or cannot be written.
     """
-    check_not_negative("budget", budget)
-    if start is not None and (not isinstance(start, int) or start < 0):
-        raise ValueError(f"start must be a whole number of steps, at least 0, got {start!r}")
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            raise ValueError(f"sinks must hold sinks such as TensorBoardSink(folder), got {sink!r}")
+    check_arguments(
+        loss_fn=loss_fn,
+        evaluate=evaluate,
+        budget=budget,
+        name=name,
+        on_finding=on_finding,
+        sinks=sinks,
+        start=start,
+    )
     optimizers = watched_optimizers(model, optimizer)
     if rank is None:
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -60,6 +60,7 @@ class Senses:
         self.sensors: dict[str, Sensor] = {}
         self.available: set[str] = set()
         self.begun = False
+        self.ways: Mapping[str, str] = {}
         self._owners: dict[str, int] = {}
         spread = looks and sharded(model, optimizers)
         for index, one in enumerate(optimizers):
@@ -116,7 +117,8 @@ class Senses:
         for name, one in self.sensors.items():
             missing = one.missing(self.available) if self.begun else []
             if missing:
-                words[name] = f"never ran: needs {' and '.join(how_to_give(need) for need in missing)}"
+                ways = dict.fromkeys(self.ways.get(need) or how_to_give(need) for need in missing)
+                words[name] = f"never ran: needs {' and '.join(ways)}"
             elif why := self.memories[name].get("silent"):
                 words[name] = f"gives no readings: {why}"
             elif why := self.memories[name].get("unjudged"):
@@ -125,7 +127,7 @@ class Senses:
 
     def _plan(self, moment: Moment, available: set[str]) -> None:
         """Something is there for the first time: share the budget out anew."""
-        self.begun = True
+        self.begun, self.ways = True, moment.ways
         self.available |= available
         self.budget.idle({name for name, one in self.sensors.items() if one.missing(self.available)})
         for name, one in self.sensors.items():

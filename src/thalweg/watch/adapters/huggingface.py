@@ -18,6 +18,10 @@ from thalweg.watch.observe import watch
 __all__ = ["HuggingFaceCallback"]
 
 COUNT = "num_items_in_batch"
+LABELS = (
+    "a model that is given its labels and gives its loss: not with label_smoothing_factor, compute_loss_func "
+    "or a compute_loss of one's own"
+)
 
 
 class HuggingFaceCallback(TrainerCallback):
@@ -54,6 +58,7 @@ class HuggingFaceCallback(TrainerCallback):
         if options.get("store", "") is None:
             options["resume"] = False
         self.run = watch(model, optimizer, rank=args.process_index, **options)
+        self.run.moment.ways = dict.fromkeys(("batch", "loss_fn", "targets"), LABELS)
         # Losses are added up over processes too, each divided by the items of all.
         self._processes = args.world_size if args.average_tokens_across_devices else 1
         if args.process_index == 0:

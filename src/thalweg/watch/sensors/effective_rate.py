@@ -24,6 +24,8 @@ def effective_rate(at: Moment) -> list[Raw]:
     to it than chance would have it. Nothing is given before, or where there is no such weight. The median of
     their learning rates is in ``extra``, and beside it that of each weight whose group has another.
     """
+    if any(group.get("lr") is None for group in at.optimizer.param_groups):
+        return at.silent("the optimizer sets its learning rate itself")
     leans: dict[str, tuple[int, float]] = at.memory.setdefault("leans", {})
     matrices = {name: p for name, p in at.named.items() if p.dim() > 1}
     held = {name: p for name, p in matrices.items() if p.grad is not None and not p.grad.is_sparse}

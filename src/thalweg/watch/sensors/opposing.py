@@ -101,6 +101,8 @@ def _losses(output: Any, targets: Tensor) -> Tensor | None:
     if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
         return None
     if targets.dtype is torch.int64 and output.shape[:-1] == targets.shape:
+        if not bool(((targets < output.shape[-1]) & (targets >= 0) | (targets == IGNORED)).all()):
+            return None
         each = F.cross_entropy(
             output.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
         )

@@ -1,0 +1,82 @@
+"""Bad arguments of ``watch`` are refused by name, and targets that are no classes are no failure."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import thalweg
+
+PAIR = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+LOADER = DataLoader(TensorDataset(*PAIR))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluate": (LOADER, LOADER)}, "evaluate must be .* got DataLoader as training data.*one batch"),
+        ({"evaluate": PAIR}, r"evaluate must be .* got a tensor of shape \(8, 4\) as training data"),
+        ({"evaluate": (PAIR, PAIR, PAIR)}, "evaluate must be .* got a tuple of 3"),
+        ({"evaluate": 3}, "evaluate must be .* got int"),
+        (
+            {"evaluate": (PAIR, (PAIR[0], [0] * 8))},
+            "evaluate must be .* got a list of 8 as targets of the test",
+        ),
+        (
+            {"evaluate": (PAIR, (PAIR[0], PAIR[1][:5]))},
+            r"evaluate must be .* \(8, 4\) and \(5,\) as test data",
+        ),
+        ({"loss_fn": 3}, "loss_fn must be a function .*got 3"),
+        ({"on_finding": 3}, "on_finding must be a function .*got 3"),
+        ({"sinks": 3}, "sinks must be a list .*got 3"),
+        ({"sinks": "wandb"}, "sinks must be a list .*got 'wandb'"),
+        ({"sinks": [3]}, "sinks must hold sinks .*got 3"),
+        ({"name": 3}, "name must be a string or None, got 3"),
+        ({"start": -1}, "start must be"),
+    ],
+)
+def test_they_are_refused_and_nothing_is_opened(small, tmp_path, change, words):
+    with pytest.raises(ValueError, match=words):
+        thalweg.watch(small.model, small.opt, store=tmp_path / "store", **change)
+    assert not list(tmp_path.iterdir()) and not small.opt._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.arange(32) % 2, torch.full((32,), 7)], ids=["one logit", "too large"]
+)
+def test_targets_that_are_no_classes_of_the_logits_keep_sensors_silent(targets):
+    torch.manual_seed(0)
+    outputs = 1 if int(targets.max()) == 1 else 4
+    model, x = nn.Linear(4, outputs), torch.randn(32, 4)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(), thalweg.watch(model, opt, store=None, budget=1e6) as run:
+        warnings.simplefilter("error")
+        for _ in range(30):
+            out = model(x)
+            loss = F.mse_loss(out.mean(1), targets.float())
+            loss.backward()
+            run.log(loss=loss, batch=(x, targets))
+            opt.step()
+    left = run.left_out()
+    assert not run.disabled
+    assert left["opposing signals"].startswith("gives no readings") and "softmax collapse" in left
+
+
+def test_an_optimizer_that_sets_its_rate_itself_has_no_reading_of_it():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16, bias=False), nn.LayerNorm(16), nn.Linear(16, 4))
+    opt = transformers.Adafactor(model.parameters())
+    x, y = torch.randn(32, 4), torch.arange(32) % 4
+    with thalweg.watch(model, opt, store=None, budget=1e6) as run:
+        for _ in range(60):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            run.log(loss=loss, batch=(x, y))
+            opt.step()
+            opt.zero_grad()
+    assert not run.disabled
+    assert "sets its learning rate itself" in run.left_out()["learning rate"]
