@@ -89,8 +89,8 @@ def interpolate(
         batches: training data (tensors, tuples of positional or mappings of keyword arguments), readable
             several times: once for each layer and model. Needed to renormalise, and where there is batch
             normalisation; there, ``()`` interpolates the stored statistics.
-        layers: names of linear and convolutional layers to correct; by default all but the last one, and but
-            those that a batch normalisation with running statistics follows.
+        layers: names of linear and convolutional layers (transposed ones, too) to correct; by default all but
+            the last one, and but those that a batch normalisation with running statistics follows.
 
     Raises:
         ValueError: the models do not fit, ``batches`` is missing or empty, or a layer cannot be corrected
