@@ -193,7 +193,9 @@ def test_pages_say_that_the_desk_is_gone_and_take_up_where_they_were_when_it_is_
             expect(page.locator("#steps")).to_have_text("2")
             expect(runs.locator(f"#run-{run} td").nth(2)).to_have_text("2")
         for one in (page, runs):
-            expect(one.locator("#lost[role=status]")).to_contain_text("No connection to the desk", timeout=15_000)
+            expect(one.locator("#lost[role=status]")).to_contain_text(
+                "No connection to the desk", timeout=15_000
+            )
             expect(one.locator("#lost .notice")).to_be_in_viewport()
         put(3, Finding("loss spike", 3, "While nobody listened.", {}))
         port = first.address.rsplit(":", 1)[1]
