@@ -94,6 +94,8 @@ def test_a_transformer_of_torch_is_heard_though_it_evaluates_in_one_kernel(activ
         one.linear2.register_forward_pre_hook(
             lambda _, inputs, index=index: read.update({f"layers.{index}.linear1": inputs[0].detach()})
         )
+    with torch.no_grad():
+        model(**batch)
     found = dormant_neurons(model, batch)
     assert list(found.scores) == ["layers.0.linear1", "layers.1.linear1"] == list(read)
     for name, units in read.items():
@@ -186,3 +188,26 @@ def test_where_nothing_can_be_heard_the_error_says_what_to_name(probe, message):
         ValueError, match=f"no activation modules and calls no activation function.*{message}"
     ):
         probe(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.ones(5, 3))
+
+
+class Mixed(nn.Module):
+    """A function behind the first layer, modules behind the others."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(8, 1)
+        self.act, self.out = nn.ReLU(), nn.Sigmoid()
+
+    def forward(self, x):
+        return self.out(self.third(self.act(self.second(functional.relu(self.first(x))))))
+
+
+def test_functions_beside_modules_are_heard_and_each_layer_once():
+    model, x = Mixed(), torch.randn(40, 6)
+    with torch.no_grad():
+        model.first.bias.fill_(-50)
+    found = dormant_neurons(model, x)
+    assert list(found.dead) == ["first", "act", "out"]
+    assert found.dead["first"] == 1.0 and found.scores["first"].shape == (16,)
+    assert list(feature_ranks(Mixed(), x)) == ["first", "act", "out"]

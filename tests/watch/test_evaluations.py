@@ -121,6 +121,24 @@ def test_a_copy_that_nobody_goes_on_writing_into_is_no_average():
     assert train(model, torch.optim.SGD(model.parameters(), lr=0.1), evaluate) == []
 
 
+@pytest.mark.parametrize("written", ["loaded", "in place"])
+def test_a_copy_of_the_best_weights_is_no_average(written):
+    model = tasks.MLP((8, 16, 4), seed=0)
+    kept = [copy.deepcopy(model)]
+
+    def evaluate(step):
+        with torch.no_grad():
+            model(INPUTS)
+            # Kept behind the evaluation, or as a target network a step later.
+            if written == "loaded":
+                kept[0].load_state_dict(model.state_dict())
+            elif step % 20 == 0:
+                for mine, its in zip(kept[0].parameters(), model.parameters(), strict=True):
+                    mine.copy_(its)
+
+    assert train(model, torch.optim.SGD(model.parameters(), lr=0.1), evaluate, steps=90) == []
+
+
 def test_schedule_free_modes_and_wrappers_are_known():
     p = nn.Parameter(torch.ones(2))
     opt = torch.optim.SGD([p], lr=0.1)

@@ -175,8 +175,25 @@ def test_softmax_collapse_is_described_before_it_alarms():
     rows = [
         (step, "softmax collapse", share) for step, share in enumerate((0.0, 0.06, 0.2, 0.3, 0.6, 0.9), 1)
     ]
-    found = [(one.step, one.severity) for one in feed(rows) if one.name == "softmax collapse"]
+    learnt = [(0, "train accuracy", 1.0), (0, "test accuracy", 0.6)]
+    found = [(one.step, one.severity) for one in feed(learnt + rows) if one.name == "softmax collapse"]
     assert found == [(2, "info"), (4, "warning"), (5, "critical")]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        [],
+        [("train accuracy", 1.0)],
+        [("train accuracy", 1.0), ("test accuracy", 0.8)],
+        [("train accuracy", 1.0), *(("test accuracy", 0.1 + 0.02 * step) for step in range(20))],
+        [("train accuracy", 1.0), ("test accuracy", 0.6), *(("test loss", 2 - 0.02 * i) for i in range(20))],
+    ],
+    ids=["unknown", "only of training", "general", "accuracy at its best", "loss at its best"],
+)
+def test_collapse_without_harm_is_described_and_no_more(known):
+    rows = [(step, *one) for step, one in enumerate([*known, ("softmax collapse", 0.9)], 1)]
+    assert [one.severity for one in feed(rows) if one.name == "softmax collapse"] == ["info"]
 
 
 def every_finding():

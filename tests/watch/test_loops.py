@@ -142,7 +142,7 @@ def test_an_exception_in_the_loop_is_the_outcome_and_comes_through(small, tmp_pa
     assert not small.opt._optimizer_step_pre_hooks and not small.model._forward_hooks
 
 
-def test_nan_in_the_first_step_is_one_critical_finding_and_switches_no_sensor_off(small, tmp_path):
+def test_nan_in_the_first_step_is_critical_once_it_stays_and_switches_no_sensor_off(small, tmp_path):
     small.x[0] = float("nan")
     options = {"loss_fn": small.loss_fn, "evaluate": (small.whole, small.whole), "budget": GENEROUS}
     with thalweg.watch(small.model, small.opt, store=tmp_path / "s", **options) as run:
@@ -152,11 +152,12 @@ def test_nan_in_the_first_step_is_one_critical_finding_and_switches_no_sensor_of
             run.log(loss=loss, batch=small.whole)
             small.opt.step()
             small.opt.zero_grad()
-    assert [(f.name, f.severity, f.step) for f in run.findings] == [("not finite", "critical", 1)]
+    expected = [("not finite", "warning", 1), ("not finite", "critical", 1)]
+    assert [(f.name, f.severity, f.step) for f in run.findings] == expected
     assert not run.disabled
     with RunStore(tmp_path / "s") as store:
-        (finding,) = store.findings(1)
-        assert math.isnan(finding.evidence["loss"])
+        first, _ = store.findings(1)
+        assert math.isnan(first.evidence["loss"])
         assert all(math.isnan(r.value) for r in store.readings(1, "loss"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,10 +40,11 @@ class _Listener(TorchFunctionMode):
         self.heard, self.before, self.after = heard, before, after
         self.layer: str | None = None
         self.scaled: Any = None
+        self.inside = 0
         self.runs: dict[str, int] = {}
 
     def _listens(self, function: Any, value: Any) -> bool:
-        if function not in self.heard or not isinstance(value, Tensor) or value.dim() < 2:
+        if self.inside or function not in self.heard or not isinstance(value, Tensor) or value.dim() < 2:
             return False
         # A parameter kept positive is no unit; a tanh or sigmoid of a product is part of a hand-written GELU
         # or Swish, or a cap on logits.
@@ -77,13 +78,14 @@ def functions_heard(
     before: Before | None = None,
     after: After | None = None,
     heard: frozenset[Any] = EVERY,
+    modules: Iterable[nn.Module] = (),
 ) -> Iterator[dict[str, int]]:
     """Call ``before(run, function, input)`` and ``after(run, output)`` around each activation function.
 
     A run is called as the layer that ran last before it, the last module with a weight matrix or kernel of
     its own: ``F.relu(bn1(conv1(x)))`` is ``conv1``, a second activation after it ``conv1[1]``; as the
     function, if none ran yet. Modules made of such functions are heard too; what is computed in C++ (a
-    recurrent cell) or by a hand-written formula is not.
+    recurrent cell) or by a hand-written formula is not, nor what is called within one of ``modules``.
 
     Yields:
         A dictionary that holds the runs' names once the model has run.
@@ -101,7 +103,15 @@ def functions_heard(
         for name, module in model.named_modules()
         if any(p.dim() > 1 for p in module.parameters(recurse=False))
     }
+    def enter(module: nn.Module, inputs: Any) -> None:
+        listener.inside += 1
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        listener.inside -= 1
+
     handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
+    for module in modules:
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         # A part compiled on its own calls nothing that can be heard.
         with torch.compiler.set_stance("force_eager"), listener:

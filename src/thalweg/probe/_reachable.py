@@ -172,7 +172,7 @@ class Reachable:
             self._keep(partial(_fill, cell), value)
             held.append(value)
         space, code = function.__globals__, function.__code__
-        if "site-packages" not in code.co_filename and not function.__module__.startswith("thalweg."):
+        if "site-packages" not in code.co_filename and not (function.__module__ or "").startswith("thalweg."):
             found = self._names(space, _names_in(code))
             held += [value for value in found if getattr(value, "__globals__", space) is space]
         return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -63,7 +64,7 @@ NAME_THEM = (
 
 
 def activations(model: nn.Module) -> dict[str, nn.Module]:
-    """Name to activation module; empty if activations are function calls."""
+    """Name to activation module; empty if all activations are function calls."""
     return {name: module for name, module in model.named_modules() if is_activation(module)}
 
 
@@ -91,18 +92,23 @@ def overhear_units(
 ) -> Any:
     """As :func:`overhear`, of the modules named; by default of every activation, module or function call.
 
-    Functions are heard only where the model has no activation module.
+    What an activation module calls is heard once, as the module.
 
     Raises:
         ValueError: as :func:`overhear` and :func:`chosen`; there is no activation.
     """
     if layers is not None or inputs_of is not None:
         return overhear(model, batch, *chosen(model, layers, inputs_of), hear)
-    if modules := activations(model):
-        return overhear(model, batch, modules, {}, hear, all_run=False)
-    with functions_heard(model, after=hear) as runs:
+    heard: Counter[str] = Counter()
+
+    def note(name: str, tensor: Tensor) -> None:
+        hear(f"{name}[{heard[name]}]" if heard[name] else name, tensor.detach())
+        heard[name] += 1
+
+    modules = activations(model)
+    with functions_heard(model, after=hear, modules=modules.values()) as runs, listening(modules, note):
         result = _run(model, batch)
-    if not runs:
+    if not runs and not heard:
         raise NoActivationsError(NAME_THEM)
     return result
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from thalweg.watch.hooks import Listener
+from thalweg.watch.hooks import Listener, sample
 from thalweg.watch.moment import Moment
 from thalweg.watch.watched import Watched
 
@@ -56,6 +57,7 @@ class Evaluations:
         self._paused = False
         self._last = -1
         self._passes = 0
+        self._past: deque[Tensor] = deque(maxlen=KEPT)
         self._modules: list[tuple[str, nn.Module]] | None = None
 
     @contextmanager
@@ -92,7 +94,11 @@ class Evaluations:
             held = holds_average(one.optimizer)
             if held is not None:
                 return held, "optimizer"
-        copies = [copy for copy in self.listener.copies if copy.averages()]
+        first = next(self.moment.model.parameters(), None) if self.moment.model is not None else None
+        if not self.listener.copies or first is None:
+            return None, ""
+        self._past.append(sample(first))
+        copies = [copy for copy in self.listener.copies if copy.averages(self._past)]
         if not copies:
             return None, ""
         # The copies that ran since the last note were evaluated beside the model itself.

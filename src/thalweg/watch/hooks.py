@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg.probe._wrapped import bare
 
-__all__ = ["Listener", "eagerly", "named_parameters", "with_closure"]
+__all__ = ["Listener", "eagerly", "named_parameters", "sample", "with_closure"]
+
+# About so many entries of a weight tell it from what it was before.
+SAMPLED = 256
 
 
 class Listener:
@@ -96,15 +99,33 @@ class Copy:
     def alive(self) -> bool:
         return self._module() is not None
 
-    def averages(self) -> bool:
-        """Whether somebody other than an optimizer has gone on writing into its weights."""
+    def averages(self, past: Iterable[Tensor]) -> bool:
+        """Whether somebody other than an optimizer goes on writing into its weights what the model never had.
+
+        Args:
+            past: :func:`sample` of the model's weights, now and when they were evaluated before: a copy that
+                is one of these keeps the best weights, or is a target that follows now and then.
+        """
         module = self._module()
         first = None if module is None else next(module.parameters(), None)
         if first is None or first.grad is not None or first.is_inference():
             return False
         if self._version is None:
             self._version = first._version
-        return first._version > self._version
+        if first._version == self._version:
+            return False
+        mine = sample(first)
+        if any(torch.equal(mine, one.to(mine)) for one in past):
+            self._version = first._version
+            return False
+        return True
+
+
+@torch.no_grad()
+def sample(weight: Tensor) -> Tensor:
+    """Some entries of a weight from all over it."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // SAMPLED)].clone()
 
 
 def eagerly() -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from thalweg.watch.accuracies import Accuracies
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.rule import Rule
 
@@ -38,6 +39,7 @@ class Judges:
         self.thin, self.price = 1, 0.0
         self._titles, self._complain = titles, complain
         self._losses = 0
+        self._accuracies = Accuracies()
         self._rules: dict[tuple[str, str], list[Rule]] = {}
         for label, judges in rules.items():
             for rule in judges:
@@ -53,9 +55,13 @@ class Judges:
     def see(self, label: str, reading: Reading) -> list[Finding]:
         """What the rules say of a reading."""
         findings: list[Finding] = []
-        for rule in list(self._rules.get((label, reading.name), ())):
+        rules = self._rules.get((label, reading.name))
+        shown = self._accuracies.share(reading) if rules else None
+        if not rules or shown is None:
+            return findings
+        for rule in list(rules):
             try:
-                found = list(rule.see(reading))
+                found = list(rule.see(shown))
             except Exception as error:
                 self._complain(error, f"the rule {rule.name!r} failed and is switched off")
                 for readers in self._rules.values():

@@ -8,29 +8,52 @@ from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.remedies import clip, warmed
 from thalweg.watch.rule import Rule
 
+LOSSES = 20
+
 
 class Divergence(Rule):
-    """The first NaN or infinity: everything behind it is lost."""
+    """The first NaN or infinity: a warning, since the loop or a GradScaler may leave this step out.
+
+    Critical once a later step shows that it is in the weights: their norm or another gradient is not finite,
+    or twenty losses in a row are not, with no finite norm between them.
+    """
 
     name = "not finite"
-    reads = ("loss", "gradient norm")
+    reads = ("loss", "gradient norm", "weight norm")
 
     def __init__(self, about):
         super().__init__(about)
-        self.seen = False
+        self.first: Reading | None = None
+        self.losses = 0
+        self.said = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
-        if self.seen or reading.finite:
+        if reading.finite:
+            self.losses = 0
             return
-        self.seen = True
+        if self.said:
+            return
+        if self.first is None:
+            self.first = reading
+            words = "unless this step is left out, every later one carries it on"
+            yield self._finding(reading, words, "warning")
+        elif reading.step > self.first.step:
+            self.losses += reading.name == "loss"
+            if reading.name != "loss" or self.losses >= LOSSES:
+                self.said = True
+                words = f"first seen at step {self.first.step}: it is in the weights, and stays"
+                yield self._finding(reading, words, "critical")
+
+    def _finding(self, reading: Reading, words: str, severity: str) -> Finding:
+        assert self.first is not None
         layers = tuple(name for name, value in reading.layers.items() if not abs(value) < float("inf"))
-        where = f", first in {layers[0]}" if layers else ""
-        yield Finding(
+        where = f", first in {layers[0]}" if layers and reading is self.first else ""
+        return Finding(
             self.name,
-            reading.step,
-            f"the {reading.name} is {reading.value:g}{where}; every later step carries it on.",
+            self.first.step,
+            f"the {reading.name} is {reading.value:g}{where}; {words}.",
             {reading.name: reading.value},
-            "critical",
+            severity,
             layers[:5],
             ("gradient-clipping", "loss-curvature"),
             (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from statistics import median
 
+from thalweg.watch.growth import BLOCKS, Losses
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.remedies import renewed
 from thalweg.watch.rule import Rule
@@ -15,6 +17,9 @@ RISE = 0.05
 FALL = 0.25
 SETTLED = 3
 PASSING = 0.10
+SHUT = 0.9
+LEARNT = 0.7
+BLOCK = 5
 
 
 class DormantUnits(Rule):
@@ -23,20 +28,31 @@ class DormantUnits(Rule):
     Units that never were active are the architecture's, not the run's, and in its first steps a run silences
     some for a while, up to 0.10: there must be 0.05 more than in the first three readings, in the layer 0.25
     more than in the first. The last of the three signs alone is an early one, ``info``.
+
+    A layer of which nine tenths are dormant in the first three readings and in every one since lets hardly
+    anything through: that is the run's trouble where its loss neither falls nor has fallen to 0.7.
     """
 
     name = "dormant units growing"
-    reads = ("dormant units",)
+    reads = ("loss", "dormant units")
 
     def __init__(self, about):
         super().__init__(about)
         self.early: list[Reading] = []
         self.past: deque[Reading] = deque(maxlen=10)
+        self.losses = Losses(BLOCK)
+        # Layers that have been shut in every reading.
+        self.shut: set[str] | None = None
         self.said = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
+        if reading.name == "loss":
+            self.losses.add(reading.step, reading.value)
+            return
         if not reading.finite:
             return
+        shut = {name for name, share in reading.layers.items() if share >= SHUT}
+        self.shut = shut if self.shut is None else self.shut & shut
         if len(self.early) < SETTLED:
             self.early.append(reading)
         first, past = self.early[0], list(self.past)
@@ -46,22 +62,36 @@ class DormantUnits(Rule):
         usual = min(max(one.value for one in self.early), first.value + PASSING)
         rises = {name: share - first.layers.get(name, 0.0) for name, share in reading.layers.items()}
         layers = {name: reading.layers[name] for name, rise in rises.items() if rise > RISE}
-        many = reading.value > SHARE and past[-1].value > SHARE and reading.value - usual > RISE
+        many = self._many(reading, usual) and past[-1].value > SHARE
         layer = any(share > LAYER and rises[name] > FALL for name, share in layers.items())
         rising = len(past) >= 9 and reading.value - past[0].value > RISE
-        if not (many or layer or rising):
+        never = self.shut if len(self.early) == SETTLED and self._stuck() else set()
+        if not (many or layer or rising or never):
             return
         self.said = True
-        threshold = SHARE if many else LAYER if layer else past[0].value + RISE
-        worst = tuple(sorted(layers, key=lambda name: -layers[name])[:3])
+        threshold = SHARE if many else LAYER if layer else SHUT if never else past[0].value + RISE
+        worst = tuple(sorted(never or layers, key=lambda name: -reading.layers[name])[:3])
+        began = past[-1] if many and not layer and self._many(past[-1], usual) else reading
         yield Finding(
             self.name,
-            reading.step,
+            first.step if never else began.step,
             f"{reading.value:.0%} of the hidden units are dormant, {first.value:.0%} were at step "
-            f"{first.step}: they learn no more.",
+            f"{first.step}: "
+            + ("a layer lets hardly anything through, and the loss stays" if never else "they learn no more")
+            + ".",
             {"dormant": reading.value, "at first": first.value, "threshold": threshold},
-            "critical" if reading.value > LAYER else "warning" if many or layer else "info",
+            "critical" if never or reading.value > LAYER else "warning" if many or layer else "info",
             worst,
             ("dormant-neurons", "plasticity", "continual-backprop"),
             (renewed(),),
         )
+
+    def _many(self, reading: Reading, usual: float) -> bool:
+        return reading.value > SHARE and reading.value - usual > RISE
+
+    def _stuck(self) -> bool:
+        """Whether the loss is known, and neither falls nor has fallen."""
+        past, first = self.losses.latest, self.losses.first
+        if len(past) < BLOCKS * BLOCK or self.losses.fall:
+            return False
+        return self.losses.negative or median(past) > LEARNT * median(first)

@@ -7,35 +7,75 @@ from collections.abc import Iterable
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.remedies import orthogonal_steps
 from thalweg.watch.rule import Rule
+from thalweg.watch.rules.memorised import Slow
 
 LEVELS = ((0.05, "info"), (0.25, "warning"), (0.5, "critical"))
+GAP = 0.3
+MOVE = 0.02
 
 
 class SoftmaxCollapse(Rule):
     """5 % of the examples collapsed: ``info``, since a run that fits its data well gets there in the end.
 
-    A quarter of them is a warning, half of them critical.
+    It does harm where there is something left to learn: with the test accuracy known, 0.3 below that on the
+    training data (known, or else of the batch), and neither it nor the test loss risen from its worst to its
+    best by 0.02, a quarter of the examples is a warning, half of them critical.
     """
 
     name = "softmax collapse"
-    reads = ("softmax collapse",)
+    reads = ("train accuracy", "test accuracy", "test loss", "softmax collapse")
 
     def __init__(self, about):
         super().__init__(about)
         self.said = 0
+        self.train: float | None = None
+        self.test: float | None = None
+        self.accuracy, self.loss = Slow(), Slow()
 
     def see(self, reading: Reading) -> Iterable[Finding]:
+        if not reading.finite:
+            return
+        if reading.name == "softmax collapse":
+            yield from self._collapsed(reading)
+        elif reading.name == "train accuracy":
+            self.train = reading.value
+        elif reading.name == "test accuracy":
+            self.test = reading.value
+            self.accuracy.add(reading.value)
+        else:
+            self.loss.add(reading.value)
+
+    def _gap(self, reading: Reading) -> float:
+        """How far the test accuracy is below that on the training data; 0 if that is unknown or mending."""
+        train = reading.extra.get("right") if self.train is None else self.train
+        if train is None or self.test is None:
+            return 0.0
+        best = self.accuracy.mean >= self.accuracy.highest > self.accuracy.lowest + MOVE
+        loss = self.loss
+        best = best or loss.mean <= loss.lowest < loss.highest - MOVE * abs(loss.highest)
+        return 0.0 if best else train - self.test
+
+    def _collapsed(self, reading: Reading) -> Iterable[Finding]:
         level = sum(reading.value >= threshold for threshold, _ in LEVELS)
+        gap = self._gap(reading)
+        harm = gap > GAP
+        level = level if harm else min(level, 1)
         if level <= self.said:
             return
         self.said = level
         threshold, severity = LEVELS[level - 1]
+        known = {"gap to the test accuracy": gap, "gap from": GAP} if harm else {}
         yield Finding(
             self.name,
             reading.step,
             f"{reading.value:.0%} of the examples have a softmax that is exactly 1 in working precision: "
-            "they give no gradient any more, whatever the test accuracy.",
-            {"collapsed": reading.value, "threshold": threshold, **reading.extra},
+            "they give no gradient any more"
+            + (
+                f", while the test accuracy is {gap:.2f} below that on the training data."
+                if harm
+                else ". The training loss can hardly fall further; only held-out data show more."
+            ),
+            {**known, "collapsed": reading.value, "threshold": threshold, **reading.extra},
             severity,
             (),
             ("softmax-collapse",),

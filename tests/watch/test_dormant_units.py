@@ -1,0 +1,91 @@
+"""Dormant units are judged on enough examples; a layer that never woke is a finding if nothing is learnt."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import thalweg
+from thalweg.watch import Reading
+from thalweg.watch.moment import Moment, counted
+from thalweg.watch.rules.dormant_units import DormantUnits
+from thalweg.watch.sensors.neurons import dormant
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+
+
+def watched(model, size, steps=100, lr=1e-3):
+    centres = torch.randn(5, 20)
+    opt = torch.optim.Adam(model.parameters(), lr)
+    with thalweg.watch(model, opt, store=None, budget=1e9) as run:
+        for step in range(steps):
+            y = torch.randint(5, (size[step % len(size)],))
+            loss = F.cross_entropy(model(centres[y] + torch.randn(len(y), 20)), y)
+            opt.zero_grad()
+            loss.backward()
+            run.log(loss=loss)
+            opt.step()
+    return [one for one in run.findings if one.name == "dormant units growing"], run
+
+
+def test_a_first_layer_that_is_dead_from_the_start_is_critical():
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias.fill_(-30)
+    (found,), _ = watched(model, [64])
+    assert (found.step, found.severity, found.layers[0]) == (2, "critical", "1")
+    assert found.evidence["threshold"] == 0.9 and "loss stays" in found.message
+
+
+@pytest.mark.parametrize(
+    ("shares", "loss"),
+    [
+        ([0.95] * 8, lambda step: 2.0 * 0.99**step),  # the rest learns
+        ([0.95, 0.95, 0.3, 0.95, 0.95, 0.95], lambda step: 2.0),  # it can wake
+        ([0.8] * 8, lambda step: 2.0),
+        ([0.95] * 8, None),
+    ],
+)
+def test_a_sparse_layer_of_a_run_that_learns_or_is_not_known_to_stand_still_is_none(shares, loss):
+    rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
+    found = []
+    for index, share in enumerate(shares):
+        for step in range(20 * index, 20 * index + 20):
+            found += [] if loss is None else rule.see(Reading(step, "loss", loss(step)))
+        found += rule.see(Reading(20 * index + 20, "dormant units", 0.5, {"1": share}))
+    assert found == []
+
+
+@pytest.mark.parametrize("size", [[1], [64, 3, 1, 128, 17]])
+def test_small_batches_make_no_unit_dormant(size):
+    assert watched(mlp(), size, steps=300)[0] == []
+
+
+def test_examples_are_put_together_until_there_are_64():
+    model, x = mlp(), torch.randn(64, 20)
+    moment = Moment(1, dict(model.named_parameters()), torch.optim.SGD(model.parameters(), 0.1), model)
+    for part in x.split(20):
+        moment.inputs = ((part,), {})
+        last = dormant.read(moment)
+    whole = thalweg.probe.dormant_neurons(model, x)
+    assert last[0].values.tolist() == pytest.approx(list(whole.fraction.values()), abs=0.04)
+    assert moment.memory["silent"] is None
+    moment.memory.clear()
+    moment.inputs = ((x[:20],), {})
+    assert dormant.read(moment) == []
+    assert moment.memory["silent"] == "of the 64 examples that it takes, 20 have come so far"
+
+
+def test_tokens_count_as_examples():
+    assert counted({"input_ids": torch.zeros(4, 16, dtype=torch.int64)}) == 64
+    assert counted((torch.zeros(4, 16),)) == 4
+
+
+def test_it_began_when_the_first_of_two_readings_saw_it():
+    rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
+    rows = [(2, 0.0), (22, 0.0), (42, 0.0), (62, 0.3), (82, 0.3)]
+    found = [one for step, share in rows for one in rule.see(Reading(step, "dormant units", share))]
+    assert [one.step for one in found] == [62]
