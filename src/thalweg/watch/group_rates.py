@@ -22,7 +22,7 @@ def noted(groups: Sequence[dict[str, Any]], shares: Sequence[float] = ()) -> dic
 
 def group_rates(reading: Reading, first: float) -> list[float]:
     """The rate of each group at a reading; ``[first]`` of an optimizer with one."""
-    found = []
+    found: list[float] = []
     while (rate := reading.extra.get(RATE.format(len(found)))) is not None:
         found.append(rate)
     return found or [first]
