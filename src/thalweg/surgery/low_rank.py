@@ -86,7 +86,7 @@ def factorize(
             numbers are fewer than in · out. The paper's scripts have 0 and 0.4999.
         others: the matrices that are not factorised stay as they are, ``"dense"``, or get the lower rank in
             one matrix of the old size, ``"merged"``.
-        freeze: only the factors of the result need a gradient, as WeLore fine-tunes.
+        freeze: only the two factors need a gradient, as WeLore fine-tunes; no bias, and nothing else.
 
     Returns:
         The edited copy, and the report with the bytes that it really takes.
@@ -137,5 +137,7 @@ def _factorize(
     made = LowRankLinear(
         down.contiguous(), up.contiguous(), bias.detach() if isinstance(bias, Tensor) else None
     )
+    if made.bias is not None and isinstance(bias, Tensor):
+        made.bias.requires_grad_(bias.requires_grad)
     replace_module(model, name, made)
     return LayerEdit(f"rank {rank} of {most}", size, size_in_bytes(made), error)
