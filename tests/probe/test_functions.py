@@ -96,6 +96,12 @@ def test_a_transformer_of_torch_is_heard_though_it_evaluates_in_one_kernel(activ
         )
     with torch.no_grad():
         model(**batch)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            model(**batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
     found = dormant_neurons(model, batch)
     assert list(found.scores) == ["layers.0.linear1", "layers.1.linear1"] == list(read)
     for name, units in read.items():
