@@ -177,8 +177,11 @@ def test_feed_forward_units_behind_a_function_are_what_the_next_layer_reads():
     layer.eval()
     heard = []
     layer.linear1.register_forward_hook(lambda _m, _i, out: heard.append(out.detach().relu()))
+    with torch.no_grad():
+        layer(x)
     found = dormant_neurons(layer, x, inputs_of=["linear2"])
     torch.testing.assert_close(found.scores["linear2"], score(heard[0].mean((0, 1))))
+    assert len(heard) == 1  # nothing stays of what a hook heard of the probe
 
 
 class Gated(nn.Module):

@@ -73,6 +73,10 @@ class Counting(Net):
         self.slow = nn.Parameter(torch.ones(16), requires_grad=False)
         self.count, self.table, self.recent = 0, {"seen": [0]}, deque(maxlen=3)
         self.array, self.kept = np.zeros(1), []
+        # Of kinds that are not copied.
+        self.register_buffer("sparse", torch.eye(2).to_sparse(), persistent=False)
+        self.register_buffer("spread", torch.zeros(1).expand(4), persistent=False)
+        self.nested = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])
 
     def hidden(self, x):
         found = super().hidden(x)

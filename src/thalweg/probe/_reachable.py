@@ -56,7 +56,8 @@ class Reachable:
     def tensor(self, tensor: Tensor, copies: bool = True) -> None:
         """Keep where the tensor's values are, and if ``copies`` the values."""
         self._seen[id(tensor)] = tensor
-        if tensor.layout is not torch.strided or tensor.is_meta or hasattr(tensor, "__tensor_flatten__"):
+        plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+        if not plain or hasattr(tensor, "__tensor_flatten__"):
             return
         alias = tensor.data
         self._tensors.append((tensor, alias))

@@ -114,7 +114,7 @@ class Run:
             moment.batch = batch
             if listener.listens:
                 self._note(batch)
-        if self._looks:
+        if self._looks and self._open:
             to = moment.step + 1 if step is None else step
             if raws:
                 self.recorder.put(to, raws)

@@ -19,11 +19,11 @@ class UnknownTargetsError(ValueError):
 
 
 class Score(NamedTuple):
-    """Sums over ``count`` targets, on the device: how many are ``right`` (None of numbers), and ``loss``."""
+    """Sums over ``counted`` targets: how many are ``right`` (None of numbers), and ``loss``."""
 
     right: Tensor | None
     loss: Tensor
-    count: int
+    counted: int
 
 
 def outputs_of(output: Any) -> Tensor:

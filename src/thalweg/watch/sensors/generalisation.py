@@ -38,15 +38,15 @@ def accuracy(at: Moment) -> list[Raw]:
         train, test = (_judged(at.model, few(tuple(pair), EXAMPLES)) for pair in at.evaluate)
     except UnknownTargetsError as error:
         return at.silent(str(error))
-    if not train.count or not test.count:
+    if not train.counted or not test.counted:
         return at.silent("evaluate must hold targets that count, got only -100")
-    raws = [Raw("test loss", test.loss / test.count)]
+    raws = [Raw("test loss", test.loss / test.counted)]
     if train.right is None or test.right is None:
         memory["unjudged"] = NO_ACCURACY
         return raws
     return [
-        Raw("train accuracy", train.right / train.count),
-        Raw("test accuracy", test.right / test.count),
+        Raw("train accuracy", train.right / train.counted),
+        Raw("test accuracy", test.right / test.counted),
         *raws,
     ]
 
@@ -61,4 +61,4 @@ def _judged(model: nn.Module, pair: tuple[Any, Tensor]) -> Score:
         found = [score(model, part, outputs_of(call(model, part)), wanted) for part, wanted in parts]
     rights = [one.right for one in found if one.right is not None]
     right = torch.stack(rights).sum() if len(rights) == len(found) else None
-    return Score(right, torch.stack([one.loss for one in found]).sum(), sum(one.count for one in found))
+    return Score(right, torch.stack([one.loss for one in found]).sum(), sum(one.counted for one in found))
