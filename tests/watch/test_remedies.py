@@ -240,3 +240,21 @@ def test_a_norm_that_is_no_norm_is_refused():
     with pytest.raises(ValueError, match="norm must be"):
         clip_gradients(opt, 0.0)
     assert not opt._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["Adadelta", "Adagrad", "Adafactor", "AdamW"])
+def test_a_method_in_another_ones_place_keeps_rates_only_where_they_mean_the_same(kind):
+    about = {"optimizer": kind, "lr": 1.0, "adaptive": True}
+    seen = set()
+    for finding in findings(about):
+        for remedy in finding.remedies:
+            if "opt = optim." not in remedy.code:
+                continue
+            weight = nn.Parameter(torch.ones(2, 2))
+            names = {"opt": getattr(torch.optim, kind)([weight], lr=1.0)}
+            exec(remedy.code.split("# in a run")[0], names)
+            rate = names["opt"].param_groups[0]["lr"]
+            seen.add(finding.name)
+            assert rate == (1.0 if kind == "AdamW" else 1e-3), remedy.code
+            assert ("at a learning rate of 0.001" in remedy.title) == (kind != "AdamW")
+    assert {"gradient spike", "softmax collapse"} <= seen

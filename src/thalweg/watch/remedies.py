@@ -15,12 +15,16 @@ __all__ = [
     "lower",
     "orthogonal_steps",
     "penalised",
+    "rate_for_adam",
     "renewed",
     "warmed",
 ]
 
 # Optimizers whose weight decay is a setting of the group, and apart from the gradient or as good as.
 DECAYS = ("SGD", "SGDP", "AdamW", "Lion", "Muon", "AdamP", "AMSGrad")
+# Of Adam's kind, and yet their learning rate is none of a step's: a factor near 1, a sum's, or relative.
+OTHER_RATES = ("Adadelta", "Adafactor", "Adagrad", "DAdaptAdam", "Prodigy")
+USUAL = 1e-3
 GROUPS = (
     "groups = [{'params': group['params'], 'lr': group.get('initial_lr', group['lr'])} "
     "for group in opt.param_groups]\n"
@@ -85,22 +89,31 @@ def kept(title: str, steps: tuple[int, ...], paper: str) -> Remedy:
 
 
 def instead(title: str, call: str, paper: str, lr: float | None = None) -> Remedy:
-    """Another optimizer for the same groups, at their learning rates, or all at ``lr``.
+    """Another optimizer for the same groups, at their learning rates, or all at ``lr``, which the title says.
 
     Args:
         call: of ``thalweg.optim``, with ``groups`` in the place of parameters.
     """
     groups = GROUPS
     if lr is not None:
+        title = f"{title}, at a learning rate of {lr:g}"
         groups = f"groups = [{{'params': group['params'], 'lr': {lr:g}}} for group in opt.param_groups]\n"
     return Remedy(title, f"from thalweg import optim\n{groups}opt = optim.{call}\n{FOLLOW}", paper)
+
+
+def rate_for_adam(about: Mapping[str, Any], adaptive: bool) -> float | None:
+    """For a method of Adam's kind in the optimizer's place: None where rates can stay, else its usual one.
+
+    They can where the optimizer is of that kind too, and its rate is the length of a step.
+    """
+    return None if adaptive and about.get("optimizer") not in OTHER_RATES else USUAL
 
 
 def orthogonal_steps(title: str, about: Mapping[str, Any], adaptive: bool, paper: str) -> Remedy:
     """Steps at right angles to the weights, of the kind of the run's optimizer if that is known."""
     if str(about.get("optimizer")).startswith("SGD"):
         return instead(title, "Descent(groups, optim.orthogonal(), optim.momentum(0.9))", paper)
-    return instead(title, "PerpGrad(groups)", paper, None if adaptive else 1e-3)
+    return instead(title, "PerpGrad(groups)", paper, rate_for_adam(about, adaptive))
 
 
 def decayed(title: str, about: Mapping[str, Any], adaptive: bool, strength: float, paper: str) -> Remedy:
@@ -109,7 +122,8 @@ def decayed(title: str, about: Mapping[str, Any], adaptive: bool, strength: floa
         decay = strength if adaptive else strength * 1e-3 / float(about.get("lr", 1e-3))
         code = f"for group in opt.param_groups:\n    group['weight_decay'] = {decay:.2g}"
         return Remedy(title, code, paper)
-    return instead(title, f"AdamW(groups, weight_decay={strength:g})", paper, None if adaptive else 1e-3)
+    rate = rate_for_adam(about, adaptive)
+    return instead(title, f"AdamW(groups, weight_decay={strength:g})", paper, rate)
 
 
 def penalised(penalty: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
-from thalweg.watch.remedies import decayed, instead
+from thalweg.watch.remedies import decayed, instead, rate_for_adam
 from thalweg.watch.rule import Rule
 
 SHRUNK = 0.2
@@ -87,4 +87,5 @@ class ShrinkingEffectiveRate(Rule):
         title = "no step along the weights: they grow less, and by no momentum"
         if str(self.about.get("optimizer", "")).startswith("SGD"):
             return instead(title, "SGDP(groups, momentum=0.9, weight_decay=1e-4)", "adamp")
-        return instead(title, "AdamP(groups, weight_decay=0.01)", "adamp", None if self.adaptive else 1e-3)
+        rate = rate_for_adam(self.about, self.adaptive)
+        return instead(title, "AdamP(groups, weight_decay=0.01)", "adamp", rate)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
-from thalweg.watch.remedies import clip, instead
+from thalweg.watch.remedies import clip, instead, rate_for_adam
 from thalweg.watch.rule import Rule
 
 MEMORY = 64
@@ -88,5 +88,7 @@ class GradientSpike(Rule):
         clipped = clip(self.about, 2 * usual, why=", here at twice its median")
         if not self.adaptive:
             return (clipped,)
-        title = "Adam that cuts spikes entry by entry and resets its momentum, at the same learning rates"
-        return clipped, instead(title, "SPAM(groups, threshold=50)", "spam")
+        title, rate = "Adam that cuts spikes entry by entry", rate_for_adam(self.about, self.adaptive)
+        return clipped, instead(
+            f"{title} and resets its momentum", "SPAM(groups, threshold=50)", "spam", rate
+        )

@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
-from thalweg.watch.remedies import clip, instead, lower, warmed
+from thalweg.watch.remedies import clip, instead, lower, rate_for_adam, warmed
 from thalweg.watch.rule import Rule
 from thalweg.watch.spike_causes import READ, Cause, History, cause_of
 
@@ -122,8 +122,10 @@ class LossSpike(Rule):
         norm = cause.numbers.get("gradient norm", 1.0) / cause.numbers.get("gradient over its median", 1.0)
         clipped = clip(self.about, 2 * norm)
         if cause.kind == "bad batch":
-            title = "Adam that cuts single entries that stand out, at the same learning rates"
-            return (clipped, instead(title, "SPAM(groups)", "spam")) if self.adaptive else (clipped,)
+            if not self.adaptive:
+                return (clipped,)
+            title, rate = "Adam that cuts single entries that stand out", rate_for_adam(self.about, True)
+            return clipped, instead(title, "SPAM(groups)", "spam", rate)
         if cause.kind == "second moment":
             code = (
                 "for group in opt.param_groups:\n"

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
-from thalweg.watch.remedies import decayed, instead, orthogonal_steps
+from thalweg.watch.remedies import decayed, instead, orthogonal_steps, rate_for_adam
 from thalweg.watch.rule import Rule
 
 LEARNT = 0.99
@@ -106,9 +106,8 @@ class Memorised(Rule):
         title = "amplify the slow part of the gradient"
         if str(self.about.get("optimizer", "")).startswith("SGD"):
             return instead(title, "Descent(groups, optim.slow_component(), optim.momentum(0.9))", "grokfast")
-        return instead(
-            title, "Grokfast(groups, weight_decay=0.01)", "grokfast", None if self.adaptive else 1e-3
-        )
+        rate = rate_for_adam(self.about, self.adaptive)
+        return instead(title, "Grokfast(groups, weight_decay=0.01)", "grokfast", rate)
 
 
 class Slow:
