@@ -78,7 +78,7 @@ def test_what_was_prepared_is_watched_and_what_is_logged_arrives_at_the_step_jus
     assert readings["test accuracy"] == dict.fromkeys(range(1, STEPS + 1), 0.5)
     clipped = {step: min(norm, 0.3) for step, norm in enumerate(loop.norms, 1) if step > 1}
     assert readings["gradient norm"] == pytest.approx(clipped, rel=1e-4)
-    assert {"weight norm", "dormant units", "softmax collapse"} <= readings.keys()
+    assert {"weight norm", "softmax collapse"} <= readings.keys()
 
 
 def test_the_end_of_training_closes_the_run(tmp_path):

@@ -108,7 +108,7 @@ def test_steps_losses_and_validation_are_those_of_the_trainer_and_its_path_is_un
     assert readings["test loss"][48] == pytest.approx(host.callback_metrics["val_loss"].item())
     assert readings["test accuracy"][48] == pytest.approx(host.callback_metrics["val_acc"].item())
     assert max(readings["gradient norm"].values()) == pytest.approx(0.3, rel=1e-4)  # behind the clipping
-    assert {"dormant units", "weight norm", "softmax collapse", "sharpness"} <= readings.keys()
+    assert {"weight norm", "softmax collapse", "sharpness"} <= readings.keys()
 
 
 def test_a_fit_that_goes_on_from_a_checkpoint_goes_on_in_the_store(tmp_path):
