@@ -103,6 +103,7 @@ def functions_heard(
         for name, module in model.named_modules()
         if any(p.dim() > 1 for p in module.parameters(recurse=False))
     }
+
     def enter(module: nn.Module, inputs: Any) -> None:
         listener.inside += 1
 
