@@ -83,7 +83,7 @@ def test_nothing_is_left_empty_above_the_curves_and_nothing_stands_on_code(page)
 def test_marks_lead_to_findings_and_findings_to_marks(page):
     mark = page.locator(".panel .mark").first
     mark.focus()
-    expect(page.locator("#finding-1")).to_have_class("finding critical lit")
+    expect(page.locator("#finding-1")).to_have_class("finding warning lit")
     page.keyboard.press("Enter")
     expect(page.locator("#finding-1")).to_be_focused()
     page.locator("#finding-1").hover()

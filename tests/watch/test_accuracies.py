@@ -6,7 +6,7 @@ from torch import nn
 
 import thalweg
 from thalweg.watch import Reading
-from thalweg.watch.accuracies import Accuracies
+from thalweg.watch.percent import Accuracies
 
 
 def values(*given):

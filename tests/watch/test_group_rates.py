@@ -7,8 +7,8 @@ from torch import nn
 import thalweg
 from thalweg import optim
 from thalweg.watch import Reading
-from thalweg.watch.group_rates import noted, sharpened
 from thalweg.watch.moment import Moment
+from thalweg.watch.rates_by_group import noted, sharpened
 from thalweg.watch.rules.divergence_ahead import DivergenceAhead
 from thalweg.watch.rules.effective_rate import ShrinkingEffectiveRate
 from thalweg.watch.sensors.curvature import tracked_sharpness

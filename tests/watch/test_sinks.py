@@ -62,7 +62,7 @@ def test_tensorboard_reads_the_numbers_and_the_finding(tmp_path):
     assert scalars["thalweg gradient norm/parameter 0"] == NORMS
     (text,) = events.Tensors("thalweg findings/not finite/text_summary")
     assert text.step == STEPS
-    assert b"[critical] not finite at step 30: the loss is nan" in text.tensor_proto.string_val[0]
+    assert b"[warning] not finite at step 30: the loss is nan" in text.tensor_proto.string_val[0]
     (about,) = events.Tensors("thalweg/run/text_summary")
     assert b"| optimizer | SGD |" in about.tensor_proto.string_val[0]
 
@@ -116,7 +116,7 @@ def test_wandb_reads_the_numbers_the_alert_and_how_the_run_ended(tmp_path):
     for record in records:
         by_kind.setdefault(record.WhichOneof("record_type"), []).append(record)
     (alert,) = (record.alert for record in by_kind["alert"])
-    assert (alert.title, alert.level) == ("not finite at step 30", "ERROR")
+    assert (alert.title, alert.level) == ("not finite at step 30", "WARN")
     assert alert.text.startswith("the loss is nan")
     axes = {record.metric.glob_name: record.metric.step_metric for record in by_kind["metric"]}
     assert axes["thalweg*"] == "thalweg/step"
@@ -201,7 +201,7 @@ def test_trackio_reads_the_numbers_and_the_alert(trackio):
     norms = [(row["step"], row["thalweg/gradient norm"]) for row in rows if "thalweg/gradient norm" in row]
     assert norms == NORMS
     (alert,) = trackio.SQLiteStorage.get_alerts("p", run_id=found.id)
-    assert (alert["title"], alert["level"], alert["step"]) == ("not finite", "error", STEPS)
+    assert (alert["title"], alert["level"], alert["step"]) == ("not finite", "warn", STEPS)
     assert alert["text"].startswith("the loss is nan")
 
 

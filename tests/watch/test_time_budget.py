@@ -143,3 +143,18 @@ def test_losses_that_cost_too_much_to_judge_are_all_stored_and_a_nan_is_still_fo
         assert "loss" in run.left_out() and "every 8 steps" in run.left_out()["loss"]
     with RunStore(tmp_path / "s") as store:
         assert len(store.readings(1, "loss")) == 100
+
+
+def test_one_hiccup_is_paid_by_all_and_silences_no_sensor():
+    budget = make(0.03)
+    seconds = {name: [] for name in SENSORS}
+    for step in range(1, 20_001):
+        if step > 1:
+            budget.earn(0.1)
+        for name in budget.due(step):
+            late = name == "cheap" and len(seconds[name]) == 1000
+            budget.pay(name, step, 3.0 if late else COSTS[name])
+            seconds[name].append(step)
+    before, after = seconds["cheap"][1000:1002]
+    assert after - before < 1200  # alone, with a third of the budget, it would pay for 3000 steps
+    assert 0.9 * 0.03 <= budget.spent <= 1.1 * 0.03

@@ -38,7 +38,7 @@ def test_a_sink_of_ones_own_is_sent_everything(tmp_path, capsys):
         "mine {'optimizer': 'SGD', 'adaptive': False, 'lr': 0.1, 'model': None, 'parameters': 1, "
         "'budget': 0.03}"
     )
-    assert "1 {'thalweg/loss': nan}" in out and "[critical] not finite at step 1" in out
+    assert "1 {'thalweg/loss': nan}" in out and "[warning] not finite at step 1" in out
 
 
 def severities():

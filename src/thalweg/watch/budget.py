@@ -13,6 +13,8 @@ __all__ = ["Budget"]
 
 # An unmeasured sensor waits until it can pay this multiple of its estimate: estimates from passes are rough.
 CAUTION = 1.5
+# A run that takes more than this multiple of the usual price is charged to all sensors beyond it.
+HICCUP = 3.0
 # Between looks at who can pay, at most so many steps pass.
 ASLEEP = 32
 
@@ -136,10 +138,15 @@ class Budget:
         """``name`` ran before ``step`` and took ``seconds``."""
         account = self.accounts[name]
         expected = self._price(account) * CAUTION
-        account.saved -= seconds
         account.spent += seconds
         account.runs += 1
         account.last = step
+        if account.runs > 2:
+            # A hiccup of the machine is nobody's fault; alone, a sensor would pay for thousands of steps.
+            usual = min(seconds, HICCUP * self._price(account))
+            self.owed += seconds - usual
+            seconds = usual
+        account.saved -= seconds
         if account.runs == 1:
             # The first run warms caches up: what it took beyond the estimate is a debt, not yet the price.
             account.price = min(seconds, expected)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from thalweg.watch.accuracies import Accuracies
+from thalweg.watch.percent import Accuracies
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.rule import Rule
 

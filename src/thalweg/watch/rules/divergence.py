@@ -9,6 +9,7 @@ from thalweg.watch.remedies import clip, warmed
 from thalweg.watch.rule import Rule
 
 LOSSES = 20
+AT_FIRST, STAYS = "warning", "critical"
 
 
 class Divergence(Rule):
@@ -36,13 +37,13 @@ class Divergence(Rule):
         if self.first is None:
             self.first = reading
             words = "unless this step is left out, every later one carries it on"
-            yield self._finding(reading, words, "warning")
+            yield self._finding(reading, words, AT_FIRST)
         elif reading.step > self.first.step:
             self.losses += reading.name == "loss"
             if reading.name != "loss" or self.losses >= LOSSES:
                 self.said = True
                 words = f"first seen at step {self.first.step}: it is in the weights, and stays"
-                yield self._finding(reading, words, "critical")
+                yield self._finding(reading, words, STAYS)
 
     def _finding(self, reading: Reading, words: str, severity: str) -> Finding:
         assert self.first is not None

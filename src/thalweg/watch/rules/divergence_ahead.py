@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from statistics import median
 
-from thalweg.watch.group_rates import group_rates, sharpened
 from thalweg.watch.growth import Growth, Losses, Series
+from thalweg.watch.rates_by_group import group_rates, sharpened
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.remedies import clip, lower, warmed
 from thalweg.watch.rule import Rule

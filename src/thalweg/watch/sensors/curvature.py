@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
-from thalweg.watch.group_rates import noted
 from thalweg.watch.moment import Moment, Raw, few, kept, sensor
+from thalweg.watch.rates_by_group import noted
 
 EXAMPLES = 256
 PRODUCTS = 4

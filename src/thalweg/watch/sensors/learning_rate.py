@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from thalweg.watch.group_rates import noted
 from thalweg.watch.moment import Moment, Raw, sensor
+from thalweg.watch.rates_by_group import noted
 
 CHANGE = 0.01
 
