@@ -34,15 +34,14 @@ def test_the_forecast_finds_the_numbers_behind_the_logged_curves(capsys):
 def test_the_command_forecasts_the_run_that_was_just_logged(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran(1, capsys)
-    (command,) = re.findall(r"```sh\nthalweg (.*)\n```", PAGE)
-    result = CliRunner().invoke(app, shlex.split(command))
+    (command,) = re.findall(r"```sh\nthalweg (.*?)\n```", PAGE, re.DOTALL)
+    result = CliRunner().invoke(app, shlex.split(command.replace("\\\n", "")))
     assert result.exit_code == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if re.match("wsd|linear|cosine", line)]
     assert [row[0] for row in rows] == ["wsd:cooldown=0.3", "linear", "cosine:steps=1200"]
     assert [row[1:3] for row in rows] == [["600", "0.01"], ["600", "0.01"], ["1200", "0.01"]]
     # Of the variance of the targets, about 0.75, the noise's 0.25 stays.
-    assert all(0.2 < float(row[-2]) < 0.8 and 0 < float(row[-1]) < 0.1 for row in rows[:2])
-    assert 0 < float(rows[2][-2]) < float(rows[1][-2])  # twice as long, which a run this noisy cannot bound
+    assert all(0.2 < float(row[-2]) < 0.8 and 0 < float(row[-1]) < 0.1 for row in rows)
     assert (tmp_path / "runs" / "forecast.png").stat().st_size > 10_000
 
 

@@ -26,12 +26,12 @@ class Loop:
         net = nn.Sequential(
             nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2)
         )
-        x = torch.randn(2 * STEPS * 16, 8)
+        x = torch.randn(2 * STEPS * 64, 8)
         data = torch.utils.data.TensorDataset(x, (x.sum(-1) > 0).long())
         self.model, self.opt, self.batches = self.host.prepare(
             net,
             torch.optim.AdamW(net.parameters(), lr=0.01),
-            torch.utils.data.DataLoader(data, batch_size=16),
+            torch.utils.data.DataLoader(data, batch_size=64),
         )
         self.norms, self.losses = [], []
 
@@ -78,7 +78,7 @@ def test_what_was_prepared_is_watched_and_what_is_logged_arrives_at_the_step_jus
     assert readings["test accuracy"] == dict.fromkeys(range(1, STEPS + 1), 0.5)
     clipped = {step: min(norm, 0.3) for step, norm in enumerate(loop.norms, 1) if step > 1}
     assert readings["gradient norm"] == pytest.approx(clipped, rel=1e-4)
-    assert {"weight norm", "softmax collapse"} <= readings.keys()
+    assert {"weight norm", "dormant units", "softmax collapse"} <= readings.keys()
 
 
 def test_the_end_of_training_closes_the_run(tmp_path):

@@ -81,7 +81,7 @@ def read(path, run=1):
 
 
 def test_steps_losses_and_evaluation_are_those_of_the_trainer_and_its_path_is_unchanged(tmp_path):
-    times = {"eval_strategy": "steps", "eval_steps": 5}
+    times = {"eval_strategy": "steps", "eval_steps": 5, "per_device_train_batch_size": 8}
     plain = trainer(tmp_path / "plain", **times)
     plain.train()
     callback = HuggingFaceCallback(store=tmp_path / "s", budget=1e3)
@@ -104,7 +104,7 @@ def test_steps_losses_and_evaluation_are_those_of_the_trainer_and_its_path_is_un
     # Read behind the clipping, before the step.
     clipped = {step: min(value, 0.4) for step, value in log_of(host, "grad_norm").items() if step > 1}
     assert readings["gradient norm"] == pytest.approx(clipped, rel=1e-4)
-    assert {"weight norm", "softmax collapse"} <= readings.keys()
+    assert {"dormant units", "weight norm", "softmax collapse"} <= readings.keys()
     others = readings.keys() - {"second moment lag"}
     assert not [name for name in others if "runtime" in name or "second" in name or "epoch" in name]
 

@@ -21,7 +21,7 @@ class Data(torch.utils.data.Dataset):
 
     def __init__(self, count):
         source = torch.Generator().manual_seed(0)
-        self.x = torch.randn(count, 16, 8, generator=source)
+        self.x = torch.randn(count, 64, 8, generator=source)
         self.y = (self.x.sum(-1) > 0).long()
 
     def __len__(self):
@@ -46,13 +46,13 @@ class Module(lightning.LightningModule):
     def training_step(self, batch):
         loss = F.cross_entropy(self.net(batch[0]), batch[1])
         self.losses.append(loss.item())
-        self.log("train_loss", loss, batch_size=16)
+        self.log("train_loss", loss, batch_size=64)
         return loss
 
     def validation_step(self, batch):
         logits = self.net(batch[0])
-        self.log("val_loss", F.cross_entropy(logits, batch[1]), batch_size=16)
-        self.log("val_acc", (logits.argmax(-1) == batch[1]).float().mean(), batch_size=16)
+        self.log("val_loss", F.cross_entropy(logits, batch[1]), batch_size=64)
+        self.log("val_acc", (logits.argmax(-1) == batch[1]).float().mean(), batch_size=64)
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
@@ -108,7 +108,7 @@ def test_steps_losses_and_validation_are_those_of_the_trainer_and_its_path_is_un
     assert readings["test loss"][48] == pytest.approx(host.callback_metrics["val_loss"].item())
     assert readings["test accuracy"][48] == pytest.approx(host.callback_metrics["val_acc"].item())
     assert max(readings["gradient norm"].values()) == pytest.approx(0.3, rel=1e-4)  # behind the clipping
-    assert {"weight norm", "softmax collapse", "sharpness"} <= readings.keys()
+    assert {"dormant units", "weight norm", "softmax collapse", "sharpness"} <= readings.keys()
 
 
 def test_a_fit_that_goes_on_from_a_checkpoint_goes_on_in_the_store(tmp_path):
