@@ -27,8 +27,11 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def train(sinks, steps=range(1, STEPS + 1), name="a run", **options):
-    """A loop whose gradient norm is 5 times its step, whose loss ends as NaN; gives the run."""
+def train(sinks, steps=range(1, STEPS + 1), name="a run", broken=False, **options):
+    """A loop whose gradient norm is 5 times its step, whose loss ends as NaN; gives the run.
+
+    ``broken`` adds a step in which the gradient is NaN as well.
+    """
     p = nn.Parameter(torch.zeros(2))
     opt = torch.optim.SGD([p], lr=0.0)
     options = {"budget": 1e3, "store": "store.sqlite", "name": name, **options}
@@ -36,6 +39,10 @@ def train(sinks, steps=range(1, STEPS + 1), name="a run", **options):
         for step in steps:
             p.grad = torch.tensor([3.0, 4.0]) * step
             run.log(loss=LOSSES[step - 1], step=step)
+            opt.step()
+        if broken:
+            p.grad = torch.tensor([math.nan, 0.0])
+            run.log(loss=math.nan, step=STEPS + 1)
             opt.step()
     return run
 
@@ -183,6 +190,16 @@ def test_mlflow_is_told_of_a_run_that_failed(mlflow):
     assert len(client.get_metric_history(found.info.run_id, "thalweg/loss")) == STEPS
 
 
+def test_wandb_alerts_of_what_is_critical_as_an_error(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed (extra: trackers)")
+    train([thalweg.watch.WandbSink(project="p", mode="offline", dir=tmp_path)], broken=True)
+    alerts = [one.alert for one in wandb_records(tmp_path) if one.WhichOneof("record_type") == "alert"]
+    assert [(one.title, one.level) for one in alerts] == [
+        ("not finite at step 30", "WARN"),
+        ("not finite at step 30", "ERROR"),
+    ]
+
+
 @pytest.fixture
 def trackio(tmp_path, monkeypatch):
     found = pytest.importorskip("trackio", reason="trackio is not installed (make installs it)")
@@ -203,6 +220,16 @@ def test_trackio_reads_the_numbers_and_the_alert(trackio):
     (alert,) = trackio.SQLiteStorage.get_alerts("p", run_id=found.id)
     assert (alert["title"], alert["level"], alert["step"]) == ("not finite", "warn", STEPS)
     assert alert["text"].startswith("the loss is nan")
+
+
+def test_trackio_alerts_of_what_is_critical_as_an_error(trackio):
+    train([thalweg.watch.TrackioSink("p", auto_log_cpu=False)], broken=True)
+    (found,) = trackio.Api().runs("p")
+    alerts = trackio.SQLiteStorage.get_alerts("p", run_id=found.id)
+    assert sorted((one["title"], one["level"]) for one in alerts) == [
+        ("not finite", "error"),
+        ("not finite", "warn"),
+    ]
 
 
 def test_trackio_leaves_a_run_of_the_user_current_and_open(trackio):

@@ -21,6 +21,8 @@ TUNING_SEEDS = (1000, 1001)
 ALLOWED = 1.0  # percent
 WORST = 20.0
 ONE = grid(lr=(PEAK,))
+WITHIN = {"reproduced": at_least(0.0), "direction only": at_least(-1.0), "not reproduced": otherwise}
+AXES = ("steps", "validation loss under a cooldown over a fifth (nats a character)")
 FIRST, HELD_OUT = "cosine", ("cooldown over a fifth", "linear")
 LONGER = "within one percent, longer runs"
 
@@ -31,10 +33,10 @@ STUDY = Study(
     setting="within one percent",
     metric="error of the forecast final validation loss of a small GPT in percent of the measured one, mean "
     "of two schedules that were not fitted (a failed fit counts as 20): one percent minus the error",
-    verdict={"reproduced": at_least(0.0), "direction only": at_least(-1.0), "not reproduced": otherwise},
+    verdict=WITHIN,
     effect="baseline - method",
     worst=WORST,
-    axes=("steps", "validation loss under a cooldown over a fifth (nats a character)"),
+    axes=AXES,
     baseline=Arm("one percent", ONE),
     method=Arm("annealing law", ONE),
     references=(Arm(BY_FIT, ONE),),
@@ -45,7 +47,7 @@ STUDY = Study(
             "the annealing law",
             verdict={"reproduced": at_least(2), "direction only": at_least(1.2), "not reproduced": otherwise},
             worst=WORST,
-            axes=("steps", "validation loss under a cooldown over a fifth (nats a character)"),
+            axes=AXES,
             baseline=Arm("power law", ONE),
             method=Arm("annealing law", ONE),
             references=(Arm("the end of the first run", ONE), Arm("annealing law, two runs", ONE)),
@@ -53,14 +55,10 @@ STUDY = Study(
         Setting(
             setting=LONGER,
             metric="as within one percent, with runs of 3000 steps: one percent minus the error",
-            verdict={
-                "reproduced": at_least(0.0),
-                "direction only": at_least(-1.0),
-                "not reproduced": otherwise,
-            },
+            verdict=WITHIN,
             effect="baseline - method",
             worst=WORST,
-            axes=("steps", "validation loss under a cooldown over a fifth (nats a character)"),
+            axes=AXES,
             baseline=Arm("one percent", ONE),
             method=Arm("annealing law", ONE),
             references=(Arm(BY_FIT, ONE),),

@@ -5,25 +5,16 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from thalweg.desk._library_rows import Streamed as Record
 from thalweg.desk.index.build import build
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from benchmarks._abstracts import Generator
 
 ROOMS = ("optim", "probe", "")
-
-
-class Record(NamedTuple):
-    row: int
-    title: str
-    abstract: str
-    day: str
-    room: str
-    topics: tuple[str, ...]
 
 
 @lru_cache(maxsize=8)
