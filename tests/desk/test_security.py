@@ -283,3 +283,23 @@ def test_it_listens_on_loopback_without_a_word_and_elsewhere_with_a_warning(tmp_
     assert "http://127.0.0.1:" in line, "what can be opened here"
     assert "warning: the desk listens on 0.0.0.0" in said and "--public https://NAME --proxy ADDRESS" in said
     assert "any name that leads here is answered" in said
+
+
+EARLY = """
+import signal, sys, uvicorn.server
+from thalweg.cli import app
+
+name, run = sys.argv.pop(), uvicorn.server.asyncio_run
+def ended_before(*given, **options):
+    signal.raise_signal(getattr(signal, name))
+    return run(*given, **options)
+uvicorn.server.asyncio_run = ended_before
+app()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_whoever_ends_it_before_it_answers_ends_it_without_a_word(tmp_path, name):
+    command = [sys.executable, "-c", EARLY, "desk", "--port", "0", "--data", str(tmp_path), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and "Ctrl+C" in done.stdout

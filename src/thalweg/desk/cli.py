@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import signal
-import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,13 +98,26 @@ def desk(
     # The access log would hold invitations and the addresses of readers. A proxy is believed only if named.
     trusted: dict[str, Any] = {"proxy_headers": bool(proxy), "forwarded_allow_ips": proxy or None}
     config = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False, **trusted)
-    # Uvicorn ends by the signal that it was sent, after which nothing more would run.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server = uvicorn.Server(config)
+    _end_on_signals(server)
     with kept_address(folder, (urlsplit(address).hostname or host, port), public or address):
         typer.echo(f"thalweg desk: {address}/papers (Ctrl+C ends it)")
         if open:
             webbrowser.open(f"{address}/papers")
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
+
+
+def _end_on_signals(server: Any) -> None:
+    """Let whoever ends the desk end it at any moment, also before the server listens to signals itself.
+
+    Uvicorn raises the signal that ended it once more; with Python's own handlers nothing more would run then.
+    """
+
+    def end(*_: Any) -> None:
+        server.should_exit = True
+
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, end)
 
 
 def _hand_on(context: typer.Context, data: Path | None) -> None:
