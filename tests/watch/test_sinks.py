@@ -4,15 +4,18 @@ import math
 import struct
 import threading
 import time
+from collections import deque
 
 import pytest
 import torch
 from torch import nn
 
 import thalweg
-from thalweg.watch import RunStore, Sink
+from thalweg.watch import Reading, RunStore, Sink
+from thalweg.watch.delivery import Delivery
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+PATIENCE = 240.0
 STEPS = 30
 LOSSES = [1.0 / step for step in range(1, STEPS)] + [math.nan]
 
@@ -23,6 +26,10 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", str(PATIENCE))
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", str(PATIENCE))
+    # On a busy machine a tracker may take longer than a user would want to wait for it.
+    monkeypatch.setattr("thalweg.watch.delivery.PATIENCE", PATIENCE)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -34,7 +41,7 @@ def train(sinks, steps=range(1, STEPS + 1), name="a run", broken=False, **option
     """
     p = nn.Parameter(torch.zeros(2))
     opt = torch.optim.SGD([p], lr=0.0)
-    options = {"budget": 1e3, "store": "store.sqlite", "name": name, **options}
+    options = {"budget": 1e9, "store": "store.sqlite", "name": name, **options}
     with thalweg.watch(None, opt, sinks=sinks, **options) as run:
         for step in steps:
             p.grad = torch.tensor([3.0, 4.0]) * step
@@ -77,13 +84,13 @@ def test_tensorboard_reads_the_numbers_and_the_finding(tmp_path):
 def wandb_records(folder):
     """The records of an offline run, once W&B's own process has written the last of them."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.time() + 20
+    deadline = time.time() + PATIENCE
     while time.time() < deadline:
         records = list(log_records(file.read_bytes()))
         if records and records[-1].WhichOneof("record_type") == "exit":
             return records
         time.sleep(0.05)
-    raise AssertionError(f"{file} was not finished in 20 s")
+    raise AssertionError(f"{file} was not finished in {PATIENCE} s")
 
 
 def log_records(data):
@@ -263,7 +270,7 @@ class Kept(Sink):
         return f"kept {name}"
 
     def write(self, rows):
-        self.gate.wait(30)
+        self.gate.wait(PATIENCE)
         self._called("write")
         self.rows += rows
 
@@ -343,6 +350,27 @@ def test_what_a_tracker_is_too_slow_to_take_is_given_up_oldest_first_and_said(mo
     steps = [row.step for row in sink.rows]
     assert lost > 0 and len(steps) + lost == 100
     assert steps[-10:] == list(range(91, 101))
+
+
+def test_what_is_taken_while_more_is_handed_over_is_not_counted_as_lost(monkeypatch):
+    monkeypatch.setattr("thalweg.watch.delivery.KEPT", 10)
+
+    class Slow(deque):
+        """Whoever asks how much there is leaves the other thread time to take it."""
+
+        def __len__(self):
+            count = super().__len__()
+            if threading.current_thread() is threading.main_thread():
+                time.sleep(0.2)
+            return count
+
+    sink = Kept()
+    delivery = Delivery("Kept", sink, lambda *_: None)
+    delivery._inbox = Slow(maxlen=10)
+    for first in (1, 11):
+        delivery.put([(0.0, Reading(step, "loss", 1.0)) for step in range(first, first + 10)], [])
+    delivery.close("finished")
+    assert len(sink.rows) + delivery.lost == 20
 
 
 def test_a_resumed_run_finds_its_run_in_the_tracker_again():

@@ -35,6 +35,8 @@ class Delivery(threading.Thread):
         self.busy = 0.0
         self.alive = True
         self._inbox: deque[Any] = deque(maxlen=KEPT)
+        # What is taken while it is counted would be counted as lost, or as not taken.
+        self._counting = threading.Lock()
         self._wake = threading.Event()
         self._outcome: str | None = None
         self._carried = 0
@@ -44,9 +46,10 @@ class Delivery(threading.Thread):
         """Hand over; returns at once."""
         if not self.alive:
             return
-        self.lost += max(0, len(self._inbox) + len(readings) - KEPT)
-        self._inbox.extend(readings)
-        self._inbox.extend(findings)
+        with self._counting:
+            self.lost += max(0, len(self._inbox) + len(readings) - KEPT)
+            self._inbox.extend(readings)
+            self._inbox.extend(findings)
         self._wake.set()
 
     def close(self, outcome: str) -> None:
@@ -56,7 +59,8 @@ class Delivery(threading.Thread):
         self.join(PATIENCE)
         if self.is_alive():
             self.alive = False
-            missing = self._carried + sum(isinstance(item, tuple) for item in list(self._inbox))
+            with self._counting:
+                missing = self._carried + sum(isinstance(item, tuple) for item in self._inbox)
             why = f"{missing} readings not taken {PATIENCE:g} s after the end of the run"
             self.failed(self.name, TimeoutError(why))
 
@@ -66,8 +70,9 @@ class Delivery(threading.Thread):
                 self._wake.wait()
                 self._wake.clear()
                 ending = self._outcome
-                waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
-                self._carried = sum(isinstance(item, tuple) for item in waiting)
+                with self._counting:
+                    waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
+                    self._carried = sum(isinstance(item, tuple) for item in waiting)
                 self._deliver(waiting)
                 self._carried = 0
                 self.busy = time.thread_time()
