@@ -66,7 +66,7 @@ def read(path):
 def test_what_was_prepared_is_watched_and_what_is_logged_arrives_at_the_step_just_taken(tmp_path):
     plain, loop = Loop(), Loop()
     plain.train()
-    options = {"store": tmp_path / "s", "name": "mine", "budget": 1e3}
+    options = {"store": tmp_path / "s", "name": "mine", "budget": 1e9}
     with watch_accelerator(loop.host, loss_fn=loss_fn, **options) as run:
         loop.train(run)
     for one, other in zip(plain.model.parameters(), loop.model.parameters(), strict=True):
@@ -101,7 +101,7 @@ def test_trackers_that_begin_later_do_not_take_its_place(tmp_path):
 
 def test_a_plain_watch_finds_the_optimizer_behind_the_prepared_one(tmp_path):
     loop = Loop()
-    with thalweg.watch(loop.model, loop.opt, store=tmp_path / "s", budget=1e3) as run:
+    with thalweg.watch(loop.model, loop.opt, store=tmp_path / "s", budget=1e9) as run:
         loop.train()
     assert run.step == STEPS and run.moment.optimizer is loop.opt.optimizer
     assert len(read(tmp_path / "s")[1]["gradient norm"]) == STEPS - 1

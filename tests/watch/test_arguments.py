@@ -52,7 +52,7 @@ def test_targets_that_are_no_classes_of_the_logits_keep_sensors_silent(targets):
     outputs = 1 if int(targets.max()) == 1 else 4
     model, x = nn.Linear(4, outputs), torch.randn(32, 4)
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
-    with warnings.catch_warnings(), thalweg.watch(model, opt, store=None, budget=1e6) as run:
+    with warnings.catch_warnings(), thalweg.watch(model, opt, store=None, budget=1e9) as run:
         warnings.simplefilter("error")
         for _ in range(30):
             out = model(x)
@@ -71,7 +71,7 @@ def test_an_optimizer_that_sets_its_rate_itself_has_no_reading_of_it():
     model = nn.Sequential(nn.Linear(4, 16, bias=False), nn.LayerNorm(16), nn.Linear(16, 4))
     opt = transformers.Adafactor(model.parameters())
     x, y = torch.randn(32, 4), torch.arange(32) % 4
-    with thalweg.watch(model, opt, store=None, budget=1e6) as run:
+    with thalweg.watch(model, opt, store=None, budget=1e9) as run:
         for _ in range(60):
             loss = F.cross_entropy(model(x), y)
             loss.backward()

@@ -12,7 +12,7 @@ import thalweg
 from thalweg.watch import ProbeDisabled, RunStore
 from thalweg.watch.labels import NamedLabels
 
-GENEROUS = 1e3
+GENEROUS = 1e9
 READ = {"log Z", "softmax collapse", "opposing signals", "strongest features", "neural collapse"}
 
 

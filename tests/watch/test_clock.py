@@ -40,7 +40,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_what_a_sensor_is_given_is_of_the_step_before_which_it_reads(small, seen, parts):
     given, heard = {}, 0
-    with thalweg.watch(small.model, small.opt, budget=1e3, store=None) as run:
+    with thalweg.watch(small.model, small.opt, budget=1e9, store=None) as run:
         hear = run._listener.hear
 
         def counted(*arguments):

@@ -32,7 +32,7 @@ def readings(tmp_path, model, targets):
         plain = model.linear(x)
     pair = (x, targets(plain))
     opt = torch.optim.SGD(model.parameters(), lr=0.0)
-    with thalweg.watch(model, opt, evaluate=(pair, pair), store=tmp_path / "store", budget=1e6) as run:
+    with thalweg.watch(model, opt, evaluate=(pair, pair), store=tmp_path / "store", budget=1e9) as run:
         for _ in range(15):
             out = model(x)
             for p in model.parameters():

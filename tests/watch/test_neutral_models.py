@@ -116,7 +116,7 @@ def train(model, loss_fn, watched):
     """Losses, and everything that is left, after the same training."""
     opt = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
-    options = {"loss_fn": loss_fn, "store": None, "budget": 1e6}
+    options = {"loss_fn": loss_fn, "store": None, "budget": 1e9}
     run = thalweg.watch(model, opt, **options) if watched else None
     source = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
@@ -250,7 +250,7 @@ def test_a_hook_that_changes_the_output_fires_in_readings(monkeypatch):
     model = Net()
     model.register_forward_hook(lambda module, inputs, output: torch.full_like(output, 7.0) + 0 * output)
     opt = torch.optim.SGD(model.parameters(), 0.1)
-    with thalweg.watch(model, opt, store=None, budget=1e6):
+    with thalweg.watch(model, opt, store=None, budget=1e9):
         for _ in range(3):
             model(torch.randn(4, 8)).sum().backward()
             opt.step()

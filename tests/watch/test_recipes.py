@@ -26,7 +26,7 @@ def watched(make, path, steps=60):
             opt,
             loss_fn=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
             evaluate=(split.train, split.test),
-            budget=1e6,
+            budget=1e9,
             store=path,
         ) as run,
     ):

@@ -12,7 +12,7 @@ import torch
 import thalweg
 from thalweg.watch import RunStore
 
-GENEROUS = 1e3
+GENEROUS = 1e9
 
 
 def attempt(small, path, steps, losses=None, **options):

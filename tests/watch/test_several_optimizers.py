@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import thalweg
 from thalweg.watch import RunStore
 
-GENEROUS = 1e3
+GENEROUS = 1e9
 
 
 def stored(path, name):
