@@ -3,12 +3,12 @@
 import email
 import email.policy
 import re
-import socket
 import threading
 
 import pytest
-from aiosmtpd.controller import Controller
 from playwright.sync_api import expect
+
+from smtp_server import MailServer
 
 
 class Mailbox:
@@ -23,13 +23,10 @@ class Mailbox:
 
 @pytest.fixture
 def mailbox():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
     held = Mailbox()
-    running = Controller(held, hostname="127.0.0.1", port=port)
+    running = MailServer(held)
+    held.port = running.port
     running.start()
-    held.port = port
     yield held
     running.stop()
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
-import socket
 import threading
 from email.message import EmailMessage
 from importlib import import_module
 
 import pytest
-from aiosmtpd.controller import Controller
 
+from smtp_server import MailServer
 from thalweg.desk.database import Database
 from thalweg.desk.imported import checked
 from thalweg.desk.library import Library
@@ -70,17 +69,11 @@ class PostOffice:
         return [one for one in self.messages if one["To"] == address]
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture
 def post_office():
     office = PostOffice()
-    office.port = free_port()
-    controller = Controller(office, hostname="127.0.0.1", port=office.port)
+    controller = MailServer(office)
+    office.port = controller.port
     controller.start()
     yield office
     office.go.set()

@@ -11,9 +11,9 @@ import threading
 import time
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
+from smtp_server import MailServer
 from thalweg.desk.delivery import Delivery, NoServer
 from thalweg.desk.mail import mail_message
 
@@ -129,10 +129,10 @@ def test_a_password_is_needed_and_is_in_no_error(settings, message):
             return "250 taken"
 
     options = {"authenticator": check, "auth_required": True, "auth_require_tls": False}
-    controller = Controller(Taking(), hostname="127.0.0.1", port=settings.port + 1, **options)
+    controller = MailServer(Taking(), **options)
     controller.start()
     try:
-        at = dataclasses.replace(settings, port=settings.port + 1, user="desk", password="right")
+        at = dataclasses.replace(settings, port=controller.port, user="desk", password="right")
         with Delivery(at) as delivery:
             assert delivery.send(message, ADA).state == "sent"
         wrong = dataclasses.replace(at, password="hunter2")
@@ -153,12 +153,10 @@ def test_a_certificate_is_checked(settings, message, post_office, tmp_path, monk
     )  # fmt: skip
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    controller = Controller(
-        post_office, hostname="127.0.0.1", port=settings.port + 2, tls_context=context, require_starttls=True
-    )
+    controller = MailServer(post_office, tls_context=context, require_starttls=True)
     controller.start()
     try:
-        at = dataclasses.replace(settings, host="localhost", port=settings.port + 2, security="starttls")
+        at = dataclasses.replace(settings, host="localhost", port=controller.port, security="starttls")
         with Delivery(at) as delivery, pytest.raises(NoServer, match="certificate verify failed"):
             delivery.send(message, ADA)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
