@@ -1,5 +1,7 @@
 """Parameter groups of different rates: each weight is judged by its own."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from thalweg.watch.moment import Moment
 from thalweg.watch.rates_by_group import noted, sharpened
 from thalweg.watch.rules.divergence_ahead import DivergenceAhead
 from thalweg.watch.rules.effective_rate import ShrinkingEffectiveRate
+from thalweg.watch.rules.loss_spike import LossSpike
 from thalweg.watch.sensors.curvature import tracked_sharpness
 from thalweg.watch.sensors.learning_rate import learning_rate
 
@@ -140,3 +143,38 @@ def test_the_effective_rate_is_read_with_the_rate_of_the_weights_own_group():
             opt.step()
     found = [one for one in read if one.name == "effective rate"]
     assert found and found[-1].layers == ("0.0.weight",) and found[-1].extra == {"rate": 1e-4}
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_spike_behind_the_jump_of_any_groups_rate_is_put_down_to_it(group):
+    def rates(times):
+        return noted([{"lr": 0.01 * times[0]}, {"lr": 0.1 * times[1]}])
+
+    jumped = [8.0 if index == group else 1.0 for index in range(2)]
+    rule = LossSpike({"optimizer": "SGD", "lr": 0.01})
+    rows = []
+    for step in range(1, 140):
+        noise = 0.02 * math.sin(3.7 * step)
+        rows.append(Reading(step, "loss", 1 + noise + 5 * (step >= 130)))
+    rows.append(Reading(1, "learning rate", 0.01, {}, rates([1.0, 1.0])))
+    extra = {"ratio": 0.5, "limit": 200.0, "lr": 0.01, **noted([{"lr": 0.01}, {"lr": 0.1}], [1.0, 0.0])}
+    rows.append(Reading(120, "sharpness", 100.0, {}, extra))
+    rows.append(Reading(127, "learning rate", 0.01 * jumped[0], {}, rates(jumped)))
+    (found,) = [one for row in sorted(rows, key=lambda row: row.step) for one in rule.see(row)]
+    assert f"learning rate of parameter group {group} rose 8 times" in found.message
+    assert found.evidence["learning rate"] == pytest.approx(8 * 0.01 * 10**group)
+    # The sharp direction lies in the first group.
+    assert found.evidence["sharpness over its limit"] == pytest.approx(4.0 if group == 0 else 0.5)
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_weights_that_grow_while_any_groups_rate_warms_up_are_none(group):
+    def rate(step):
+        both = [{"lr": 0.01}, {"lr": 0.01}]
+        both[group]["lr"] *= step / 10
+        return Reading(step, "learning rate", both[0]["lr"], {}, noted(both))
+
+    growing = [Reading(10 * i, "weight norm", 1.3 ** max(0, i - 5)) for i in range(12)]
+    warm = [rate(10 * i - 1) for i in range(1, 12)]
+    rule = DivergenceAhead({"optimizer": "SGD", "lr": 0.01})
+    assert [one for row in sorted([*growing, *warm], key=lambda row: row.step) for one in rule.see(row)] == []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from thalweg.watch.rates_by_group import group_rates, sharpened
 from thalweg.watch.readings import Reading
 
 __all__ = ["Cause", "History", "cause_of"]
@@ -77,19 +78,21 @@ def _rate(history: History, step: int) -> Cause | None:
     rates = [one for one in history.past["learning rate"] if one.step < step]
     if len(rates) < 2:
         return None
-    # Readings come when the rate has changed: the last one before the window still held within it.
+    # Readings come when a rate has changed: the last one before the window still held within it.
     start = max((one.step for one in rates if one.step <= step - JUMP_STEPS), default=0)
-    held = [one for one in rates if one.step >= start and one.value > 0]
-    if not held:
+    held = [group_rates(one, one.value) for one in rates if one.step >= start]
+    groups = [[one for one in column if one > 0] for column in zip(*held, strict=False)]
+    risen = [column[-1] / min(column) if column else 0.0 for column in groups]
+    group = max(range(len(risen)), key=risen.__getitem__)
+    if risen[group] < JUMP:
         return None
-    times = held[-1].value / min(one.value for one in held)
-    if times < JUMP:
-        return None
-    numbers = {"learning rate": held[-1].value, "learning rate times": times, "jump from": JUMP}
-    words = f"the learning rate rose {times:.3g} times within {JUMP_STEPS} steps, to {held[-1].value:.3g}"
+    times, now = risen[group], groups[group][-1]
+    numbers = {"learning rate": now, "learning rate times": times, "jump from": JUMP}
+    of = f" of parameter group {group}" if min(risen) < JUMP else ""
+    words = f"the learning rate{of} rose {times:.3g} times within {JUMP_STEPS} steps, to {now:.3g}"
     sharp = history.before("sharpness", step, FRESH)
     if sharp and "ratio" in sharp[-1].extra:
-        ratio = sharp[-1].extra["ratio"] * held[-1].value / sharp[-1].extra.get("lr", held[-1].value)
+        ratio = sharp[-1].extra["ratio"] * sharpened(sharp[-1], held[-1])
         numbers["sharpness over its limit"] = ratio
         words += f", where sharpness is {ratio:.2g} times the stability limit"
     return Cause("learning rate", words, numbers)

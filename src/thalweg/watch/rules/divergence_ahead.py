@@ -180,9 +180,10 @@ class DivergenceAhead(Rule):
         return far and grown.least >= least and steady and grown.record >= RECORD
 
     def _warming(self, since: int) -> bool:
-        """Whether the learning rate has risen since a step: longer steps make weights grow faster."""
-        rates = [one.value for one in self.rates if one.step >= since]
-        return any(after > before for before, after in pairwise(rates))
+        """Whether a learning rate has risen since a step: longer steps make weights grow faster."""
+        rates = [group_rates(one, one.value) for one in self.rates if one.step >= since]
+        groups = zip(*rates, strict=False)
+        return any(after > before for column in groups for before, after in pairwise(column))
 
     def _finding(
         self, reading: Reading, began: int, words: str, numbers: Mapping[str, float], times: float
