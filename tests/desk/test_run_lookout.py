@@ -181,7 +181,7 @@ def test_a_cursor_that_lies_far_behind_starts_anew(store, lookout, monkeypatch):
 
 def test_a_run_that_falls_silent_is_told_though_nothing_is_written(store, lookout, monkeypatch):
     async def watch():
-        of_run, of_list = RunViewer(1, [], Cursor()), ListViewer(time.time() - 1)
+        of_run, of_list = RunViewer(1, [], Cursor()), ListViewer(time.time() - 3600)
         monkeypatch.setattr(ListViewer, "SELDOM", 0.0)
         for one in (of_run, of_list):
             lookout.join(one)
