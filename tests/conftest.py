@@ -4,17 +4,36 @@ Parity: how far each recipe's path over 120 steps is from its references, at wor
 tests of each kind every recipe passed.
 """
 
+import random
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
 sys.path.insert(0, str(Path(__file__).parent))
+# The same examples in every run, and no clock: a busy machine is slow, which says nothing of what is tested.
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 ROOM = re.compile(r"tests/optim/test_(\w+)\.py::(\w+)\[(.*)\]")
 WRAPPERS = ("SAM", "ASAM", "unnormalised", "forward", "backward", "exact", "Average", "XGrad")
 parity: dict = defaultdict(dict)
 conformance: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
 wrapped: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Every test draws the same numbers, whichever tests this process has run before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_runtest_logreport(report):
