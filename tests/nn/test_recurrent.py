@@ -134,3 +134,40 @@ def test_refusals():
         made(torch.zeros(2, 3, 4), torch.zeros(5))
     with pytest.raises(ValueError, match="hidden_size must be an integer >= 2, got 1"):
         LayerNormGRU(4, 1)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_products_are_in_half_precision_and_all_else_in_the_type_of_the_weights(half):
+    made, x = unit().float(), X.float()
+    exact = made(x)[0]
+    with torch.autocast("cpu", dtype=half):
+        states, last = made(x)
+        again, _ = made(x[:, 1:].to(half), made(x[:, :1].to(half))[1])  # as a layer before it would give
+        given, _ = made(x, torch.zeros(2, 5, dtype=half))
+    assert states.dtype == last.dtype == again.dtype == given.dtype == torch.float32
+    for found in (states, given, torch.cat([states[:, :1], again], 1)):
+        assert torch.allclose(found, exact, atol=0.05)
+    states.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+
+
+def test_types_that_do_not_fit_are_refused():
+    made, x = LayerNormGRU(4, 5), torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match=r"input must be torch.float32 like the weights, got torch.float64"):
+        made(x.double())
+    with pytest.raises(ValueError, match=r"state must be torch.float32 like the weights, got torch.float16"):
+        made(x, torch.zeros(2, 5).half())
+    with pytest.raises(ValueError, match=r"state must be a tensor, got tuple"):
+        made(x, (torch.zeros(2, 5),))
+
+
+def test_what_is_made_anew_has_weights_in_range_and_norms_at_their_start():
+    with torch.device("meta"):
+        made = LayerNormGRU(4, 5)
+    made.to_empty(device="cpu")
+    for p in made.parameters():
+        nn.init.constant_(p, torch.nan)
+    for module in made.modules():
+        module.reset_parameters()
+    assert made.input_weight.abs().max() <= 5**-0.5 and made.hidden_weight.std() > 0.1
+    assert (made.input_gates.weight == 1).all() and (made.hidden_candidate.bias == 0).all()
