@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 
-def run_both(script: str, folder: Path, timeout: float = 200) -> Path:
+def run_both(script: str, folder: Path, timeout: float = 800) -> Path:
     """Run ``script FILE`` as two ranks; the file, which rank 0 has written.
 
     They meet over a file: a free port might be taken by somebody else before it is used.

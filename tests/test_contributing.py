@@ -33,7 +33,7 @@ def checkout(tmp_path_factory):
 def thalweg(checkout: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "thalweg", *arguments]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

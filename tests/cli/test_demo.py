@@ -18,7 +18,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "thalweg", "demo"]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=280
+        command, cwd=folder, capture_output=True, text=True, timeout=800
     ), folder / "runs/demo"
 
 

@@ -31,7 +31,7 @@ print("arguments", sys.argv[1:], "loss", loss.item())
 
 def thalweg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "thalweg", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=800, check=False)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_script_prints_what_it_prints_alone_and_its_losses_are_stored(script
     alone = subprocess.run(
         [sys.executable, script, "--epochs", "3"], capture_output=True, text=True, check=True
     )
-    watched = thalweg(tmp_path, "run", "--budget", "5", "train.py", "--epochs", "3")
+    watched = thalweg(tmp_path, "run", "--budget", "1e9", "train.py", "--epochs", "3")
     assert watched.returncode == 0
     assert watched.stdout == alone.stdout
     assert "60 steps" in watched.stderr

@@ -7,7 +7,7 @@ import pytest
 import thalweg
 from thalweg.watch import RunStore
 
-PATIENCE = 30
+PATIENCE = 240
 
 
 def trained(small, tmp_path, told, steps=90):

@@ -60,7 +60,7 @@ def trained(tmp_path_factory):
     command = [sys.executable, "-c", WORKER]
     place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     workers = [subprocess.Popen([*command, str(rank), str(folder)], env=place) for rank in (0, 1)]
-    assert [one.wait(120) for one in workers] == [0, 0]
+    assert [one.wait(800) for one in workers] == [0, 0]
     return folder, *(torch.load(folder / str(rank)) for rank in (0, 1))
 
 

@@ -97,7 +97,7 @@ def test_no_process_is_left_when_the_one_that_asks_is_killed():
     (child,) = children(asking.pid)
     asking.kill()
     asking.communicate()
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 240
     while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
         assert time.monotonic() < ends
         time.sleep(0.05)
