@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -70,6 +71,11 @@ def test_training_keeps_the_bound_and_folding_keeps_the_outputs():
     folded = convert(model, {nn.Linear: WeightCompander.fold})
     assert set(folded.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert torch.equal(folded(x), model(x))
+    # Plain in every respect, so that it can be pickled and other tools know the layer again.
+    assert [type(layer) for layer in folded] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert torch.equal(pickle.loads(pickle.dumps(folded))(x), folded(x))
+    again = convert(folded, {nn.Linear: lambda layer: WeightCompander.of(layer, 1)})
+    assert torch.allclose(again(x), folded(x), atol=1e-5)
     assert parametrize.is_parametrized(model[0], "weight")
     folded(x).sum().backward()
     assert folded[0].weight.grad is not None
@@ -117,6 +123,11 @@ def test_weight_compander_refuses():
     with pytest.raises(ValueError, match=r"scale must be above 0\.579 to hold weights up to 0\.9, got 0\.3"):
         WeightCompander.of(layer)
     assert not parametrize.is_parametrized(layer) and (layer.weight == 0.9).all()
+    other = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="layer must have a plain weight, got a parametrized one"):
+        WeightCompander.of(other, 5)
+    with pytest.raises(ValueError, match="layer must hold numbers, got a weight on the meta device"):
+        WeightCompander.of(nn.Linear(2, 2, device="meta"))
     twice = nn.utils.parametrizations.weight_norm(WeightCompander.of(nn.Linear(2, 2), 5))
     with pytest.raises(ValueError, match="no other parametrization"):
         WeightCompander.fold(twice)

@@ -59,17 +59,21 @@ class WeightCompander(nn.Module):
         """``layer`` itself, computing what it did: its weight is companded, its bias stays.
 
         Raises:
-            ValueError: ``layer`` is no linear or convolution layer, it has weights that the bound cannot
-                hold, or an argument is out of range.
+            ValueError: ``layer`` is no linear or convolution layer, its weight is parametrized or on the meta
+                device, it has weights that the bound cannot hold, or an argument is out of range.
         """
         if not isinstance(layer, LAYERS):
             kinds = ", ".join(kind.__name__ for kind in LAYERS)
             raise ValueError(f"layer must be one of {kinds}; got {type(layer).__name__}")
+        if parametrize.is_parametrized(layer, "weight"):
+            # Torch would compand what the other one gives, from a v that was never solved for.
+            raise ValueError("layer must have a plain weight, got a parametrized one: compand it first")
+        if layer.weight.is_meta:
+            raise ValueError("layer must hold numbers, got a weight on the meta device")
         made = cls(scale, width, learned=learned).to(layer.weight.device)
         made.right_inverse(layer.weight.detach())  # refuses before anything has changed
-        if not parametrize.is_parametrized(layer, "weight"):
-            # A tensor of its own: torch writes v into the one there is, which another module may share.
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
+        # A tensor of its own: torch writes v into the one there is, which another module may share.
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
         parametrize.register_parametrization(layer, "weight", made)
         return layer
 
@@ -88,8 +92,9 @@ class WeightCompander(nn.Module):
         now: Any = layer.weight
         weight = nn.Parameter(now.detach().clone(), found.weight.original.requires_grad)
         # Not torch's remove_parametrizations: it takes the weight from the class, which copies share.
+        plain = parametrize.type_before_parametrizations(layer)
         del layer.parametrizations
-        layer.__class__ = parametrize.type_before_parametrizations(layer)
+        layer.__class__ = plain
         layer._parameters = {"weight": weight, **layer._parameters}
         return layer
 
