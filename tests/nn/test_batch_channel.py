@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from thalweg.nn import BatchChannelNorm, convert
 
@@ -90,6 +91,40 @@ def test_a_layer_that_runs_twice_before_the_backward_pass_has_the_right_gradient
     first, second = made(x), made(x + 1)
     (first.sum() + second.square().sum()).backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_under_checkpointing_gradients_and_estimates_are_those_of_a_plain_pass(reentrant):
+    x = torch.randn(2, 6, 2, 2, dtype=torch.float64, requires_grad=True)
+    plain, checkpointed = layer(True, rate=0.5), layer(True, rate=0.5)
+    for _ in range(2):
+        expected = gradients(plain(x), x, plain)
+        found = checkpoint(checkpointed, x, use_reentrant=reentrant)
+        x.grad = None
+        checkpointed.zero_grad()
+        weights = torch.linspace(-1, 2, found.numel(), dtype=found.dtype).view_as(found)
+        (found * weights.sin()).sum().backward()
+        for one, other in zip([x, *checkpointed.parameters()], expected, strict=True):
+            assert torch.equal(one.grad, other)
+        assert torch.equal(checkpointed.running_mean, plain.running_mean)
+        assert torch.equal(checkpointed.running_var, plain.running_var)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_batch_moves_no_estimate():
+    made = layer(True)
+    mean, variance = made.running_mean.clone(), made.running_var.clone()
+    assert made(torch.randn(0, 6, 2, 2, dtype=torch.float64)).shape == (0, 6, 2, 2)
+    assert torch.equal(made.running_mean, mean) and torch.equal(made.running_var, variance)
+
+
+def test_what_is_made_on_the_meta_device_can_be_filled():
+    made = BatchChannelNorm(6, 2, rate=0.25, device="meta").to_empty(device="cpu")
+    for tensor in (*made.parameters(), *made.buffers()):
+        nn.init.constant_(tensor, torch.nan)
+    made.reset_parameters()
+    fresh = BatchChannelNorm(6, 2, rate=0.25).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in made.state_dict().items())
 
 
 def test_estimates_of_single_images_come_to_the_moments_of_the_data():

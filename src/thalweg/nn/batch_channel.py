@@ -23,8 +23,10 @@ class BatchChannelNorm(nn.Module):
     .. math:: v \mathrel{+}= r\,(\mathrm{mean}\,(x - m)^2 - v), \qquad
         m \mathrel{+}= r\,(\mathrm{mean}\,x - m)
 
-    where :math:`m` is the old one in both. Otherwise it is batch normalisation. The second stage normalises
-    each example's groups of channels over space; its affine map is one gain and one offset *a group*.
+    where :math:`m` is the old one in both. An empty batch moves no estimate, and neither does a pass that
+    activation checkpointing repeats, so that its gradient is that of the first one. Otherwise it is batch
+    normalisation. The second stage normalises each example's groups of channels over space; its affine map is
+    one gain and one offset *a group*.
 
     Args:
         num_features: C, the channels.
@@ -61,18 +63,28 @@ class BatchChannelNorm(nn.Module):
         self.estimated = estimated
         self.eps = check_positive("eps", eps)
         self.momentum = check_number("momentum", momentum, 0, 1, "(]")
-        check_number("rate", rate, 0, 1)
+        self._first_rate = check_number("rate", rate, 0, 1)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.ones(num_features, **where))
-        self.bias = nn.Parameter(torch.zeros(num_features, **where))
-        self.group_weight = nn.Parameter(torch.ones(groups, **where))
-        self.group_bias = nn.Parameter(torch.zeros(groups, **where))
+        self.weight = nn.Parameter(torch.empty(num_features, **where))
+        self.bias = nn.Parameter(torch.empty(num_features, **where))
+        self.group_weight = nn.Parameter(torch.empty(groups, **where))
+        self.group_bias = nn.Parameter(torch.empty(groups, **where))
         self.rate: Tensor
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.register_buffer("rate", torch.tensor(float(rate), **where))
-        self.register_buffer("running_mean", torch.zeros(num_features, **where))
-        self.register_buffer("running_var", torch.ones(num_features, **where))
+        self.register_buffer("rate", torch.empty((), **where))
+        self.register_buffer("running_mean", torch.empty(num_features, **where))
+        self.register_buffer("running_var", torch.empty(num_features, **where))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Everything as it was made: gains and variances 1, offsets and means 0, the first rate."""
+        for one in (self.weight, self.group_weight, self.running_var):
+            one.fill_(1)
+        for zero in (self.bias, self.group_bias, self.running_mean):
+            zero.zero_()
+        self.rate.fill_(self._first_rate)
 
     @classmethod
     def of(
@@ -101,7 +113,8 @@ class BatchChannelNorm(nn.Module):
             raise ValueError(f"input must have shape (n, {self.num_features}, ...), got {tuple(input.shape)}")
         mean, variance = self.running_mean, self.running_var
         if self.training and self.estimated:
-            self._estimate(input.detach())
+            if input.numel() and not _repeated():
+                self._estimate(input.detach())
             # What the backward pass reads must outlive the next estimate.
             mean, variance = mean.clone(), variance.clone()
         own = self.training and not self.estimated
@@ -123,3 +136,8 @@ class BatchChannelNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, groups={self.groups}, estimated={self.estimated}, eps={self.eps:g}"
+
+
+def _repeated() -> bool:
+    """Whether this pass runs inside of a backward one: activation checkpointing repeats it there."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
