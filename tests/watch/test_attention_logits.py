@@ -8,6 +8,7 @@ from benchmarks.findings.planted import attention_logits as planted_runs
 from torch import nn
 from torch.nn import functional as F
 
+import thalweg
 from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import attention_logits
@@ -44,7 +45,7 @@ def test_the_reading_is_the_largest_product_that_causality_allows_on_two_sequenc
     assert raw.layers == ("blocks.0.attention",) and raw.values.tolist() == pytest.approx([largest], rel=1e-5)
 
 
-def test_a_model_without_attention_is_asked_once_and_never_run_again():
+def test_a_model_without_attention_is_asked_once_and_never_run_again(monkeypatch):
     class Counted(nn.Linear):
         calls = 0
 
@@ -53,10 +54,15 @@ def test_a_model_without_attention_is_asked_once_and_never_run_again():
             Counted.calls += 1
             return super().forward(x)
 
-    model, memory = Counted(8, 4), {}
-    for _ in range(5):
-        assert attention_logit.read(moment(model, torch.randn(3, 8), memory)) == []
-    assert Counted.calls == 1
+    monkeypatch.setattr("thalweg.watch.senses.all_sensors", lambda: [attention_logit])
+    model, steps = Counted(8, 4), 40
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with thalweg.watch(model, opt, budget=1e9, store=None) as run:
+        for _ in range(steps):
+            model(torch.randn(3, 8)).square().mean().backward()
+            opt.step()
+            opt.zero_grad()
+    assert Counted.calls == steps + 1 and run.left_out() == {}
 
 
 def feed(values, step=10):

@@ -86,7 +86,7 @@ class Budget:
         self.owed += seconds
 
     def idle(self, names: set[str]) -> None:
-        """These sensors lack what they need: the others share the budget."""
+        """These sensors lack what they need, or have nothing to say: the others share the budget."""
         for name, account in self.accounts.items():
             account.idle = name in names
             if account.idle:

@@ -67,6 +67,11 @@ class Moment:
         self.memory["silent"] = why
         return []
 
+    def over(self, why: str | None = None) -> list[Raw]:
+        """No readings now nor later of this model, and why if that is worth saying: others get its time."""
+        self.memory["over"] = True
+        return self.silent(why)
+
     def available(self) -> set[str]:
         """The optional fields that are there."""
         optional = ("model", "loss_fn", "batch", "inputs", "output", "targets", "evaluate")
@@ -95,6 +100,7 @@ class Sensor:
             or a function of the moment that says so.
         needs: fields of the moment that must not be None.
         each: read for each optimizer of a run, of its own parameters, rather than for the first.
+        runs: it may run the model or the loss, so that what that changes has to be put back.
     """
 
     name: str
@@ -104,6 +110,7 @@ class Sensor:
     passes: float | Callable[[Moment], float]
     needs: tuple[str, ...]
     each: bool = False
+    runs: bool = False
 
     def estimate(self, at: Moment) -> float:
         """What one reading costs, in forward passes, as far as it can be told."""
@@ -122,9 +129,15 @@ def sensor(
     passes: float | Callable[[Moment], float] = 1.0,
     needs: tuple[str, ...] = (),
     each: bool = False,
+    runs: bool | None = None,
 ) -> Callable[[Callable[[Moment], list[Raw]]], Sensor]:
-    """Make a sensor of a function; a file in ``watch/sensors`` that defines one is all it takes."""
-    return lambda read: Sensor(name, read, share, every, passes, needs, each)
+    """Make a sensor of a function; a file in ``watch/sensors`` that defines one is all it takes.
+
+    Unless it says otherwise, what needs the model or the loss function runs them.
+    """
+    if runs is None:
+        runs = bool({"model", "loss_fn"} & set(needs))
+    return lambda read: Sensor(name, read, share, every, passes, needs, each, runs)
 
 
 def all_sensors() -> list[Sensor]:

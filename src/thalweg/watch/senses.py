@@ -31,7 +31,7 @@ class ProbeDisabled(UserWarning):
 @contextmanager
 def _unseen(sensor: Sensor, moment: Moment) -> Iterator[None]:
     """For a sensor that may run the model: uncompiled, and without a trace."""
-    if moment.model is None or not {"model", "loss_fn"} & set(sensor.needs):
+    if moment.model is None or not sensor.runs:
         yield
         return
     with eagerly(), untouched(moment.model, moment.loss_fn):
@@ -99,6 +99,8 @@ class Senses:
             took = time.perf_counter() - began
             self.budget.pay(name, moment.step, took)
             paid += took
+            if self.memories[name].get("over"):
+                self._share_out()
         return paid
 
     def forget(self, index: int) -> None:
@@ -129,13 +131,19 @@ class Senses:
         """Something is there for the first time: share the budget out anew."""
         self.begun, self.ways = True, moment.ways
         self.available |= available
-        self.budget.idle({name for name, one in self.sensors.items() if one.missing(self.available)})
+        self._share_out()
         for name, one in self.sensors.items():
             if name in self.budget.accounts and not one.missing(self.available | {"batch"}):
                 try:
                     self.budget.expect(name, one.estimate(moment))
                 except Exception as error:
                     self._switch_off(name, error)
+
+    def _share_out(self) -> None:
+        """The budget is for those that have what they need and have something to say."""
+        over = {name for name, memory in self.memories.items() if memory.get("over")}
+        lacking = {name for name, one in self.sensors.items() if one.missing(self.available)}
+        self.budget.idle(over | lacking)
 
     def _switch_off(self, name: str, error: Exception) -> None:
         """Off with it; with all that call the loss function, if it is that which failed."""

@@ -9,6 +9,7 @@ from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, sensor
 
 EXAMPLES = 2
+UNSEEN = "no attention that could be seen, as a module of torch or a call of its function"
 
 
 def _passes(at: Moment) -> float:
@@ -20,15 +21,11 @@ def _passes(at: Moment) -> float:
 def attention_logit(at: Moment) -> list[Raw]:
     """Largest size of a logit before the softmax, on two sequences of the last batch; by layer."""
     assert at.model is not None and at.inputs is not None
-    if at.memory.get("none"):
-        return []
     try:
         found = attention_logits(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
     except ValueError:
         # No attention that could be seen, so there will be none later.
-        at.memory["none"] = True
-        if any("atten" in type(module).__name__.lower() for module in at.model.modules()):
-            at.silent("no attention that could be seen, as a module of torch or a call of its function")
-        return []
+        named = any("atten" in type(module).__name__.lower() for module in at.model.modules())
+        return at.over(UNSEEN if named else None)
     largest = torch.stack([heads.amax() for heads in found.per_head.values()])
     return [Raw("attention logit", found.largest, tuple(found.per_head), largest)]

@@ -24,13 +24,11 @@ def _passes(at: Moment) -> float:
 def backward(at: Moment) -> list[Raw]:
     """Norm of a random error at each layer, first to last, on few examples; the value is first/last."""
     assert at.model is not None and at.inputs is not None
-    if at.memory.get("silent"):
-        return []
     try:
         found = backward_signal(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
     except ValueError as error:
         # No layers that it knows, so there will be none later.
-        return at.silent(str(error))
+        return at.over(str(error))
     # Fewer are not judged, which is worth saying where there is depth in time that cannot be heard.
     few_layers = len(found.norms) < FEWEST
     at.memory["unjudged"] = UNJUDGED.format(", ".join(found.norms)) if few_layers else None

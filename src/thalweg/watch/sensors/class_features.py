@@ -18,6 +18,7 @@ EXAMPLES = 512
 EACH = 5
 # Below this accuracy on the batch at hand nothing has collapsed, and nothing is measured.
 FITTED = 0.95
+NO_HEAD = "no one linear layer gives the logits"
 NEEDS = ("model", "inputs", "output", "targets")
 
 
@@ -33,8 +34,6 @@ def class_features(at: Moment) -> list[Raw]:
     """
     assert at.model is not None and at.output is not None and at.targets is not None
     logits, targets, memory = at.output, at.targets, at.memory
-    if memory.get("head", "") is None:
-        return at.silent("no one linear layer gives the logits")
     if targets.dim() != 1 or targets.is_floating_point():
         return at.silent("it is for one class an example, not for sequences or numbers")
     if logits.dim() != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
@@ -52,14 +51,13 @@ def class_features(at: Moment) -> list[Raw]:
     if "head" not in memory:
         memory["head"] = head_name(at.model, few(inputs, 64))
     if memory["head"] is None:
-        return []
+        return at.over(NO_HEAD)
     features, output = features_and_output(at.model, inputs, memory["head"])
     head = at.model.get_submodule(memory["head"])
     assert isinstance(head, nn.Linear)
     shape = (len(labels), len(head.weight))
     if features.dim() != 2 or len(features) != len(labels) or getattr(output, "shape", None) != shape:
-        memory["head"] = None
-        return []
+        return at.over(NO_HEAD)
     found = neural_collapse_of(features, labels, head.weight, head.bias)
     # The mean of few examples lies closer to them than that of the class.
     unbiased = len(labels) / (len(labels) - classes)

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from thalweg.watch.moment import Moment, Raw, sensor
 
 
-@sensor("evaluation", share=0.1, every=1, passes=0.05, needs=("model",))
+@sensor("evaluation", share=0.1, every=1, passes=0.05, needs=("model",), runs=False)
 def evaluation(at: Moment) -> list[Raw]:
     """Of each evaluation since the last reading: modules in training mode, weights, and initial statistics.
 

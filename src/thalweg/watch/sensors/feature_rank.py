@@ -27,8 +27,6 @@ def feature_rank(at: Moment) -> list[Raw]:
     Of a model whose activations cannot be heard nothing is said.
     """
     assert at.model is not None and at.inputs is not None
-    if at.memory.get("silent"):
-        return []
     found: dict[str, float] = {}
 
     def measure(run: str, output: Tensor) -> None:
@@ -39,7 +37,7 @@ def feature_rank(at: Moment) -> list[Raw]:
     try:
         overhear_units(at.model, few(as_batch(at.model, *at.inputs), ROWS), measure)
     except NoActivationsError:
-        return at.silent(UNHEARD)
+        return at.over(UNHEARD)
     if not found:
         return []
     ranks = torch.tensor(list(found.values()))

@@ -34,8 +34,6 @@ def feature_alignment(at: Moment) -> list[Raw]:
     memory = at.memory
     if "head" not in memory:
         return _begin(at)
-    if memory["head"] is None:
-        return []
     features, _ = features_and_output(at.model, memory["batch"], memory["head"], own_statistics=True)
     weights = memory["weights"]
     if any(name not in at.named for name in weights):
@@ -54,9 +52,9 @@ def _begin(at: Moment) -> list[Raw]:
     assert at.model is not None and at.inputs is not None
     memory = at.memory
     batch = kept(few(as_batch(at.model, *at.inputs), EXAMPLES))
-    head = memory["head"] = head_name(at.model, batch) if examples(batch) > 1 else None
+    head = head_name(at.model, batch) if examples(batch) > 1 else None
     if head is None:
-        return []
+        return at.over()
     last = {id(p) for p in at.model.get_submodule(head).parameters()}
     hidden = [name for name, p in at.named.items() if p.requires_grad and id(p) not in last]
     weights = {name: _entries(at.named[name]) for name in hidden}
@@ -64,9 +62,8 @@ def _begin(at: Moment) -> list[Raw]:
     gram = gram_matrix(features)
     size = _size(weights, at) if weights else 0.0
     if not size or not bool(gram.any()):
-        memory["head"] = None
-        return []
-    memory |= {"batch": batch, "weights": weights, "size": size, "gram": gram, "step": at.step}
+        return at.over()
+    memory |= {"head": head, "batch": batch, "weights": weights, "size": size, "gram": gram, "step": at.step}
     return [_raw(1.0, 0.0, memory)]
 
 

@@ -27,14 +27,11 @@ def dormant(at: Moment) -> list[Raw]:
     as the model answered it then. Of a model whose activations cannot be heard nothing is said.
     """
     assert at.model is not None and at.inputs is not None
-    if at.memory.get("unheard"):
-        return []
     batch = few(as_batch(at.model, *at.inputs), EXAMPLES)
     try:
         found = dormant_neurons(at.model, batch, threshold=DORMANT)
     except NoActivationsError:
-        at.memory["unheard"] = True
-        return at.silent(UNHEARD)
+        return at.over(UNHEARD)
     held: deque[tuple[int, dict[str, Tensor]]] = at.memory.setdefault("held", deque())
     held.append((counted(batch), found.scores))
     while sum(count for count, _ in held) - held[0][0] >= ENOUGH:

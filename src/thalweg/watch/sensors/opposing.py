@@ -40,8 +40,6 @@ def opposing(at: Moment) -> list[Raw]:
     """
     assert at.model is not None and at.inputs is not None and at.targets is not None
     memory = at.memory
-    if memory.get("silent"):
-        return []
     if memory.get("have", 0) < EXAMPLES and not memory.get("full"):
         _collect(at)
     rows: deque[Tensor] = memory["rows"]
@@ -50,7 +48,7 @@ def opposing(at: Moment) -> list[Raw]:
         for inputs, targets in memory["parts"]:
             found = _losses(call(at.model, inputs), targets)
             if found is None:
-                return at.silent("targets are neither classes of the logits nor numbers like the outputs")
+                return at.over("targets are neither classes of the logits nor numbers like the outputs")
             losses.append(found)
     row = torch.cat(losses)
     if rows and len(rows[-1]) != len(row):

@@ -36,15 +36,13 @@ def starvation(at: Moment) -> list[Raw]:
     """
     assert at.model is not None and at.inputs is not None and at.targets is not None
     memory = at.memory
-    if memory.get("silent"):
-        return []
     if "batch" not in memory:
         batch = kept((few(as_batch(at.model, *at.inputs), EXAMPLES), few(at.targets, EXAMPLES)))
         memory["classes"] = classes = _classes(at.model, batch)
         if not classes:
-            return at.silent("it is for one class an example, not for sequences or numbers")
+            return at.over("it is for one class an example, not for sequences or numbers")
         if len(batch[1]) < A_CLASS * classes:
-            return at.silent(f"a batch needs {A_CLASS} examples a class, {A_CLASS * classes} in all")
+            return at.over(f"a batch needs {A_CLASS} examples a class, {A_CLASS * classes} in all")
         memory["batch"] = batch
     classes = memory["classes"]
     try:
