@@ -210,6 +210,52 @@ def test_findings_are_counted_on_from_where_a_viewer_was(store, lookout):
     assert found == [("3", 3, "finding 3"), ("4", 4, "finding 4")]
 
 
+@pytest.mark.parametrize("count", [1, 200])
+def test_who_begins_is_told_of_every_finding_however_many_there_are(store, lookout, count):
+    put(store, 1, *(Finding(f"finding {number}", 1, "", {}) for number in range(1, count + 1)))
+    store.end(1, "finished")
+
+    async def watch():
+        viewer = RunViewer(1, ["loss"], Cursor())
+        lookout.join(viewer)
+        return [json.loads(one["data"]) async for one in viewer.news() if one["event"] == "finding"]
+
+    assert [one["number"] for one in asyncio.run(watch())] == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize(("more", "expected"), [(40, "finding"), (70, "anew")])
+def test_a_page_that_comes_back_to_findings_it_missed_gets_them_or_is_made_anew(
+    store, lookout, more, expected
+):
+    put(store, 1, Finding("before", 1, "", {}))
+    put(store, 2, *(Finding("missed", 2, "", {}) for _ in range(more)))
+
+    async def watch():
+        viewer = RunViewer(1, ["loss"], Cursor(findings=1, row=1))
+        lookout.join(viewer)
+        found = await asyncio.wait_for(event(viewer, "finding", "anew"), 20)
+        lookout.leave(viewer)
+        return found
+
+    assert asyncio.run(watch())["event"] == expected
+
+
+def test_the_list_is_told_of_a_hundred_runs_at_once(store, lookout):
+    ids = [store.begin(f"run {number}", {}) for number in range(100)]
+
+    async def watch():
+        viewer, found = ListViewer(0.0), []
+        lookout.join(viewer)
+        async for one in viewer.news():
+            found.append(json.loads(one["data"])["id"])
+            if len(found) == len(ids) + 1:
+                lookout.leave(viewer)
+                return found, viewer.there
+
+    found, there = asyncio.run(asyncio.wait_for(watch(), 60))
+    assert sorted(found) == [1, *ids] and there
+
+
 def test_a_cursor_is_what_it_was_written_as_and_nonsense_is_none():
     for one in (Cursor(), Cursor(3, 77, "ab-1"), Cursor(0, 0, "x")):
         assert Cursor.parse(str(one)) == one

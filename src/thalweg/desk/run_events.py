@@ -62,10 +62,10 @@ async def events(
 
     ``names`` are the readings that the run has, ``readings`` new points of the chosen ones, ``finding`` a
     finding with its number, ``progress`` steps, state and overhead; ``trouble`` says that the store cannot be
-    read just now, and ``anew`` that the run was resumed or replaced, so that everything has to be asked for
-    again. ``after``: the id of the last event, or how many findings are known; a client that comes back says
-    so by ``Last-Event-ID``. ``show``: a reading that is wanted, at most six times; one that the run does not
-    have yet may still come.
+    read just now, and ``anew`` that the run was resumed or replaced, or is far ahead of the cursor, so that
+    everything has to be asked for again. ``after``: the id of the last event, or how many findings are known;
+    a client that comes back says so by ``Last-Event-ID``. ``show``: a reading that is wanted, at most six
+    times; one that the run does not have yet may still come.
     """
     cursor = Cursor.parse(request.headers.get("last-event-id") or after)
     await run_in_threadpool(_opened, request, run)

@@ -102,6 +102,7 @@ class Lookout:
                     for viewer in those:
                         viewer.trouble("")
                         viewer.told(found)
+                        viewer.hand_over()
             return True
         except HTTPException as error:
             if error.status_code == 404:  # there is no store yet: no trouble, but nothing to tell either

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from thalweg.desk.run_summary import epoch_of, in_order, overhead, plain_finding
 if TYPE_CHECKING:
     from thalweg.watch import Finding, RunInfo, RunStore
 
-BEHIND = 64  # news that a viewer may leave unread before it is dropped
+BEHIND = 64  # looks of whose news a viewer may leave all unread before it is dropped
 POINTS = 300  # of a curve in one piece of news
-# Rows of the store after which it is less work to ask for the curves anew.
-FAR = 100_000
+# Rows of the store, and findings, after which it is less work to ask for everything anew.
+FAR, MANY = 100_000, 50
 
 
 class Viewer(ABC):
@@ -32,7 +33,10 @@ class Viewer(ABC):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(BEHIND)
+        # The news of one look stay together: however many they are, they do not make a viewer slow.
+        self._queue: asyncio.Queue[list[dict[str, Any]] | None] = asyncio.Queue(BEHIND)
+        self._unread: deque[dict[str, Any]] = deque()
+        self._news: list[dict[str, Any]] = []
         self._troubled = ""
         self.there = True
 
@@ -59,31 +63,44 @@ class Viewer(ABC):
         """The cursor with which a client comes back."""
 
     def tell(self, event: str, data: Any) -> None:
-        self._send({"event": event, "id": self.id, "data": json.dumps(data)})
+        """Have an event sent by the next :meth:`hand_over`."""
+        self._news.append({"event": event, "id": self.id, "data": json.dumps(data)})
+
+    def hand_over(self) -> None:
+        """Send all that was told."""
+        if self._news:
+            self._send(self._news)
+            self._news = []
 
     def trouble(self, why: str) -> None:
         """The store cannot be read; or, if empty, it can again."""
         if why != self._troubled:
             self._troubled = why
             self.tell("trouble", {"why": why})
+            self.hand_over()
 
     def close(self) -> None:
         """There is nothing more to tell."""
+        self.hand_over()
         self.there = False
         self._send(None)
 
     async def news(self) -> AsyncIterator[dict[str, Any]]:
         """Events, until there are no more or this viewer was too slow."""
-        while (one := await self._queue.get()) is not None:
-            yield one
+        while True:
+            if not self._unread:
+                if (some := await self._queue.get()) is None:
+                    return
+                self._unread.extend(some)
+            yield self._unread.popleft()
 
-    def _send(self, one: dict[str, Any] | None) -> None:
+    def _send(self, one: list[dict[str, Any]] | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._put, one)
         except RuntimeError:  # the loop, and with it the viewer, is gone
             self.there = False
 
-    def _put(self, one: dict[str, Any] | None) -> None:
+    def _put(self, one: list[dict[str, Any]] | None) -> None:
         if self._queue.full():
             self.there = False
             while not self._queue.empty():
@@ -160,11 +177,16 @@ class RunViewer(Viewer):
             store.db.execute("commit")
 
     def _look(self, store: RunStore, source: RunSource, names: set[str]) -> RunLook:
-        from thalweg.watch.store_tail import last_row, layered_names, readings_behind
+        from thalweg.watch.store_tail import finding_counts, last_row, layered_names, readings_behind
 
         info, row = store.run(self.run), last_row(store)
         behind = row if self.cursor.row is None else self.cursor.row
-        if info is None or (far := row - behind > FAR) or self.cursor.epoch not in ("", epoch_of(info)):
+        # Who begins wants all findings; who comes back to many asks for the page that lists the latest.
+        many = self.cursor.row is not None and (
+            finding_counts(store, [self.run])[self.run] - self.cursor.findings > MANY
+        )
+        far = many or row - behind > FAR
+        if info is None or far or self.cursor.epoch not in ("", epoch_of(info)):
             return RunLook(info, row, info is not None and far, [], {}, [])
         layered = layered_names(store, self.run)
         known = [
