@@ -103,7 +103,8 @@ def test_two_writers_at_once_lose_nothing_and_a_reader_sees_whole_batches_meanwh
 
 def test_a_writer_waits_while_another_holds_the_store_and_training_does_not(tmp_path):
     path = tmp_path / "s"
-    code = LIMITED.replace("MOST", "None")
+    # The store is held for less than the five seconds that a writer waits.
+    code = LIMITED.replace("MOST", "None").replace("sleep(0.5)", "sleep(0.15)")
     RunStore(path, write=True).close()
     db = sqlite3.connect(path, isolation_level=None)
     command = [sys.executable, "-c", code, str(path), "400"]
