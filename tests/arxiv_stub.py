@@ -60,7 +60,8 @@ ANNOUNCED = """<?xml version='1.0' encoding='UTF-8'?>
 ANNOUNCEMENT = """  <entry><id>oai:arXiv.org:{id}v1</id><title>{title}</title>
     <summary>arXiv:{id}v1 Announce Type: {kind}
 Abstract: {abstract}</summary>
-    <category term="cs.LG"/><published>2026-11-30T00:00:00-05:00</published>
+    <category term="cs.LG"/><category term="{category}"/>
+    <published>2026-11-30T00:00:00-05:00</published>
     <arxiv:announce_type>{kind}</arxiv:announce_type><dc:creator>Ada Arden, Ben Brook</dc:creator></entry>
 """
 
@@ -77,6 +78,8 @@ class MadeUp:
     updated: str = ""
     category: str = "stat.ML"
     comment: str = "12 pages"
+    author: str = "Ada Arden"
+    institute: str = "University of Nowhere"
 
 
 def made_up(count: int, topic: str = "gradient spikes", until: str = "2026-11-20") -> list[MadeUp]:
@@ -128,8 +131,8 @@ class Stub:
 
 
 def _entry(one: MadeUp) -> str:
-    institute = "      <arxiv:affiliation>University of Nowhere</arxiv:affiliation>\n"
-    authors = "\n".join([AUTHOR.format("Ada Arden", institute), AUTHOR.format("Ben Brook", "")])
+    institute = f"      <arxiv:affiliation>{escape(one.institute)}</arxiv:affiliation>\n"
+    authors = "\n".join([AUTHOR.format(escape(one.author), institute), AUTHOR.format("Ben Brook", "")])
     values = {name: escape(str(value)) for name, value in one.__dict__.items()}
     return ENTRY.format(**(values | {"updated": one.updated or one.published, "authors": authors}))
 
@@ -145,7 +148,13 @@ def arxiv_stub(papers: list[MadeUp], *faults: object, **more: object) -> Iterato
             parts = urlsplit(self.path)
             if parts.path.startswith("/atom/"):
                 entries = (
-                    ANNOUNCEMENT.format(id=one.id, title=escape(one.title), abstract=one.abstract, kind=kind)
+                    ANNOUNCEMENT.format(
+                        id=one.id,
+                        title=escape(one.title),
+                        abstract=one.abstract,
+                        category=one.category,
+                        kind=kind,
+                    )
                     for one, kind in stub.announced
                 )
                 return self.answer(ANNOUNCED.format("".join(entries)).encode())

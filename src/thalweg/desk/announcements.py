@@ -9,7 +9,7 @@ import arxiv
 import requests
 from lxml import etree
 
-from thalweg.desk.imported import Imported, checked
+from thalweg.desk.imported import Imported, categories_among, checked
 
 __all__ = ["FEED", "announced"]
 
@@ -57,7 +57,9 @@ def _paper(entry: etree._Element) -> Imported:
             "abstract": _text(entry, "atom:summary").partition("Abstract:")[2],
             "authors": re.split(r",\s*", _text(entry, "dc:creator")),
             "published": _text(entry, "atom:published")[:10],
-            "categories": [one.get("term", "") for one in entry.iterfind("atom:category", NAMES)],
+            "categories": categories_among(
+                one.get("term", "") for one in entry.iterfind("atom:category", NAMES)
+            ),
         },
         source="arxiv feed",
     )

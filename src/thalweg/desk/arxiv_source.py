@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import arxiv
 import requests
 
-from thalweg.desk.imported import CATEGORY, Imported, checked
+from thalweg.desk.imported import CATEGORY, LONGEST, Imported, categories_among, checked
 from thalweg.desk.manners import polite_client
 
 __all__ = ["ArxivSource", "Page", "Query"]
@@ -126,6 +126,7 @@ def _page(start: int, results: list[arxiv.Result]) -> Page:
 
 
 def _paper(one: arxiv.Result) -> Imported:
+    """What is odd beside title and text costs no paper: classes of other catalogs, names without end."""
     code = re.search(r"https?://(?:github|gitlab)\.com/[\w.-]+/[\w-]+", f"{one.comment or ''} {one.summary}")
     institutes = [name for author in one.authors for name in author.affiliation]
     return checked(
@@ -133,11 +134,11 @@ def _paper(one: arxiv.Result) -> Imported:
             "id": one.get_short_id(),
             "title": one.title,
             "abstract": one.summary,
-            "authors": [author.name for author in one.authors],
+            "authors": [author.name[: LONGEST["name"]] for author in one.authors],
             "published": one.published.isoformat(),
             "updated": one.updated.isoformat(),
-            "categories": one.categories,
-            "organisation": institutes[0] if institutes else "",
+            "categories": categories_among(one.categories),
+            "organisation": institutes[0][: LONGEST["organisation"]] if institutes else "",
             "repository": code[0] if code else "",
         },
         source="arxiv",

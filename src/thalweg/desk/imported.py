@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})(v\
 OTHER = re.compile(r"[a-z][a-z0-9]{1,19}:[A-Za-z0-9][A-Za-z0-9._()/:-]{0,150}")
 CATEGORY = re.compile(r"[A-Za-z-]+(\.[A-Za-z-]+)?")
 LONGEST = {"title": 1000, "abstract": 20_000, "organisation": 200, "source": 40, "name": 200}
-MOST_AUTHORS = 5000
+MOST_AUTHORS, MOST_CATEGORIES = 5000, 50
 # What XML, and so no feed, can hold.
 UNPRINTABLE = dict.fromkeys([*range(32), *range(127, 160), 0xFFFE, 0xFFFF])
 
@@ -47,6 +47,11 @@ def arxiv_id(text: str) -> str:
     """The arXiv id in ``text`` without its version, or an empty string where it is none."""
     match = ARXIV.fullmatch(text.strip())
     return match[1] if match else ""
+
+
+def categories_among(terms: Iterable[str]) -> list[str]:
+    """Those of arXiv; its entries carry classes of the MSC (``68T07``) and the ACM (``I.2.6; I.2.7``) too."""
+    return [one for one in terms if one and CATEGORY.fullmatch(one)][:MOST_CATEGORIES]
 
 
 def checked(row: Any, source: str = "file") -> Imported:
@@ -122,8 +127,8 @@ def _categories(value: Any) -> tuple[str, ...]:
     given = value.split() if isinstance(value, str) else value
     if given is None:
         return ()
-    if not isinstance(given, Sequence) or len(given) > 50:
-        raise ValueError(f"categories must be a list of at most 50, got {_short(value)}")
+    if not isinstance(given, Sequence) or len(given) > MOST_CATEGORIES:
+        raise ValueError(f"categories must be a list of at most {MOST_CATEGORIES}, got {_short(value)}")
     for one in given:
         if not isinstance(one, str) or not CATEGORY.fullmatch(one):
             raise ValueError(f"categories must be such as cs.LG, got {_short(one)}")
