@@ -43,6 +43,18 @@ def test_show_prints_link_status_summary_claim_and_code():
         assert text in result.stdout
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["2403.03507", "arXiv:2403.03507v2", "https://arxiv.org/pdf/2403.03507v1", "GaLore"],
+        *["github.com/jiaweizzhao/GaLore"],
+        "galore: memory-efficient LLM training by gradient low-rank projection",
+    ],
+)
+def test_show_takes_what_else_a_paper_is_called(name):
+    assert run("show", name).stdout == run("show", "galore").stdout
+
+
 def test_show_prints_the_authors_under_the_topics(monkeypatch):
     entry = replace(find("spam"), authors=("Ada Lovelace", "Emmy Noether"), organisation="")
     monkeypatch.setattr(cli, "find", lambda key: entry)

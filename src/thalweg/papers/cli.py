@@ -12,7 +12,8 @@ import typer
 from thalweg._core.blas import one_blas_thread
 from thalweg._core.checks import check_choice
 from thalweg._core.terminal import console, print_table, user_errors
-from thalweg.papers.entry import ROOMS, TIERS, find, load
+from thalweg.papers.entry import ROOMS, TIERS, Entry, UnknownPaper, find, load
+from thalweg.papers.search import named
 from thalweg.papers.search import search as search_catalog
 from thalweg.papers.status import STATES, code_of, import_lines, read_evidence
 from thalweg.papers.status import status as status_of
@@ -44,10 +45,14 @@ def search(
 
 
 @app.command()
-def show(key: Annotated[str, typer.Argument(help="The paper's key, as search and list print it.")]) -> None:
+def show(
+    key: Annotated[
+        str, typer.Argument(help="The paper's key, as search and list print it; or its arXiv id or title.")
+    ],
+) -> None:
     """Print what a paper says, how far it has come here, and the code to paste."""
     with user_errors("thalweg papers"):
-        entry = find(key)
+        entry = _asked_for(key)
     found = status_of(entry)
     evidence = read_evidence(entry.key)
     _say(entry.title, style="bold")
@@ -114,6 +119,16 @@ def list_papers(
     typer.echo(
         f"{len(rows)} of {len(entries)} papers" if len(rows) < len(entries) else f"{len(entries)} papers"
     )
+
+
+def _asked_for(name: str) -> Entry:
+    """The paper with this key, arXiv id (or address), repository or exact title."""
+    try:
+        return find(name)
+    except UnknownPaper:
+        if len(found := named(name)) != 1:
+            raise
+        return found[0]
 
 
 def _say(text: str, style: str | None = None) -> None:
