@@ -29,23 +29,26 @@ def fetch(*words):
     return CliRunner().invoke(command, ["papers", "fetch", *map(str, words)])
 
 
+@pytest.fixture
 def refusing():
-    """The address of a port on which nothing listens."""
+    """The address of a port on which nothing listens, and which nobody else gets meanwhile."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{one.getsockname()[1]}"
+        yield f"http://127.0.0.1:{one.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        (refusing, "it cannot be reached (connection refused)"),
-        (lambda: "http://nowhere.invalid", "its name cannot be resolved (is there a network?)"),
+        ("", "it cannot be reached (connection refused)"),
+        ("http://nowhere.invalid", "its name cannot be resolved (is there a network?)"),
     ],
 )
 @pytest.mark.parametrize("words", [("--topic", "spikes"), ("--category", "cs.LG"), ("--daily",)])
-def test_without_a_way_to_arxiv_it_is_said_at_once_and_given_up_after_two_tries(tmp_path, words, place, why):
-    address = place()
+def test_without_a_way_to_arxiv_it_is_said_at_once_and_given_up_after_two_tries(
+    tmp_path, refusing, words, place, why
+):
+    address = place or refusing
     for topic in ("first", "second"):
         with arxiv_stub([]) as stub:
             fetcher(tmp_path, client_of(stub)).fetch(topic)
