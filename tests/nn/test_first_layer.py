@@ -145,6 +145,12 @@ def test_functional_gradients_are_those_of_the_backward_pass_and_forward_mode_se
     given = dict(made.named_parameters())
     found = torch.func.grad(lambda p: torch.func.functional_call(made, p, (x,)).square().sum())(given)
     assert all(torch.allclose(found[name], p.grad, rtol=1e-4) for name, p in given.items())
+    single = torch.func.grad(lambda p, x: torch.func.functional_call(made, p, (x[None],)).square().sum())
+    each = torch.func.vmap(single, in_dims=(None, 0))(given, x)
+    for index, example in enumerate(x):
+        made.zero_grad()
+        loss(made, example[None]).backward()
+        assert all(torch.allclose(each[name][index], p.grad, atol=1e-5) for name, p in given.items())
     tangents = {name: torch.randn_like(p) for name, p in given.items()}
     expected = directional_derivative(copy.deepcopy(made).eval(), x, loss, tangents)
     torch.testing.assert_close(directional_derivative(made, x, loss, tangents), expected)
@@ -168,6 +174,7 @@ def test_tract_refuses():
             make()
     with pytest.raises(ValueError, match=r"module '0' \(Conv1d\): layer must be a plain .* got Conv1d"):
         convert(nn.Sequential(nn.Conv1d(1, 2, 3)), {"0": TrAct.of})
+    assert "ridge=0.2" in repr(TrActLinear(2, 3, ridge="0.2"))  # text that is a number counts as one
     x = torch.ones(4, 2, requires_grad=True)
     (g,) = torch.autograd.grad(TrActLinear(2, 3)(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -183,6 +183,7 @@ def test_in_evaluation_or_with_as_many_samples_as_rows_it_is_linear():
         assert torch.equal(gradients(plain, x)[2][0], gradients(randomized, x)[2][0])
     layer = RandomizedLinear(3, 3, ratio=0.1, least=4, most=6)
     assert [layer.samples(rows) for rows in (1, 3, 30, 50, 1000)] == [1, 3, 4, 5, 6]
+    assert RandomizedLinear(3, 3, ratio="0.5").samples(100) == 50
     exact = [RandomizedLinear(3, 3, ratio=ratio).samples(100) for ratio in (0.29, 0.57, 0.58, 0.999)]
     assert exact == [29, 57, 58, 99]
     assert RandomizedLinear(3, 3)(torch.ones(0, 3)).shape == (0, 3)
@@ -232,3 +233,32 @@ def test_randomized_linear_refuses():
     (g,) = torch.autograd.grad(RandomizedLinear(2, 3)(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_functional_gradients_are_those_of_the_backward_pass_for_each_example_too(distribution):
+    _, layer, x = pair(3, 12, 7, ratio=0.4, distribution=distribution)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    def backward(x):
+        torch.manual_seed(1)
+        layer.zero_grad()
+        loss(parameters, x).backward()
+        return {name: p.grad.clone() for name, p in parameters.items()}
+
+    torch.manual_seed(1)
+    for name, grad in torch.func.grad(loss)(parameters, x).items():
+        assert torch.equal(grad, backward(x)[name])
+    torch.manual_seed(1)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="same")(parameters, x)
+    for index, example in enumerate(x):
+        expected = backward(example)
+        assert all(torch.allclose(each[name][index], expected[name], atol=1e-4) for name in expected)
+    with torch.no_grad():
+        x[1:] = x[0]
+    torch.manual_seed(1)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")(parameters, x)
+    assert not torch.allclose(each["weight"][0], each["weight"][1])

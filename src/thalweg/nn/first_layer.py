@@ -30,6 +30,8 @@ def _fitted(rows: Tensor, grad: Tensor, ridge: float) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, ridge: float) -> Tensor:
         return functional.linear(x, weight, bias)
@@ -55,6 +57,8 @@ class _Linear(torch.autograd.Function):
 
 
 class _Conv2d(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -178,9 +182,8 @@ class TrActLinear(TrAct, nn.Linear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, ridge: float = 0.1, **options: Any
     ) -> None:
-        check_positive("ridge", ridge)
         nn.Linear.__init__(self, in_features, out_features, bias, **options)
-        self.ridge = ridge
+        self.ridge = check_positive("ridge", ridge)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._fits():
@@ -202,9 +205,8 @@ class TrActConv2d(TrAct, nn.Conv2d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Any, *, ridge: float = 0.1, **options: Any
     ) -> None:
-        check_positive("ridge", ridge)
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **options)
-        self.ridge = ridge
+        self.ridge = check_positive("ridge", ridge)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._fits():

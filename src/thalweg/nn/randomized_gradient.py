@@ -57,27 +57,39 @@ def _(x: Tensor, seed: Tensor, samples: int, distribution: str) -> Tensor:
     return x.new_empty(samples, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+@_project.register_vmap
+def _(
+    info: Any, in_dims: Any, x: Tensor, seed: Tensor, samples: int, distribution: str
+) -> tuple[Tensor, int]:
+    def each(tensor: Tensor, dim: int | None) -> tuple[Tensor, ...]:
+        return (tensor,) * info.batch_size if dim is None else tensor.unbind(dim)
+
+    pairs = zip(each(x, in_dims[0]), each(seed, in_dims[1]), strict=True)
+    return torch.stack([_project(one, its, samples, distribution) for one, its in pairs]), 0
+
+
 class _Randomized(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seed: Tensor,
-        samples: int,
-        distribution: str,
-    ) -> Tensor:
+        x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, samples: int, distribution: str
+    ) -> tuple[Tensor, Tensor]:
         out = functional.linear(x, weight, bias)
         # In the type that nn.Linear would have kept, which under autocast is not that of x.
         kept = _project(x.reshape(-1, x.shape[-1]), seed, samples, distribution).to(out.dtype)
-        ctx.save_for_backward(kept, weight, seed)
-        ctx.samples, ctx.distribution, ctx.input_dtype = samples, distribution, x.dtype
-        return out
+        return out, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, seed, ctx.samples, ctx.distribution = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], weight, seed)
+        ctx.input_dtype = x.dtype
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, seed = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
         to_input = to_weight = to_bias = None
@@ -104,8 +116,9 @@ class RandomizedLinear(nn.Linear):
 
     Nothing is saved where another operation keeps the same input: a ReLU before the layer, which keeps its
     output, or a sibling such as the other two of query, key and value, until all are replaced. In evaluation,
-    without gradients, or with p >= rows, it is ``nn.Linear``. Gradients of gradients are refused. Seeds come
-    from the global generator of the CPU: give ranks of a data-parallel run different ones, or they share S.
+    without gradients, or with p >= rows, it is ``nn.Linear``. Gradients of gradients are refused; those of
+    single examples by ``torch.func.vmap`` need its ``randomness``. Seeds come from the global generator of
+    the CPU: give ranks of a data-parallel run different ones, or they share S.
 
     Args:
         in_features, out_features, bias: of ``nn.Linear``.
@@ -135,7 +148,7 @@ class RandomizedLinear(nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_number("ratio", ratio, 0, 1, "(]")
+        ratio = check_number("ratio", ratio, 0, 1, "(]")
         check_count("least", least)
         if most is not None:
             check_count("most", most, low=least)
@@ -169,7 +182,8 @@ class RandomizedLinear(nn.Linear):
         if exact or samples >= rows:
             return functional.linear(input, self.weight, self.bias)
         seed = torch.randint(2**62, ())
-        return _Randomized.apply(input, self.weight, self.bias, seed, samples, self.distribution)
+        out, _ = _Randomized.apply(input, self.weight, self.bias, seed, samples, self.distribution)
+        return out
 
     def extra_repr(self) -> str:
         bounds = f"least={self.least}, most={self.most}"
