@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from playwright.sync_api import expect
-from real_desk import served
+from real_desk import hosted, served
 
+from thalweg.desk.app import create_app
 from thalweg.watch import Finding, Reading, RunStore
 
 
@@ -205,6 +208,31 @@ def test_pages_say_that_the_desk_is_gone_and_take_up_where_they_were_when_it_is_
             expect(page.locator(".panel .now")).to_contain_text("at step 3")
             for one in (page, runs):
                 expect(one.locator("#lost")).to_have_text("")
+
+
+def test_pages_say_that_a_desk_hangs_and_take_up_where_they_were_when_it_goes_on(
+    tmp_path, reader, monkeypatch
+):
+    monkeypatch.setattr("thalweg.desk.run_events.HEARTBEAT", 1.0)
+    app = create_app(tmp_path / "runs.sqlite", folder=tmp_path / "data")
+    goes_on = threading.Event()
+    with RunStore(tmp_path / "runs.sqlite", write=True) as store, hosted(app) as desk:
+        run = store.begin("mine", {})
+        page = reader(desk, expected="Failed to load resource")
+        with page.expect_event("requestfinished", lambda asked: "/curve" in asked.url):
+            page.goto(f"/runs/{run}")
+        store.write(run, 1, [(0.0, Reading(1, "loss", 1.0))], [])
+        expect(page.locator("#steps")).to_have_text("1")
+        (viewer,) = app.state.lookout.viewers()
+        page.wait_for_timeout(1500)  # a heartbeat says how often they come
+        try:
+            viewer._loop.call_soon_threadsafe(goes_on.wait, 120)
+            expect(page.locator("#lost[role=status]")).to_contain_text("No connection to the desk")
+            store.write(run, 2, [(0.0, Reading(2, "loss", 0.5))], [])
+        finally:
+            goes_on.set()
+        expect(page.locator("#steps")).to_have_text("2")
+        expect(page.locator("#lost")).to_have_text("")
 
 
 def test_a_finding_that_comes_while_an_older_page_is_read_gets_a_mark_there_and_is_listed_on_the_latest(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -60,12 +62,14 @@ async def events(
 ) -> Stream:
     """What is new in a run behind a cursor.
 
-    ``names`` are the readings that the run has, ``readings`` new points of the chosen ones, ``finding`` a
-    finding with its number, ``progress`` steps, state and overhead; ``trouble`` says that the store cannot be
-    read just now, and ``anew`` that the run was resumed or replaced, or is far ahead of the cursor, so that
-    everything has to be asked for again. ``after``: the id of the last event, or how many findings are known;
-    a client that comes back says so by ``Last-Event-ID``. ``show``: a reading that is wanted, at most six
-    times; one that the run does not have yet may still come.
+    An event without a name is a heartbeat. ``names`` are the readings that the run has, ``readings`` new
+    points of the chosen ones, ``finding`` a finding with its number, ``progress`` steps, state and overhead;
+    ``trouble`` says that the store cannot be read just now, and ``anew`` that the run was resumed or
+    replaced, or is far ahead of the cursor, so that everything has to be asked for again.
+
+    ``after``: the id of the last event, or how many findings are known; a client that comes back says so by
+    ``Last-Event-ID``. ``show``: a reading that is wanted, at most six times; one that the run does not have
+    yet may still come.
     """
     cursor = Cursor.parse(request.headers.get("last-event-id") or after)
     await run_in_threadpool(_opened, request, run)
@@ -85,7 +89,14 @@ def _opened(request: Request, run: int | None = None) -> None:
 def _stream(request: Request, viewer: Viewer) -> Stream:
     lookout: Lookout = request.app.state.lookout
     lookout.check_room()
-    return Stream(_told(lookout, viewer), ping=HEARTBEAT, send_timeout=PATIENCE)
+    every = HEARTBEAT
+    return Stream(
+        _told(lookout, viewer),
+        ping=every,
+        # A comment would keep the connection open, but no page can hear that it stopped.
+        ping_message_factory=lambda: ServerSentEvent(json.dumps({"every": every})),
+        send_timeout=PATIENCE,
+    )
 
 
 async def _told(lookout: Lookout, viewer: Viewer) -> AsyncIterator[dict[str, Any]]:
