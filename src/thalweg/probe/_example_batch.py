@@ -32,7 +32,7 @@ def changed(batch: Any, change: Callable[[Tensor], Any]) -> Any:
     return batch
 
 
-def count(batch: Any) -> int:
+def count(batch: Any, name: str = "batch") -> int:
     """Examples in the batch: the length of its first tensor.
 
     Raises:
@@ -42,7 +42,7 @@ def count(batch: Any) -> int:
     changed(batch, lambda t: sizes.append(t.shape[0]) if t.dim() else None)
     if not sizes or not sizes[0]:
         raise ValueError(
-            "batch must hold a tensor with the examples along its first dimension, "
+            f"{name} must hold a tensor with the examples along its first dimension, "
             f"got {'an empty one' if sizes else type(batch).__name__}"
         )
     return sizes[0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from thalweg.probe._example_batch import LossFn, count, losses_of, taken
 from thalweg.probe._example_graph import types_in
+from thalweg.probe._graphs import check_reachable
 
 
 class Few:
@@ -31,6 +32,7 @@ class Few:
         self.losses = losses_of(model, taken(batch, examples, self.chosen), loss_fn, number)
         if not self.losses.requires_grad:
             raise ValueError("loss_fn must return losses that require a gradient, got ones without")
+        check_reachable("loss_fn", self.losses)
         # Squared norms of the true gradients, (params, 2).
         self.norms = torch.stack([self._norms(k, params) for k in range(2)], 1) if verify else None
         # Rounding of the coarsest type that the model computes in, autocast included.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from thalweg.probe._graphs import Node, children_first
 
 # What may give examples other places, by the saved tensor that says along which dimensions; None: any.
 MOVES = {
@@ -35,8 +36,6 @@ MOVES = {
     "SortBackward0": "dim",
     "TakeBackward0": None,
 }
-
-Node = Any  # torch.autograd.graph.Node, whose saved tensors and metadata torch does not type
 
 
 class GraphsDiffer(Exception):
@@ -98,7 +97,7 @@ class Graph:
         self.parents: dict[Node, list[Node]] = {node: [] for node in self.twin}
         self.sources: list[Node] = []
         self.moved = False
-        for node in _children_first(losses.grad_fn):
+        for node in children_first(losses.grad_fn):
             children = [child for child, _ in node.next_functions if child is not None]
             for child in children:
                 self.parents[child].append(node)
@@ -175,31 +174,13 @@ def by_example(t: Tensor, dim: Dim) -> Tensor:
 
 def types_in(losses: Tensor) -> set[torch.dtype]:
     """Floating types of everything that the losses were computed from by operations with a gradient."""
-    nodes = _children_first(losses.grad_fn)
+    nodes = children_first(losses.grad_fn)
     types = {one.dtype for node in nodes for one in node._input_metadata}
     return {dtype for dtype in types if dtype.is_floating_point} | {losses.dtype}
 
 
 def _outputs(node: Node) -> int:
     return len(node._input_metadata)
-
-
-def _children_first(root: Node) -> list[Node]:
-    """Every node once, after all those that it leads to."""
-    order: list[Node] = []
-    seen = {root}
-    stack = [(root, iter(root.next_functions))]
-    while stack:
-        node, children = stack[-1]
-        for child, _ in children:
-            if child is not None and child not in seen:
-                seen.add(child)
-                stack.append((child, iter(child.next_functions)))
-                break
-        else:
-            stack.pop()
-            order.append(node)
-    return order
 
 
 def _twins(root: Node, other: Node) -> dict[Node, Node]:

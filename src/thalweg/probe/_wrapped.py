@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +24,12 @@ def bare(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Whatever ``torch.compile`` made runs as the Python that it was made from."""
+    # Where nothing was compiled the compiler is not loaded, and loading it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def over_processes(tensor: Tensor, group: Any, how: str = "sum") -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from thalweg.probe._quiet import call, quiet
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, over_processes, uncompiled
 from thalweg.probe.cost import costs
 
 __all__ = ["AttentionLogits", "attention_logits"]
@@ -64,10 +63,7 @@ def attention_logits(model: nn.Module, batch: Any, *, group: Any = None) -> Atte
     """
     model = bare(model)
     seen: dict[str, Tensor] = {}
-    # Where nothing was compiled the compiler is not loaded, and loading it takes seconds.
-    compiled = "torch._dynamo" in sys.modules
-    uncompiled = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with quiet(model), _current_module(model) as name, uncompiled:
+    with quiet(model), _current_module(model) as name, uncompiled():
 
         def note(heads: Tensor) -> None:
             repeats = sum(other == name() or other.startswith(f"{name()}[") for other in seen)

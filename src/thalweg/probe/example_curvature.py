@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.probe._batches import take
+from thalweg.probe._example_batch import count
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe._quiet import call, quiet
+from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 from thalweg.probe.operator import checked_loss, twice_differentiable
 
@@ -49,7 +53,7 @@ class CurvatureGram:
 def curvature_gram(
     model: nn.Module,
     loss_fn: Callable[[Tensor, Any], Tensor],
-    inputs: Tensor,
+    inputs: Any,
     targets: Tensor,
 ) -> CurvatureGram:
     r"""Per-example curvature of ``loss_fn(model(inputs), targets)``, a mean over examples.
@@ -60,28 +64,35 @@ def curvature_gram(
     were. The declared cost is that of 256 examples with 10 outputs.
 
     Args:
-        model: maps ``inputs[i : i + 1]`` to outputs; parameters that require a gradient count.
+        model: gives the outputs of one example, with their leading dimension of 1, as a tensor or as
+            ``.logits``; parameters that require a gradient count. Behind DDP or ``torch.compile`` the module
+            itself is run.
         loss_fn: (outputs, targets) of one example, with its leading dimension of 1, to a scalar, convex in
             the outputs; its mean over the examples is the loss.
-        inputs, targets: n examples along the first dimension.
+        inputs: the model's: a tensor, a tuple of positional or a mapping of keyword arguments.
+        targets: of the n examples, along the first dimension of these and of ``inputs``.
 
     Raises:
         ValueError: there is no example, the numbers of inputs and targets differ, the model has no parameter
-            that requires a gradient, or a loss is not a finite scalar.
+            that requires a gradient, gives no tensor or checkpoints its activations by reentrant autograd, or
+            a loss is not a finite scalar.
     """
-    if not len(inputs) or len(inputs) != len(targets):
+    examples = count(inputs, "inputs")
+    if examples != len(targets):
         raise ValueError(
-            f"targets must be as many as inputs and at least one, got {len(targets)} for {len(inputs)} inputs"
+            f"targets must be as many as inputs and at least one, got {len(targets)} for {examples} inputs"
         )
+    model = bare(model)
     params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have a parameter that requires a gradient, got none")
     factors, losses = [], []
     with quiet(model), twice_differentiable(params):
-        for index in range(len(inputs)):
-            outputs = call(model, inputs[index : index + 1])
+        for index in range(examples):
+            one = slice(index, index + 1)
+            outputs = _outputs(model, take(inputs, one, examples))
             leaf = outputs.detach().requires_grad_()
-            loss = checked_loss(loss_fn(leaf, targets[index : index + 1]))
+            loss = checked_loss(loss_fn(leaf, targets[one]))
             losses.append(loss.detach().double())
             rows = [
                 torch.autograd.grad(
@@ -93,6 +104,15 @@ def curvature_gram(
     n, k = len(factors), len(factors[0])
     stacked = torch.cat(factors)
     return CurvatureGram((stacked @ stacked.T).double().view(n, k, n, k), torch.stack(losses))
+
+
+def _outputs(model: nn.Module, inputs: Any) -> Tensor:
+    outputs = call(model, inputs)
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"model must return one tensor, or .logits, got {type(outputs).__name__}")
+    check_reachable("model", outputs)
+    return outputs
 
 
 def _root_of_hessian(loss: Tensor, leaf: Tensor) -> Tensor:

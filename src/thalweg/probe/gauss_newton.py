@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe.cost import costs
 from thalweg.probe.operator import (
     CurvatureOperator,
@@ -14,6 +15,7 @@ from thalweg.probe.operator import (
     checked_params,
     empty_like,
     flatten,
+    in_parts,
     split,
     twice_differentiable,
 )
@@ -55,6 +57,7 @@ def ggn_operator(
             raise ValueError(
                 "output_fn must return outputs that require a gradient, got some detached from params"
             )
+        check_reachable("output_fn", outputs)
         leaf = outputs.detach().requires_grad_()
         loss = checked_loss(loss_fn(leaf))
         if not loss.requires_grad:
@@ -74,11 +77,14 @@ def ggn_operator(
         if not slope.requires_grad:
             return like.new_zeros(n)
         directions = [pieces[index].to(pulled[index]) for index in reached]
-        (pushed,) = torch.autograd.grad([pulled[i] for i in reached], probe, directions, retain_graph=True)
-        (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
-        products = torch.autograd.grad(
-            outputs, listed, curved, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        with in_parts():
+            (pushed,) = torch.autograd.grad(
+                [pulled[i] for i in reached], probe, directions, retain_graph=True
+            )
+            (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
+            products = torch.autograd.grad(
+                outputs, listed, curved, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
         return flatten(products, like)
 
     return CurvatureOperator(matvec, n, like, shapes)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe._randomness import same_randomness
+from thalweg.probe._wrapped import uncompiled
 from thalweg.probe.cost import costs
 
 __all__ = ["CurvatureOperator", "hvp_operator"]
@@ -54,10 +56,17 @@ def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
 
 
 @contextmanager
+def in_parts() -> Iterator[None]:
+    """Nothing fused or compiled runs, neither now nor where a checkpointed part is computed anew."""
+    # Neither has a second derivative; the mathematical form of attention is made of parts that do.
+    with sdpa_kernel(SDPBackend.MATH), uncompiled():
+        yield
+
+
+@contextmanager
 def twice_differentiable(params: list[Tensor]) -> Iterator[None]:
     """For a forward pass of which second derivatives are wanted; the random states return afterwards."""
-    # Fused attention kernels have no second derivative; the mathematical form is made of parts that do.
-    with same_randomness(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with same_randomness(), in_parts(), torch.enable_grad():
         yield
 
 
@@ -98,7 +107,8 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
 
     The loss is computed once and its gradient's graph is kept, so that every product sees the same
     function: one dropout mask, one batch. The graph lives as long as ``matvec`` does; change a parameter in
-    place and further products are refused by autograd. Attention runs under the mathematical kernel.
+    place and further products are refused by autograd. Attention runs under the mathematical kernel, and
+    what ``torch.compile`` made runs uncompiled: neither has a second derivative otherwise.
     ``.grad`` and torch's random state stay as they were. What else a forward pass changes (the running
     statistics of batch normalisation in training mode) is changed by ``loss_fn`` once.
 
@@ -108,7 +118,8 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
 
     Raises:
         ValueError: ``params`` is empty or holds a tensor that is frozen, complex or repeated; the loss is not
-            scalar, not finite, or does not require a gradient; a vector has the wrong shape.
+            scalar, not finite, or does not require a gradient; it checkpoints activations by reentrant
+            autograd (``use_reentrant=False`` works); a vector has the wrong shape.
     """
     listed = checked_params(params)
     like = empty_like(listed)
@@ -118,6 +129,7 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
             raise ValueError(
                 "loss_fn must return a loss that requires a gradient, got one detached from params"
             )
+        check_reachable("loss_fn", loss)
         # allow_unused with materialize_grads: a parameter that the loss does not use has zero curvature.
         gradient = torch.autograd.grad(
             loss, listed, create_graph=True, allow_unused=True, materialize_grads=True
@@ -131,14 +143,15 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
         pieces = split(vector, shapes)
         if not curved:
             return like.new_zeros(n)
-        products = torch.autograd.grad(
-            [gradient[index] for index in curved],
-            listed,
-            grad_outputs=[pieces[index].to(gradient[index]) for index in curved],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        with in_parts():
+            products = torch.autograd.grad(
+                [gradient[index] for index in curved],
+                listed,
+                grad_outputs=[pieces[index].to(gradient[index]) for index in curved],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
         return flatten(products, like)
 
     return CurvatureOperator(matvec, n, like, shapes)

@@ -21,6 +21,7 @@ from thalweg.probe._example_batch import (
     unwrapped,
 )
 from thalweg.probe._example_ranks import group_of, summed
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe.cost import costs
 
 __all__ = ["OpposingGradients", "OpposingSignals", "opposing_gradients", "opposing_signals"]
@@ -206,6 +207,7 @@ def opposing_gradients(
             found = [torch.zeros_like(p) for p in params.values()]
             if listed:
                 loss = losses_of(inner, some, loss_fn, len(listed)).sum()
+                check_reachable("loss_fn", loss)
                 found = list(
                     torch.autograd.grad(
                         loss, list(params.values()), allow_unused=True, materialize_grads=True

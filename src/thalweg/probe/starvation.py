@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg._core.checks import check_count
+from thalweg.probe._batches import take
+from thalweg.probe._example_batch import changed, count
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -84,32 +88,35 @@ def _check(outputs: Any, targets: Tensor, counts: Tensor) -> None:
         raise ValueError(f"targets must be {allowed}, got {targets[wrong & counts][0].item()}")
 
 
-def _take(inputs: Any, what: Any) -> Any:
-    """The same part of a tensor, or of every tensor of a tuple, list or mapping."""
-    if isinstance(inputs, Mapping):
-        return {name: value[what] for name, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(value[what] for value in inputs)
-    return inputs[what]
-
-
 def _vectorised(model: nn.Module, params: dict[str, Tensor], inputs: Any, targets: Tensor) -> Jacobian:
-    def margins(chosen: dict[str, Tensor], example: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        batch = _take(example, None)
-        if isinstance(batch, Mapping):
-            outputs = functional_call(model, chosen, (), dict(batch))
+    tensors: list[Tensor] = []
+    changed(inputs, lambda t: tensors.append(t) if _by_example(t, targets) else None)
+
+    def margins(chosen: dict[str, Tensor], mine: tuple[Tensor, ...], target: Tensor) -> tuple[Tensor, Tensor]:
+        given = iter(mine)
+        one = changed(inputs, lambda t: next(given)[None] if _by_example(t, targets) else t)
+        if isinstance(one, Mapping):
+            outputs = functional_call(model, chosen, (), dict(one))
         else:
-            outputs = functional_call(model, chosen, batch)
+            outputs = functional_call(model, chosen, tuple(one) if isinstance(one, tuple | list) else (one,))
         found = margins_of(outputs, target[None]).reshape(-1)
         return found, found
 
-    gradients, found = vmap(jacrev(margins, has_aux=True), (None, 0, 0))(params, inputs, targets)
+    over = vmap(jacrev(margins, has_aux=True), (None, 0, 0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        gradients, found = over(params, tuple(tensors), targets)
     return found.flatten(), {name: rows.flatten(0, 1) for name, rows in gradients.items()}
+
+
+def _by_example(t: Tensor, targets: Tensor) -> bool:
+    return t.dim() > 0 and len(t) == len(targets)
 
 
 def _one_by_one(model: nn.Module, params: dict[str, Tensor], inputs: Any, targets: Tensor) -> Jacobian:
     with torch.enable_grad():
         found = margins_of(call(model, inputs), targets).reshape(-1)
+        check_reachable("model", found)
         rows = [
             torch.autograd.grad(
                 one, list(params.values()), retain_graph=True, allow_unused=True, materialize_grads=True
@@ -148,13 +155,13 @@ def gradient_starvation(
         inputs: n examples along the first dimension: a tensor, a tuple of positional or a mapping of keyword
             arguments. 256 are enough; cost and memory grow with n.
         targets: -1 or 1 for one logit; class numbers, shape (n,) or (n, positions), for several.
-        chunk: examples whose gradients are taken at a time, by ``torch.func.vmap``; 1 does without, for
-            models that vmap cannot take, such as recurrent ones.
+        chunk: examples whose gradients are taken at a time, by ``torch.func.vmap``; what vmap cannot take,
+            such as a recurrent layer, goes one by one, and so does all at 1.
         ignore_index: class number of positions that do not count.
 
     Raises:
-        ValueError: targets do not fit the outputs or are no classes, none counts, a margin is not finite, or
-            no parameter requires a gradient.
+        ValueError: targets do not fit the outputs or are no classes, none counts, a margin is not finite, no
+            parameter requires a gradient, or the model checkpoints its activations by reentrant autograd.
     """
     check_count("chunk", chunk)
     model = bare(model)
@@ -163,16 +170,26 @@ def gradient_starvation(
         raise ValueError("model must have a parameter that requires a gradient, got none")
     if not targets.dim() or not targets.numel():
         raise ValueError(f"targets must hold at least one example, got shape {tuple(targets.shape)}")
+    if (examples := count(inputs, "inputs")) != len(targets):
+        raise ValueError(f"targets must be as many as inputs, got {len(targets)} for {examples} inputs")
     counts = targets != ignore_index
     found, rows = [], []
     # Fused attention has no batching rule for its gradient.
     with quiet(model), sdpa_kernel(SDPBackend.MATH):
         targets = targets.where(counts, 0)
-        _check(call(model, _take(inputs, slice(0, 1))), targets, counts)
+        _check(call(model, take(inputs, slice(0, 1), len(targets))), targets, counts)
         gradients_of = _one_by_one if chunk == 1 else _vectorised
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            some, gradients = gradients_of(model, params, _take(inputs, part), targets[part])
+            given = model, params, take(inputs, part, len(targets)), targets[part]
+            try:
+                some, gradients = gradients_of(*given)
+            except (RuntimeError, NotImplementedError, ValueError, TypeError):
+                # Control flow that depends on data, or an operation without a rule.
+                if gradients_of is _one_by_one:
+                    raise
+                gradients_of = _one_by_one
+                some, gradients = gradients_of(*given)
             found.append(some)
             rows.append(gradients)
     keep = counts.flatten()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe._named import NamedParams
 from thalweg.probe._wrapped import over_processes
 from thalweg.probe.cost import costs
@@ -132,6 +133,7 @@ def top_subspace(
     if gradient is None:
         with twice_differentiable(listed):  # the same random numbers as the Hessian sees
             loss = checked_loss(loss_fn())
+            check_reachable("loss_fn", loss)
             found = torch.autograd.grad(loss, listed, allow_unused=True, materialize_grads=True)
         gradient = over_processes(
             flatten(found, empty_like(listed)), group
