@@ -47,3 +47,26 @@ def test_norms_equal_those_of_single_examples(build):
         for norms, gradient in zip(found.per_layer.values(), gradients, strict=True):
             expected = 0.0 if gradient is None else gradient.norm().item()
             assert norms[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+# A model may leave a mask away that masks nothing: padded batches and others then compute different things.
+@pytest.mark.parametrize("padded", [(), (1,), (0, 2, 4)])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_padding_anywhere_in_the_batch_keeps_the_short_way(padded, chunk_size):
+    torch.manual_seed(0)
+    model = llama().eval()
+    batch = {"input_ids": torch.randint(1, 20, (5, 7)), "attention_mask": torch.ones(5, 7, dtype=torch.long)}
+    for index in padded:
+        batch["attention_mask"][index, 4:] = 0
+
+    def loss_fn(model, batch):
+        losses = functional.cross_entropy(model(**batch).logits.mT, batch["input_ids"], reduction="none")
+        return (losses * batch["attention_mask"]).mean(1)
+
+    found = example_gradient_norms(model, batch, loss_fn, chunk_size=chunk_size)
+    assert found.materialised == ()
+    for index in range(5):
+        loss = loss_fn(model, {name: t[index : index + 1] for name, t in batch.items()})[0]
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        expected = torch.stack([g.norm() for g in gradients]).norm().item()
+        assert found.norms[index].item() == pytest.approx(expected, rel=1e-4)

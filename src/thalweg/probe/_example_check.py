@@ -8,9 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.probe._example_batch import LossFn, count, losses_of, taken
+from thalweg.probe._example_batch import LossFn, changed, count, losses_of, taken
 from thalweg.probe._example_graph import types_in
 from thalweg.probe._graphs import check_reachable
+
+
+def alike(batch: Any, examples: int, number: int) -> list[int]:
+    """Examples with which a model does what it does with the whole batch: where a mask masks most."""
+    found: list[int] = []
+
+    def note(t: Tensor) -> None:
+        if t.dim() > 1 and t.shape[0] == examples and t.numel() and bool(((t == 0) | (t == 1)).all()):
+            found.append(int(t.flatten(1).sum(1).argmin()))
+
+    changed(batch, note)
+    return [*dict.fromkeys([*found, *range(min(number, examples))]), *[0] * number][:number]
 
 
 class Few:

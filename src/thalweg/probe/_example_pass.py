@@ -25,7 +25,7 @@ from thalweg.probe._example_batch import (
     undisturbed,
     unwrapped,
 )
-from thalweg.probe._example_check import Few
+from thalweg.probe._example_check import Few, alike
 from thalweg.probe._example_forms import Form
 from thalweg.probe._example_graph import Border, Graph, GraphsDiffer, Node
 from thalweg.probe._example_nodes import HANDLERS, form_at
@@ -94,9 +94,8 @@ def _pass(
     """Sums of one chunk, parameters without any, and whether examples may have changed places inside."""
     losses = losses_of(model, batch, loss_fn, count(batch))
     sums = Sums(losses.detach())
-    try:
-        graph = Graph(losses, few, list(params.values()), HANDLERS)
-    except GraphsDiffer:
+    graph = _graph(model, batch, loss_fn, params, losses, few)
+    if graph is None:
         return sums, set(params), False
     layers = _Layers(graph, params, wanted, sums)
     handles = [
@@ -119,6 +118,21 @@ def _pass(
             handle.remove()
     layers.finish()
     return sums, layers.unknown, graph.moved
+
+
+def _graph(
+    model: nn.Module, batch: Any, loss_fn: LossFn, params: Mapping[str, Tensor], losses: Tensor, few: Tensor
+) -> Graph | None:
+    try:
+        return Graph(losses, few, list(params.values()), HANDLERS)
+    except GraphsDiffer:
+        # A model may do without a mask that masks nothing: compare with examples that are masked alike.
+        some = taken(batch, len(losses), alike(batch, len(losses), len(few)))
+        few = losses_of(model, some, loss_fn, len(few))
+    try:
+        return Graph(losses, few, list(params.values()), HANDLERS)
+    except GraphsDiffer:
+        return None
 
 
 def _misplaced(
