@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
@@ -29,6 +30,10 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     Groups whose own limits differ, by their rates or momenta, enter the preconditioner: what is given is
     compared with the limit of the first group that moves. Of an optimizer without a known preconditioner or
     limit, the plain sharpness is given, and no ratio.
+
+    Dropout is off. Batch normalisation normalises by the batch, as in training: by its running statistics
+    another function would be read, which feels what the gradient does not, such as the size of the weights in
+    front of it.
     """
     assert at.model is not None and at.loss_fn is not None
     model, loss_fn, memory = at.model, at.loss_fn, at.memory
@@ -46,7 +51,10 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     if not alike and hasattr(at.optimizer, "edge"):
         return at.silent(f"the limit of {type(at.optimizer).__name__} is not known for groups that differ")
     at.silent(None)
+    by_batch = [one for one in model.modules() if _normalises_by_batch(one)]
     with quiet(model), torch.enable_grad():
+        for one in by_batch:
+            one.train()
         params = [p for p in at.named.values() if p.requires_grad]
         warm = memory.get("vectors")
         if warm and len(warm[0]) != sum(p.numel() for p in params):
@@ -69,6 +77,11 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
         extra |= noted(groups, [sum(held.get(id(p), 0.0) for p in group["params"]) for group in groups])
     parts = found.top * torch.tensor(list(shares.values()))
     return [Raw("sharpness", found.top, tuple(shares), parts, extra)]
+
+
+def _normalises_by_batch(module: nn.Module) -> bool:
+    """Whether it is batch normalisation in training; one that asks other processes is left in peace."""
+    return isinstance(module, _BatchNorm) and module.training and not isinstance(module, nn.SyncBatchNorm)
 
 
 def _to_one_limit(
