@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from thalweg._core.checks import check_choice
 from thalweg.desk.paper import Paper
-from thalweg.desk.surviving import SurvivingRoute, shelf_of
+from thalweg.desk.surviving import READ, SurvivingRoute, shelf_of
 from thalweg.desk.troubles import troubles
 from thalweg.desk.views import page
 from thalweg.papers.entry import ROOMS, UnknownPaper
@@ -28,6 +28,9 @@ def paper_of(request: Request, name: str) -> Paper:
     try:
         return shelf_of(request).paper(name)
     except UnknownPaper as error:
+        unread = "" if request.method in READ else request.state.unreadable
+        if unread:
+            raise HTTPException(503, f"{unread}; the catalog says: {error}") from None
         raise HTTPException(404, str(error)) from None
 
 

@@ -16,14 +16,25 @@ from thalweg.desk.shelf import Shelf
 
 __all__ = ["SurvivingRoute", "shelf_of"]
 
+READ = ("GET", "HEAD")
 AGAIN = 60.0  # seconds in which the same trouble is reported once, so that it costs readers nothing
 REPAIR = "thalweg papers repair puts right what can be"
 LOG = logging.getLogger("thalweg.desk")
 
 
 def shelf_of(request: Request) -> Shelf:
-    """The papers to show: the catalog's alone, where the imported ones were found to be unreadable."""
+    """The papers to show: the catalog's alone, where the imported ones were found to be unreadable.
+
+    What changes something is never asked twice: there they are tried before anything is done.
+    """
     state = request.app.state
+    if request.method not in READ and not hasattr(request.state, "unreadable"):
+        request.state.unreadable = ""
+        try:
+            _ = state.shelf.by_id, state.shelf.topics  # known already, unless something was imported since
+        except Exception as error:
+            request.state.unreadable = _reason(error)
+            _report(request, request.state.unreadable, error)
     return state.catalog if getattr(request.state, "unreadable", "") else state.shelf
 
 
@@ -43,7 +54,7 @@ class SurvivingRoute(APIRoute):
             except (HTTPException, RequestValidationError):
                 raise
             except Exception as error:
-                if request.method not in ("GET", "HEAD") or request.app.state.shelf.library is None:
+                if request.method not in READ or request.app.state.shelf.library is None:
                     raise
                 return await _without_imports(request, ask, error)
 
@@ -53,8 +64,7 @@ class SurvivingRoute(APIRoute):
 async def _without_imports(
     request: Request, ask: Callable[[Request], Awaitable[Response]], error: Exception
 ) -> Response:
-    reason = f"imported papers cannot be read ({type(error).__name__}: {str(error)[:200]})"
-    request.state.unreadable = reason
+    reason = request.state.unreadable = _reason(error)
     try:
         answer = await ask(request)
     except HTTPException as refusal:  # the catalog does not know what was asked for
@@ -65,6 +75,10 @@ async def _without_imports(
         raise
     _report(request, reason, error)
     return answer
+
+
+def _reason(error: Exception) -> str:
+    return f"imported papers cannot be read ({type(error).__name__}: {str(error)[:200]})"
 
 
 def _report(request: Request, reason: str, error: Exception) -> None:
