@@ -31,9 +31,14 @@ def planned_rates(text: str, first: np.ndarray) -> np.ndarray:
         return _from_file(text)
     given: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        check_choice(f"--schedule {name}: setting", key.strip(), (*COMMON, *SHAPES[name]))
-        given[key.strip()] = value.strip()
+        key, value = (word.strip() for word in part.partition("=")[::2])
+        check_choice(f"--schedule {name}: setting", key, (*COMMON, *SHAPES[name]))
+        if not value or key in given:
+            raise ValueError(
+                f"--schedule {text}: {key} must have one value, such as {key}={given.get(key, '...')}, got "
+                f"{'several' if key in given else 'none'}"
+            )
+        given[key] = value
     where = f"--schedule {text}: "
 
     def whole(key: str, default: int, low: int) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STORE = Path("runs") / "thalweg.sqlite"
 DECAY = 0.999  # the paper's; also what forecast best for the tuning seeds of the study
 MARKS = (0.25, 0.5, 0.75, 1.0)  # of a run, at which the table tells the loss
+STRETCH = 2.0  # times the annealing area of all fitted losses, beyond which a forecast is marked
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def forecast(
     with user_errors():
         if plot is not None:
             check_choice("ending of --plot", plot.suffix.lower(), (".png", ".svg"))
+            if not plot.parent.is_dir():
+                raise ValueError(f"--plot must be in a folder that exists, got {str(plot)!r}")
         from thalweg.watch import RunStore
 
         with RunStore(store) as opened:
@@ -125,6 +128,19 @@ def draw(path: Path, runs: Sequence[Logged], planned: Sequence[Planned], loss: s
     figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
+def _notes(runs: Sequence[Logged], planned: Sequence[Planned]) -> list[str]:
+    """What to know before a forecast is believed."""
+    notes = [note for one in runs for note in one.notes]
+    for one in planned:
+        stretch, sunk = float(one.curve.stretch.max()), bool((one.curve.loss <= 0).any())
+        if stretch > STRETCH or sunk:
+            notes.append(
+                f"{one.name} goes beyond what the runs can tell: it anneals {stretch:.2g} times as far as "
+                f"any fitted loss{' and falls below 0' if sunk else ''}. Fit a run that cools down as far, too"
+            )
+    return notes
+
+
 def _marks(one: Planned) -> list[int]:
     return [max(0, round(mark * len(one.rates)) - 1) for mark in MARKS]
 
@@ -144,6 +160,7 @@ def _plain(
                 "peak": float(one.rates.max()),
                 "final_loss": float(one.curve.loss[-1]),
                 "error": float(one.curve.error[-1]),
+                "stretch": float(one.curve.stretch.max()),
                 "curve": {
                     "steps": [int(one.curve.steps[i]) for i in _marks(one)],
                     "loss": [float(one.curve.loss[i]) for i in _marks(one)],
@@ -152,6 +169,7 @@ def _plain(
             }
             for one in planned
         ],
+        "notes": _notes(runs, planned),
     }
 
 
@@ -180,3 +198,5 @@ def _show(law: AnnealingLaw, runs: Sequence[Logged], planned: Sequence[Planned],
         style="dim",
         soft_wrap=True,
     )
+    for note in _notes(runs, planned):
+        screen.print(Text(f"Note: {note}."), style="yellow", soft_wrap=True)

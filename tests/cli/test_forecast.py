@@ -168,10 +168,16 @@ def test_the_table_and_the_plot_tell_the_final_loss(tmp_path):
         (["1", "--schedule", "cosine:steps=many"], "steps must be an integer >= 1, got 'many'"),
         (["1", "--schedule", "cosine:steps=40"], "warmup must be less than steps = 40, got 50"),
         (["1", "--schedule", "cosine:peak=0"], "peak must be in (0, inf), got '0'"),
+        (["1", "--schedule", "wsd:cooldown"], "cooldown must have one value, such as cooldown=..., got none"),
+        (["1", "--schedule", "wsd:peak=1,peak=2"], "must have one value, such as peak=1, got several"),
         (["2", "--schedule", "cosine"], "run 2 (constant) cannot be fitted: rates must fall somewhere"),
         (["1", "--schedule", "wsd", "--decay", "1.5"], "--decay must be in [0, 1], got 1.5"),
         (["1", "--schedule", "wsd", "--skip", "5000"], "losses must have at least 5 after warm-up and skip"),
         (["1", "--schedule", "wsd", "--plot", "curve.pdf"], "ending of --plot must be one of .png, .svg"),
+        (
+            ["1", "--schedule", "wsd", "--plot", "no/a.png"],
+            "--plot must be in a folder that exists, got 'no/",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(arguments, message):
@@ -211,3 +217,43 @@ def test_a_run_whose_start_was_not_watched_is_refused():
     assert "late) must have its learning rate from the start, got one first read at step 900" in refused(
         "late", "--schedule", "wsd"
     )
+
+
+@pytest.mark.parametrize("said", ["ran every 300 steps rather than every 1", "never ran: needs about 1 ms"])
+def test_a_run_whose_rate_was_hardly_looked_at_is_refused_unless_it_was_logged(said):
+    about = {"left_out": {"learning rate": said}}
+    with RunStore("runs/thalweg.sqlite", write=True) as store:
+        for name, at in (("fast", (36, 110)), ("logged", range(1, 601, 50))):
+            run = store.begin(name, about)
+            readings = [Reading(step, "learning rate", COSINE[step]) for step in at]
+            readings += [Reading(step, "loss", 3 - step / 600) for step in range(2, 600)]
+            store.write(run, 600, [(0.0, one) for one in readings], [])
+    found = refused("fast", "--schedule", "wsd")
+    assert f"got 490 steps without a reading, since the watch, within its time budget, {said}" in found
+    assert len(forecast("logged", "--schedule", "cosine:warmup=0")["schedules"]) == 1
+
+
+def test_forecasts_beyond_what_the_runs_can_tell_are_marked():
+    with RunStore("runs/thalweg.sqlite", write=True) as store:
+        run = store_run(store, "half", COSINE)
+        # A run that has got a third of its way, and lost some of its readings.
+        third = store.begin("third", {})
+        readings = [one for one in store.readings(run, "learning rate") if one.step <= 600]
+        readings += [one for one in store.readings(run, "loss") if one.step <= 600]
+        readings.append(Reading(601, "loss", float("nan")))
+        store.write(third, 600, [(0.0, one) for one in readings], [])
+    found = forecast("third", "--schedule", "linear:steps=2000", "--schedule", "constant")
+    lost, going, far = found["notes"]
+    assert going.endswith(
+        "(third) has not ended: schedules are as long as it is so far unless steps= says more"
+    )
+    assert lost.endswith("that are not finite were left out, 1 in number and the first at step 601")
+    assert far.startswith("linear:steps=2000 goes beyond what the runs can tell: it anneals 21 times as far")
+    linear, constant = found["schedules"]
+    law = annealing_areas(COSINE[:600], 0.999)[1][:599].max()
+    rates = planned_rates("linear:steps=2000", COSINE)
+    assert linear["stretch"] == pytest.approx(annealing_areas(rates, 0.999)[1].max() / law, rel=0.02)
+    assert constant["stretch"] < 2 < linear["stretch"]
+    result = runner.invoke(app, ["forecast", "third", "--schedule", "linear:steps=2000"])
+    assert result.stdout.count("Note: ") == 3
+    assert forecast("1", "--schedule", "wsd", "--schedule", "linear")["notes"] == []

@@ -25,12 +25,15 @@ class LossForecast:
             itself misses under another schedule is not in it.
         scatter: (n,) standard deviation of a single measured loss about the predicted one: ``error`` and the
             scatter of the fitted readings together.
+        stretch: (n,) the annealing area there over the largest of the fitted readings. Far above 1 it is
+            guesswork what the cooldown gains, and the predicted loss may even fall below 0.
     """
 
     steps: np.ndarray
     loss: Floats
     error: Floats
     scatter: Floats
+    stretch: Floats
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class AnnealingLaw:
         covariance: (4, 4) of floor, scale, exponent and cooling, as :func:`annealing_law` estimates it.
         residual: relative scatter of the fitted readings about the law, 1.48 times the median absolute one.
         readings: how many losses were fitted.
+        annealed: largest size of :math:`S_2` among them.
     """
 
     floor: float
@@ -56,6 +60,7 @@ class AnnealingLaw:
     covariance: Floats
     residual: float
     readings: int
+    annealed: float
 
     def predict(self, rates: Any, steps: Any = None, *, warmup: int | None = None) -> LossForecast:
         """The loss curve under another schedule, of the same model, data, batch size and optimizer.
@@ -78,7 +83,8 @@ class AnnealingLaw:
         slopes = law_slopes(self.scale, self.exponent, s1, s2)
         variance = np.einsum("ni,ij,nj->n", slopes, self.covariance, slopes).clip(min=0)
         error = np.sqrt(variance)
-        return LossForecast(chosen, loss, error, np.hypot(error, self.residual * loss))
+        scatter = np.hypot(error, self.residual * loss)
+        return LossForecast(chosen, loss, error, scatter, np.abs(s2) / self.annealed)
 
 
 def law_value(numbers: Any, s1: Floats, s2: Floats) -> Floats:

@@ -170,9 +170,9 @@ def _fit(
     covariance = variance * inverse / np.outer(unit, unit)
     typical = float(np.median(np.abs(errors))) * NORMAL
     floor, scale, exponent, cooling = map(float, theta)
-    return objective(theta), AnnealingLaw(
-        floor, scale, exponent, cooling, decay, covariance, typical, len(observed)
-    )
+    numbers = (floor, scale, exponent, cooling, decay)
+    furthest = float(np.abs(s2).max())
+    return objective(theta), AnnealingLaw(*numbers, covariance, typical, len(observed), furthest)
 
 
 def _variance(errors: Floats, huber: float) -> float:
