@@ -75,7 +75,8 @@ def demo(
     )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+# What stands behind the script is the script's, even where it is called like an option of ours.
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
 def run(
     context: typer.Context,
     script: Annotated[
@@ -89,6 +90,7 @@ def run(
     screen = console(stderr=True)
     code = 0
     with user_errors():
+        from thalweg.report._whole_file import check_page
         from thalweg.watch import RunStore, run_script
 
         RunStore(store, write=True).close()
@@ -96,12 +98,15 @@ def run(
             raise ValueError(f"script must be a Python file, got {str(script)!r}: no such file")
         if not 0 <= budget < float("inf"):
             raise ValueError(f"budget must be in [0, inf), got {budget}")
+        if report is not None:
+            check_page("--report", report)
+    arguments = context.args[1:] if context.args[:1] == ["--"] else context.args
     runs: list[Any] = []
     said: set[str] = set()
     try:
         run_script(
             script,
-            context.args,
+            arguments,
             runs=runs,
             budget=budget,
             store=store,
@@ -143,7 +148,9 @@ def report(
     """Write a page about runs in a store."""
     with user_errors():
         from thalweg.report import write_report
+        from thalweg.report._whole_file import check_page
 
+        check_page("--out", out)
         typer.echo(f"report: {write_report(store, out, runs=run or None)}")
 
 

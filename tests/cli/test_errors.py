@@ -52,6 +52,28 @@ def test_a_missing_store_is_named():
     assert "no such file" in refused("report", "nothing.sqlite")
 
 
+def test_a_page_that_cannot_be_written_is_named_before_the_script_runs(tmp_path):
+    (tmp_path / "train.py").write_text("open('ran', 'w').close()")
+    (tmp_path / "taken").write_text("")
+    said = refused("run", "--report", "taken/page.html", "train.py")
+    assert "--report must be a file that can be written, got 'taken/page.html': File exists" in said
+    assert "--report must be a file that can be written, got '.': it is a folder" in refused(
+        "run", "--report", ".", "train.py"
+    )
+    assert not (tmp_path / "ran").exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_where_a_report_cannot_go_is_named(tmp_path):
+    assert "--out must be a file that can be written, got '.': it is a folder" in refused(
+        "report", "--out", "."
+    )
+
+
+def test_an_option_that_thalweg_run_does_not_have_is_named(tmp_path):
+    (tmp_path / "train.py").write_text("")
+    assert "No such option: --bugdet" in refused("run", "--bugdet", "1", "train.py")
+
+
 def test_the_demo_needs_a_folder_it_can_write(tmp_path):
     (tmp_path / "taken").write_text("")
     assert "taken" in refused("demo", "--folder", "taken")

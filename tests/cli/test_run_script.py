@@ -65,6 +65,14 @@ def test_the_script_prints_what_it_prints_alone_and_its_losses_are_stored(script
     assert f"loss {losses[-1].value}" in alone.stdout
 
 
+def test_options_behind_the_script_are_the_scripts_whatever_they_are_called(script, tmp_path):
+    own = ["--help", "--budget", "5", "--store", "mine", "-v", "--", "--report"]
+    script.write_text("import sys\nprint(sys.argv[1:])")
+    for arguments in (own, ["--", *own]):
+        done = thalweg(tmp_path, "run", "train.py", *arguments)
+        assert (done.returncode, done.stdout) == (0, f"{own}\n")
+
+
 def test_an_error_of_the_script_is_shown_as_its_own_and_the_run_is_kept(script, tmp_path):
     script.write_text(SCRIPT + "\nraise RuntimeError('my own mistake')\n")
     failed = thalweg(tmp_path, "run", "train.py")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from thalweg import papers
+from thalweg.report._whole_file import check_page, write_whole
 from thalweg.report.figures import Line, draw
 from thalweg.watch.store import RunInfo, RunStore
 
@@ -62,8 +62,9 @@ def write_report(
         table: rows of a comparison, each with the same keys in the same order.
 
     Raises:
-        ValueError: if the store is not one, or has no such run.
+        ValueError: if the store is not one, or has no such run, or no file can be written at ``path``.
     """
+    check_page("path", Path(path))
     with RunStore(store) as opened:
         known = {one.id: one for one in opened.runs()}
         if not known:
@@ -87,7 +88,7 @@ def write_report(
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         versions=_versions(),
     )
-    return _write_whole(Path(path), text)
+    return write_whole(Path(path), text)
 
 
 def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[str]:
@@ -122,19 +123,3 @@ def _paper(key: str) -> dict[str, str]:
 def _versions() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("thalweg", "torch"))
     return f"{packages}, Python {platform.python_version()}, {os.cpu_count()} cores"
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".part", delete=False, encoding="utf8"
-    ) as part:
-        try:
-            part.write(text)
-            part.flush()
-            os.chmod(part.name, 0o644)
-            os.replace(part.name, path)
-        except BaseException:
-            os.unlink(part.name)
-            raise
-    return path
