@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
@@ -12,10 +13,15 @@ from thalweg.watch.rules.memorised import Slow
 LEVELS = ((0.05, "info"), (0.25, "warning"), (0.5, "critical"))
 GAP = 0.3
 MOVE = 0.02
+# So many examples, of one batch or of several, tell a share.
+ENOUGH = 20
 
 
 class SoftmaxCollapse(Rule):
     """5 % of the examples collapsed: ``info``, since a run that fits its data well gets there in the end.
+
+    Those whose loss is zero count: an example that is answered wrongly, however surely, has a gradient. Small
+    batches are put together, to 20 examples at least.
 
     It does harm where there is something left to learn: with the test accuracy known, 0.3 below that on the
     training data (known, or else of the batch), and neither it nor the test loss risen from its worst to its
@@ -31,6 +37,7 @@ class SoftmaxCollapse(Rule):
         self.train: float | None = None
         self.test: float | None = None
         self.accuracy, self.loss = Slow(), Slow()
+        self.past: deque[tuple[float, float]] = deque()
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         if not reading.finite:
@@ -55,8 +62,18 @@ class SoftmaxCollapse(Rule):
         best = best or loss.mean <= loss.lowest < loss.highest - MOVE * abs(loss.highest)
         return 0.0 if best else train - self.test
 
+    def _share(self, reading: Reading) -> float:
+        """Of the latest examples, those without loss; 0 before there are enough."""
+        count = reading.extra.get("examples", ENOUGH)
+        self.past.append((count, count * reading.extra.get("zero loss", reading.value)))
+        while sum(many for many, _ in self.past) - self.past[0][0] >= ENOUGH:
+            self.past.popleft()
+        have = sum(many for many, _ in self.past)
+        return sum(zero for _, zero in self.past) / have if have >= ENOUGH else 0.0
+
     def _collapsed(self, reading: Reading) -> Iterable[Finding]:
-        level = sum(reading.value >= threshold for threshold, _ in LEVELS)
+        share = self._share(reading)
+        level = sum(share >= threshold for threshold, _ in LEVELS)
         gap = self._gap(reading)
         harm = gap > GAP
         level = level if harm else min(level, 1)
@@ -68,14 +85,14 @@ class SoftmaxCollapse(Rule):
         yield Finding(
             self.name,
             reading.step,
-            f"{reading.value:.0%} of the examples have a softmax that is exactly 1 in working precision: "
+            f"{share:.0%} of the examples have a softmax that is exactly 1 in working precision: "
             "they give no gradient any more"
             + (
                 f", while the test accuracy is {gap:.2f} below that on the training data."
                 if harm
-                else ". The training loss can hardly fall further; only held-out data show more."
+                else ". Only held-out data show whether there is more to learn."
             ),
-            {**known, "collapsed": reading.value, "threshold": threshold, **reading.extra},
+            {**known, **reading.extra, "collapsed": share, "threshold": threshold},
             severity,
             (),
             ("softmax-collapse",),

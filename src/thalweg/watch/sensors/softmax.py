@@ -17,7 +17,7 @@ UNFIT = "targets are no classes, whole numbers of shape (...) beside logits of s
 def collapsed(at: Moment) -> list[Raw]:
     """Share of examples in which every logit but the largest has vanished from the softmax's sum.
 
-    Those that are answered rightly are counted in ``extra``.
+    ``extra``: the share whose loss is zero, the share answered rightly, and how many examples there were.
     """
     assert at.output is not None and at.targets is not None
     logits, targets = few(at.output, EXAMPLES), few(at.targets, EXAMPLES)
@@ -32,4 +32,5 @@ def collapsed(at: Moment) -> list[Raw]:
     found = softmax_collapse(logits, targets)
     counted = targets != IGNORED
     right = (logits.argmax(-1) == targets)[counted].float().mean()
-    return [Raw("softmax collapse", found.fraction, extra={"zero loss": found.zero_loss, "right": right})]
+    extra = {"zero loss": found.zero_loss, "right": right, "examples": float(found.examples)}
+    return [Raw("softmax collapse", found.fraction, extra=extra)]
