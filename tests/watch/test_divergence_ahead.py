@@ -83,6 +83,24 @@ def test_exponential_growth_is_told_while_the_loss_is_flat_and_not_while_it_fall
     assert told(rising(name, 120, 0.0, every, seed=seed, spread=spread, steps=1000)) == []
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_growth_began_where_it_rose_and_not_where_it_is_looked_at_from(seed):
+    for name, since, late in [("gradient norm", 150, 4), ("loss", 150, 4)]:
+        noise = noisy(200, seed, 0.1)
+        values = [one * math.exp(0.8 * max(0, step - since)) for step, one in enumerate(noise, 1)]
+        rows = [(step, name, value) for step, value in enumerate(values, 1)]
+        (found,) = told(rows)
+        assert since - 1 <= found.step <= since + late
+
+
+def test_a_run_that_has_come_to_nan_is_not_about_to_diverge():
+    growing = [(step, "loss", math.exp(0.4 * max(0, step - 30))) for step in range(1, 61)]
+    lost = [(step, name, math.nan) for step in range(61, 600) for name in ("loss", "gradient norm")]
+    assert len(told(growing)) == 1
+    assert told([*growing[:40], *lost]) == told(growing[:40])
+    assert len(told([*growing, *lost])) == 1
+
+
 @pytest.mark.parametrize("spread", [0.05, 0.3, 1.0])
 def test_noise_is_no_growth(spread):
     for seed in range(5):

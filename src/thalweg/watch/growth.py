@@ -21,6 +21,7 @@ class Growth:
 
     Attributes:
         began: step of the first of them.
+        rose: step of the last of them that was as low as the first block, but for noise: it grew from there.
         times: median of the last block of readings over that of the first.
         least, most: the smallest and the largest factor from one block's median to the next.
         steady: the last factor from block to block over the first; near 1 for an exponential, below 1 for
@@ -31,6 +32,7 @@ class Growth:
     """
 
     began: int
+    rose: int
     times: float
     least: float
     most: float
@@ -95,8 +97,10 @@ class Series:
         noise = 1.4826 * median(abs(change - trend) for change in changes)
         # A gradient that had all but died away and comes back is no explosion.
         record = blocks[-1] / max(*earlier, median(self.first)) if earlier else math.inf
+        level = blocks[0] * math.exp(noise)
         return Growth(
             latest[0][0],
+            max((step for step, value in latest if value <= level), default=latest[0][0]),
             blocks[-1] / blocks[0],
             min(factors),
             max(factors),

@@ -74,6 +74,9 @@ class DivergenceAhead(Rule):
         else:
             name = "largest logit" if reading.name == "log Z" else reading.name
             value = reading.extra.get("largest logit", math.nan) if reading.name == "log Z" else reading.value
+            # What was ahead has come: that is another finding.
+            if not math.isfinite(value):
+                return
             self.series[name].add(reading.step, value if name == "loss" else abs(value))
             found = self._grows(name, reading)
             if found is None and name == "gradient norm":
@@ -119,7 +122,7 @@ class DivergenceAhead(Rule):
             reading,
             sharp.step,
             f"sharpness is {ratio:.3g} times the stability limit, and the gradient's norm has grown "
-            f"{grown.times:.3g} times since step {grown.began}",
+            f"{grown.times:.3g} times since step {grown.rose}",
             {"sharpness over its limit": ratio, "threshold": LIMIT, "gradient times": grown.times},
             ratio,
         )
@@ -163,12 +166,12 @@ class DivergenceAhead(Rule):
             return None
         if name in ("gradient norm", "largest logit") and self.losses.fall:
             return None
-        steps = reading.step - grown.began + 1
+        steps = reading.step - grown.rose
         return self._finding(
             reading,
-            grown.began,
+            grown.rose,
             f"the {name} has grown {grown.times:.3g} times in {steps} steps, exponentially"
-            + (", and the loss does not fall" if self.losses.latest else ""),
+            + (", and the loss does not fall" if self.losses.latest and name != "loss" else ""),
             {name: self.series[name].past[-1][1], "times": grown.times, "threshold": times},
             2.0,
         )

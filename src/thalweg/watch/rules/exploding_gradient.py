@@ -88,8 +88,8 @@ class ExplodingGradient(Rule):
         usual = min(value for _, value in self.norms.past)
         yield Finding(
             self.name,
-            grown.began,
-            f"the gradient's norm has grown {grown.times:.3g} times since step {grown.began}, without a "
+            grown.rose,
+            f"the gradient's norm has grown {grown.times:.3g} times since step {grown.rose}, without a "
             "pause and without the loss falling.",
             {"gradient norm": reading.value, "times": grown.times, "threshold": TIMES},
             "warning",
