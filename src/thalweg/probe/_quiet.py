@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,12 +29,26 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """``model(batch)``, with a tuple or list spread over positions and a mapping over keywords."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)
+    """``model(batch)``, with a tuple or list spread over positions and a mapping over keywords.
+
+    Raises:
+        ValueError: the model does not take so many arguments, or none of these names.
+    """
+    named: dict[str, Any] = dict(batch) if isinstance(batch, Mapping) else {}
+    given = (
+        () if isinstance(batch, Mapping) else tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    )
+    try:
+        return model(*given, **named)
+    except TypeError as error:
+        try:
+            inspect.signature(model.forward).bind(*given, **named)
+        except TypeError as why:
+            raise ValueError(
+                f"the batch must be what {type(model).__name__} takes, without targets: a tensor, a tuple of "
+                f"positional or a mapping of keyword arguments; {why}"
+            ) from error
+        raise
 
 
 def modules_named(model: nn.Module, names: Any) -> dict[str, nn.Module]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_count
-from thalweg.probe._quiet import quiet
+from thalweg.probe._batches import take
+from thalweg.probe._example_batch import changed
+from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
@@ -28,16 +31,20 @@ class AccuracyGap:
     gap: float
 
 
-def _accuracy(
-    model: nn.Module, name: str, pair: tuple[Tensor, Tensor], batch_size: int, ignore: int
-) -> float:
+def _accuracy(model: nn.Module, name: str, pair: tuple[Any, Tensor], batch_size: int, ignore: int) -> float:
     inputs, targets = pair
-    if not inputs.dim() or not targets.dim() or not len(inputs) or len(inputs) != len(targets):
-        shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
+    tensors: list[Tensor] = []
+    changed(inputs, tensors.append)
+    first = tensors[0] if tensors else targets.new_empty(0)
+    examples = len(first) if first.dim() else 0
+    if not targets.dim() or not examples or len(targets) != examples:
+        shapes = f"{tuple(first.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"{name} must hold as many inputs as targets and at least one, got shapes {shapes}")
     correct, counted = 0, 0
-    for batch, wanted in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-        logits = model(batch)
+    for start in range(0, examples, batch_size):
+        part = slice(start, start + batch_size)
+        wanted = targets[part]
+        logits = call(model, take(inputs, part, examples))
         logits = getattr(logits, "logits", logits)
         if not isinstance(logits, Tensor) or logits.shape[:-1] != wanted.shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -58,8 +65,8 @@ def _accuracy(
 @costs(2, 0, memory="the activations of one batch")
 def accuracy_gap(
     model: nn.Module,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: tuple[Any, Tensor],
+    test: tuple[Any, Tensor],
     *,
     batch_size: int = 512,
     ignore_index: int = -100,
@@ -72,7 +79,8 @@ def accuracy_gap(
         model: maps inputs to logits of shape (..., classes), or something with ``.logits``; run in evaluation
             mode without gradients, its ``training`` flags are put back. Behind DDP or ``torch.compile`` the
             module itself is run.
-        train, test: (inputs, targets), batched along the first dimension of both; targets of shape (...).
+        train, test: (inputs, targets), batched along the first dimension of both; inputs a tensor, a tuple of
+            positional or a mapping of keyword arguments, targets of shape (...).
         batch_size: examples a forward pass.
         ignore_index: target of positions that do not count.
 

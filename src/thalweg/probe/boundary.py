@@ -24,7 +24,8 @@ def boundary_points(model: nn.Module, points: Tensor, *, halvings: int = HALVING
     :func:`local_complexity` to see regions gather there (arXiv 2402.15555).
 
     Args:
-        model: from points (n, ...) to logits (n, classes); run in evaluation mode without gradients.
+        model: from points (n, ...) to logits (n, classes), or something with ``.logits``; run in evaluation
+            mode without gradients.
         points: float tensor (n, ...).
         halvings: steps of the bisection.
         seed: which partner each point gets; the global random state is left alone.
@@ -40,6 +41,7 @@ def boundary_points(model: nn.Module, points: Tensor, *, halvings: int = HALVING
 
     def predicted(inputs: Tensor) -> Tensor:
         logits = model(inputs)
+        logits = getattr(logits, "logits", logits)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or not bool(logits.isfinite().all()):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must return finite logits (points, classes), got {got}")

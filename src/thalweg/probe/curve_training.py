@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count, check_positive
 from thalweg.probe._checkpoints import Checkpoint
+from thalweg.probe._graphs import check_reachable
 from thalweg.probe._randomness import same_randomness
 from thalweg.probe._terrain import LossOf, scalar, terrain
 from thalweg.probe.cost import costs
@@ -102,13 +103,15 @@ def train_curve(
 def _loss(loss_fn: LossOf, model: nn.Module) -> Tensor:
     with torch.enable_grad():
         loss = loss_fn(model)
+        loss = loss.reshape(()) if isinstance(loss, Tensor) and loss.numel() == 1 else loss
     if not math.isfinite(scalar(loss)):
         raise ValueError(f"loss_fn must return a finite loss along the curve, got {scalar(loss)}")
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise ValueError(
             "loss_fn must return a loss that requires a gradient, got one detached from the weights"
         )
-    return loss.reshape(())
+    check_reachable("loss_fn", loss)
+    return loss
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

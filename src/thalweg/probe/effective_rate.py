@@ -130,17 +130,18 @@ def scale_dependence(
         raise ValueError(f"weight must name a parameter, got {weight!r}{nearest(weight, params)}")
     p = params[weight]
     direction = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    before = p.detach().clone()
+    before = p.data
     direction = direction.to(before.device) * (before.double().norm() / direction.norm())
     with quiet(model), _statistics_of_the_batch(model):
         try:
             start = _output(model, batch)
-            p.copy_(before * (1 + stretch))
+            # Other storage, not other values: a graph that waits for its backward pass stays valid.
+            p.data = before * (1 + stretch)
             longer = (_output(model, batch) - start).norm().item()
-            p.copy_((before.double() + stretch * direction).to(before.dtype))
+            p.data = (before.double() + stretch * direction).to(before.dtype)
             moved = (_output(model, batch) - start).norm().item()
         finally:
-            p.copy_(before)
+            p.data = before
     if moved:
         return longer / moved
     return math.inf if longer else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -78,11 +78,13 @@ class ExampleForgetting:
         self.correct = torch.zeros(examples, dtype=torch.int8, device=device)
 
     @torch.no_grad()
-    def update(self, indices: Tensor, correct: Tensor) -> None:
+    def update(self, indices: Tensor | Sequence[int], correct: Tensor | Sequence[bool]) -> None:
         """Note a presentation of each of ``indices``, integers (n,), and whether it was right, booleans (n,).
 
-        An index that occurs twice is presented once, and right only if it was right every time.
+        Both are tensors, arrays or lists. An index that occurs twice is presented once, and right only if it
+        was right every time.
         """
+        indices, correct = torch.as_tensor(indices), torch.as_tensor(correct)
         if indices.dim() != 1 or indices.dtype.is_floating_point or indices.dtype is torch.bool:
             raise ValueError(
                 f"indices must be integers of shape (n,), got {indices.dtype}, {tuple(indices.shape)}"

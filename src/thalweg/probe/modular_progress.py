@@ -77,9 +77,9 @@ def grokking_progress(
     model, by :func:`key_frequencies` or by ``energy``; early measures use the same ones.
 
     Args:
-        model: gives logits (p², classes), or (p², positions, classes) of which the last position counts;
-            the first p classes are the answers. Run once, in evaluation mode without gradients. Behind DDP or
-            ``torch.compile`` the module itself is run.
+        model: gives logits (p², classes), or (p², positions, classes) of which the last position counts, as a
+            tensor or as ``.logits``; the first p classes are the answers. Run once, in evaluation mode
+            without gradients. Behind DDP or ``torch.compile`` the module itself is run.
         inputs: all p² pairs as the model takes them.
         modulus: p.
         train: booleans (p²,), the rows that are trained on; the others are the test pairs.
@@ -108,6 +108,7 @@ def grokking_progress(
     model = bare(model)
     with quiet(model):
         outputs = call(model, inputs)
+    outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise ValueError(f"model must return one tensor of logits, got {type(outputs).__name__}")
     logits = last_position("logits", outputs, p * p)

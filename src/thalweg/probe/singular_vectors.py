@@ -13,6 +13,7 @@ from thalweg._core.checks import check_number, nearest
 from thalweg.probe._named import NamedParams, named
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import overhear
+from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
 __all__ = ["LayerAgreement", "SingularAgreement", "input_energy", "singular_agreement"]
@@ -135,7 +136,7 @@ def input_energy(
     no others (arXiv 2402.04051). With n of m directions kept, inputs without a preference give n / m.
 
     Args:
-        model: runs once, in evaluation mode.
+        model: runs once, in evaluation mode. Behind DDP or ``torch.compile`` the module itself is run.
         batch: a tensor, a tuple of positional or a mapping of keyword arguments.
         threshold: :math:`\gamma`, in [0, 1].
         layers: names of ``Linear`` layers; by default all of them.
@@ -147,6 +148,7 @@ def input_energy(
         ValueError: a layer is unknown, no ``Linear``, does not run, or its inputs are all zero.
     """
     threshold = check_number("threshold", threshold, 0, 1)
+    model = bare(model)
     every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen = modules_named(model, every if layers is None else layers)
     for name, module in chosen.items():

@@ -1,0 +1,134 @@
+"""Models as users have them: arguments by name, outputs within an object, wrapped, in mid-step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from thalweg.probe import (
+    ExampleForgetting,
+    accuracy_gap,
+    boundary_points,
+    curvature_gram,
+    dormant_neurons,
+    grokking_progress,
+    input_energy,
+    loss_line,
+    scale_dependence,
+    train_curve,
+)
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % 3
+
+
+class Named(nn.Module):
+    """Takes its arguments by name and gives an object with logits, as transformers' models do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    def forward(self, inputs, mask=None):
+        return SimpleNamespace(logits=self.body(inputs if mask is None else inputs * mask))
+
+
+BATCH = {"inputs": X, "mask": torch.ones(12, 4)}
+
+
+def test_accuracy_of_a_model_that_takes_names_is_that_of_its_logits():
+    model = Named()
+    expected = (model.body(X).argmax(1) == LABELS).double().mean().item()
+    found = accuracy_gap(model, (BATCH, LABELS), ((X, BATCH["mask"]), LABELS), batch_size=5)
+    assert (found.train, found.test) == (expected, expected)
+
+
+def test_curvature_gram_of_a_model_that_takes_names_is_that_of_its_logits():
+    model = Named()
+    found = curvature_gram(model, cross_entropy, BATCH, LABELS)
+    torch.testing.assert_close(found.blocks, curvature_gram(model.body, cross_entropy, X, LABELS).blocks)
+
+
+def test_boundary_and_grokking_read_logits_within_an_object():
+    model = Named()
+    torch.testing.assert_close(boundary_points(model, X), boundary_points(model.body, X))
+    pairs, train = torch.randn(9, 4), torch.arange(9) < 5
+    found, plain = (
+        grokking_progress(one, pairs, 3, train, frequencies=[1]).restricted_loss
+        for one in (model, model.body)
+    )
+    assert found == plain
+
+
+def test_inputs_with_targets_are_refused_in_words():
+    with pytest.raises(
+        ValueError, match=r"the batch must be what Sequential takes, without targets: .* too many"
+    ):
+        dormant_neurons(Named().body, (X, LABELS))
+    with pytest.raises(
+        ValueError, match=r"the batch must be what Named takes, .* unexpected keyword argument 'y'"
+    ):
+        dormant_neurons(Named(), {"inputs": X, "y": LABELS})
+    norms = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="the batch must be what Sequential takes, without targets"):
+        loss_line(lambda m: m(X).sum(), norms, norms, norms, norm_batches=[(X, LABELS)])
+
+
+def test_an_error_within_the_model_stays_its_own():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return len(3)
+
+    with pytest.raises(TypeError, match="has no len"):
+        dormant_neurons(Broken(), X, layers=[""])
+
+
+def test_layers_behind_ddp_have_the_names_of_the_model_inside(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = Named().body
+        assert input_energy(DistributedDataParallel(model), X, layers=["2"]) == input_energy(
+            model, X, layers=["2"]
+        )
+        gram = curvature_gram(DistributedDataParallel(model), cross_entropy, X, LABELS)
+        assert gram.trace == curvature_gram(model, cross_entropy, X, LABELS).trace
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_scale_dependence_may_be_read_between_the_two_passes_of_a_step():
+    model = Named().body
+    storage = model[0].weight.data_ptr()
+    loss = cross_entropy(model(X), LABELS)
+    expected = torch.autograd.grad(loss, model[0].weight, retain_graph=True)[0]
+    scale_dependence(model, X, "0.weight")
+    scale_dependence(model, X, "2.weight")
+    loss.backward()
+    torch.testing.assert_close(model[0].weight.grad, expected)
+    assert model[0].weight.data_ptr() == storage
+
+
+def test_a_curve_is_trained_also_where_gradients_are_off():
+    model, other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def loss(model):
+        return cross_entropy(model(X), LABELS)
+
+    expected = train_curve(loss, model, model, other, steps=3).losses
+    with torch.no_grad():
+        assert train_curve(loss, model, model, other, steps=3).losses == expected
+
+
+def test_presentations_may_be_told_in_lists_and_arrays():
+    seen, again = ExampleForgetting(4), ExampleForgetting(4)
+    for correct in ([True, False], [False, True]):
+        seen.update([1, 3], correct)
+        again.update(np.array([1, 3]), np.array(correct))
+    assert seen.counts().events.tolist() == again.counts().events.tolist() == [0, 1, 0, 0]
