@@ -134,9 +134,10 @@ def _notes(runs: Sequence[Logged], planned: Sequence[Planned]) -> list[str]:
     for one in planned:
         stretch, sunk = float(one.curve.stretch.max()), bool((one.curve.loss <= 0).any())
         if stretch > STRETCH or sunk:
+            below = " and falls below 0" if sunk else ""
             notes.append(
                 f"{one.name} goes beyond what the runs can tell: it anneals {stretch:.2g} times as far as "
-                f"any fitted loss{' and falls below 0' if sunk else ''}. Fit a run that cools down as far, too"
+                f"any fitted loss{below}. Fit a run that cools down as far, too"
             )
     return notes
 

@@ -81,6 +81,11 @@ def test_a_default_that_is_not_understood_says_what_to_do():
         ValueError, match=r"'layers.0.self_attn.out_proj' .* a Linear; layers=\[...\] names what"
     ):
         chosen_layers(model)
+    with pytest.raises(ValueError, match=r"names what to edit instead, such as 'layers.0.linear1'"):
+        chosen_layers(model)
+    recurrent = nn.ModuleDict({"cells": nn.LSTM(4, 4), "head": nn.Linear(4, 2)})
+    with pytest.raises(ValueError, match=r"before its last layer, but 'cells' \(LSTM\)"):
+        chosen_layers(recurrent)
 
 
 def test_copies_are_of_what_is_inside_wrappers():

@@ -240,3 +240,8 @@ def test_bad_arguments_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         quantize(model, **arguments)
     assert same(model, before)
+
+
+def test_bits_may_be_whole_numbers_of_any_type():
+    whole, written = (quantize(Language(), bits, 4, keep=0)[0] for bits in (3, 3.0))
+    assert same(written, snapshot(whole))

@@ -229,6 +229,11 @@ def unused():
         ({"score": "gblm", "loss_fn": lambda m, x: m(x)}, "loss_fn must return one finite number"),
         ({"score": "gblm", "loss_fn": lambda m, x: torch.tensor(1.0)}, "must return a loss that depends"),
         ({"score": "gblm", "layers": ["extra"]}, r"layer 'extra' \(Linear\) must be reached by the gradient"),
+        ({"sparsity": "half"}, r"sparsity must be a number in \[0, 1\), got 'half'"),
+        (
+            {"score": "wanda", "sequences": torch.randn(2, 3), "loss_fn": None},
+            "sequences must be what Language runs on, or be read by a loss_fn, got RuntimeError",
+        ),
         ({"score": "wanda", "layers": ["extra"]}, r"layer 'extra' \(Linear\) must be run by the model"),
     ],
 )
@@ -239,3 +244,39 @@ def test_bad_arguments_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         prune(model, **arguments)
     assert same(model, before)
+
+
+class Padded(nn.Module):
+    """Tokens of which 0 is padding, through torch's own encoder, whose fused form hides its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(7, 8)
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2)
+
+    def forward(self, tokens):
+        return self.blocks(self.tokens(tokens), src_key_padding_mask=tokens == 0)
+
+
+def test_inputs_behind_a_padding_mask_are_those_of_every_position():
+    model, batch = Padded(), tokens()
+    batch[:, 4:] = 0
+    names = [f"blocks.layers.{i}.linear{j}" for i in range(2) for j in (1, 2)]
+    pruned, _ = prune(model, 0.5, score="wanda", sequences=batch, layers=names)
+    heard = []
+    first = model.eval().blocks.layers[0].linear1
+    first.register_forward_pre_hook(lambda layer, given: heard.append(given[0].detach()))
+    for sequence in batch.split(1):
+        model(sequence)  # with gradients, torch runs the layers one by one
+    norms = torch.cat(heard).flatten(0, 1).square().sum(0).sqrt()
+    lowest = (first.weight.abs() * norms).argsort(dim=1, stable=True)[:, :4]
+    torch.testing.assert_close(
+        pruned.get_submodule(names[0]).weight, first.weight.scatter(1, lowest, 0), rtol=0, atol=0
+    )
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_numbers_may_be_written_as_others_write_them():
+    given, plain = (prune(mlp(), share)[0] for share in ("0.5", 0.5))
+    assert same(given, snapshot(plain))

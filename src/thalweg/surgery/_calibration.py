@@ -31,12 +31,22 @@ def checked_sequences(sequences: Any) -> list[Any]:
 
 
 def run(model: nn.Module, sequence: Any, loss_fn: LossFn | None) -> Any:
-    """One forward pass: by ``loss_fn`` if there is one, else ``model(sequence)``."""
+    """One forward pass: by ``loss_fn`` if there is one, else ``model(sequence)``.
+
+    Raises:
+        ValueError: the model does not run on the sequence. What ``loss_fn`` raises is its own affair.
+    """
     if loss_fn is not None:
         return loss_fn(model, sequence)
-    if isinstance(sequence, Mapping):
-        return model(**sequence)
-    return model(*sequence) if isinstance(sequence, tuple | list) else model(sequence)
+    try:
+        if isinstance(sequence, Mapping):
+            return model(**sequence)
+        return model(*sequence) if isinstance(sequence, tuple | list) else model(sequence)
+    except Exception as error:
+        raise ValueError(
+            f"sequences must be what {type(model).__name__} runs on, or be read by a loss_fn, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def loss_of(model: nn.Module, sequence: Any, loss_fn: LossFn) -> Tensor:
@@ -55,12 +65,18 @@ def loss_of(model: nn.Module, sequence: Any, loss_fn: LossFn) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own flag returns, also after an error."""
+    """Evaluation mode; every module's own flag returns, also after an error.
+
+    Without the fused kernels of attention: behind a padding mask they hand nested tensors to the layers.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in flags:
             module.training = training
 

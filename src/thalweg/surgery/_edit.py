@@ -181,13 +181,15 @@ def chosen_layers(
     if isinstance(layers, str):
         raise ValueError(f"layers must be several names of modules, got the string {layers!r}")
     names = inner_layers(model, kinds) if layers is None else list(layers)
+    known = dict(model.named_modules(remove_duplicate=False))
     if not names:
         raise ValueError(
-            f"layers must name at least one {allowed}, got none"
-            + (f"; {type(model).__name__} has none before its last layer" if layers is None else "")
+            f"layers must name at least one {allowed}, got none" + (_others(model) if layers is None else "")
         )
-    hint = "; layers=[...] names what to edit instead" if layers is None else ""
-    known = dict(model.named_modules(remove_duplicate=False))
+    hint = ""
+    if layers is None:
+        fine = [name for name in names if type(known[name]) in kinds]
+        hint = f"; layers=[...] names what to edit instead{f', such as {fine[0]!r}' if fine else ''}"
     places = Counter(map(id, known.values()))
     params: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     chosen: dict[str, nn.Module] = {}
@@ -216,6 +218,17 @@ def chosen_layers(
             f"layers must be different, got {[n for n, c in Counter(names).items() if c > 1]} twice"
         )
     return chosen
+
+
+def _others(model: nn.Module) -> str:
+    """For the end of an error message: what a model without layers to edit keeps its weights in."""
+    kept = (
+        f", but {name!r} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Linear | nn.Embedding)
+        and any(p.dim() > 1 for p in module.parameters(recurse=False))
+    )
+    return f"; {type(model).__name__} has none in its blocks or before its last layer{next(kept, '')}"
 
 
 def weight_of(layer: nn.Module) -> nn.Parameter:

@@ -76,10 +76,10 @@ def quantize(
         ValueError: for a bad argument; a layer is unknown, no plain linear one, shared, tied, parametrized or
             on the meta device, has inputs that ``group`` does not divide, or weights beyond float16.
     """
-    check_choice("bits", bits, range(2, 9))
+    bits = int(check_choice("bits", bits, range(2, 9)))
     if group is not None:
         check_count("group", group)
-    check_unit_interval("keep", keep)
+    keep = check_unit_interval("keep", keep)
     check_choice("scope", scope, ("layer", "model"))
     given = dict(protect) if isinstance(protect, Mapping) else None
     kind = "given" if given is not None else check_choice("protect", protect, PROTECTIONS)
@@ -91,7 +91,7 @@ def quantize(
         weight = weight_of(layer)
         inputs = weight.shape[1]
         fits = group is None or inputs % group == 0
-        refuse_unless(fits, name, layer, f"with inputs in groups of {group}, got {inputs}")
+        refuse_unless(fits, name, layer, f"with inputs in groups of {group}, got {inputs}: try another group")
         refuse_unless(bool(weight.abs().max() <= LARGEST), name, layer, f"with weights within ±{LARGEST:g}")
     weights = {name: weight_of(layer) for name, layer in chosen.items()}
     if keep == 0:

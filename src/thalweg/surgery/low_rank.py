@@ -97,7 +97,7 @@ def factorize(
     """
     check_choice("others", others, ("dense", "merged"))
     if min_ratio is not None:
-        check_number("min_ratio", min_ratio, 0, 1)
+        min_ratio = check_number("min_ratio", min_ratio, 0, 1)
     if ranks is None:
         ranks = allocate_ranks(model, reduction, method=method, floor=floor, layers=layers)
     wanted = ranks.ranks if isinstance(ranks, RankAllocation) else dict(ranks)

@@ -89,8 +89,8 @@ def prune(
     """
     given = isinstance(score, Mapping)
     kind = "given" if isinstance(score, Mapping) else check_choice("score", score, SCORES)
-    check_unit_interval("sparsity", sparsity)
-    check_not_negative("alpha", alpha)
+    sparsity = check_unit_interval("sparsity", sparsity)
+    alpha = check_not_negative("alpha", alpha)
     check_choice("aggregate", aggregate, POWERS)
     scope = check_choice("scope", scope or ("layer" if kind == "magnitude" else "row"), SCOPES)
     if pattern is not None:

@@ -75,6 +75,9 @@ def prune_in_rounds(
             ``train`` let masked weights move; ``cut`` gave masks of other shapes or brought weights back.
     """
     check_count("rounds", rounds, low=0)
+    for name, given in (("train", train), ("cut", cut)):
+        if not callable(given):
+            raise ValueError(f"{name} must be a function, got {given!r}")
     model = checked(model)
     if layers is None:
         layers = [name for name, module in model.named_modules() if isinstance(module, KINDS)]
@@ -120,7 +123,7 @@ def _narrower(model: nn.Module, masks: Masks, found: Mapping[str, Tensor]) -> Ma
 
 def share_cut(share: float = 0.2) -> Cut:
     """Drop the smallest ceil(share · remaining) weights of the whole model; of equal ones the earlier."""
-    check_unit_interval("share", share)
+    share = check_unit_interval("share", share)
 
     def cut(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Masks:
         left = sum(int(mask.sum()) for mask in masks.values())
@@ -153,7 +156,7 @@ def adaptive_cut(
     check_choice("scope", scope, ("row", "layer", "model"))
     check_not_negative("eta", eta)
     check_positive("gamma", gamma)
-    check_number("beta", beta, 0, 1, "[)")
+    beta = check_number("beta", beta, 0, 1, "[)")
     retained_bound(1, 0.0, p=p, q=q, eta=eta)  # refuses p and q
 
     def drops(kept: Tensor) -> int:

@@ -67,7 +67,7 @@ def allocate_ranks(
         ValueError: for a bad argument, spectra that are no vectors of finite values >= 0, or a layer that is
             not a linear one with a weight of its own.
     """
-    check_unit_interval("reduction", reduction)
+    reduction = check_unit_interval("reduction", reduction)
     check_choice("method", method, ("welore", "uniform"))
     check_count("floor", floor)
     if isinstance(model_or_spectra, Mapping):

@@ -42,6 +42,8 @@ def ticket_distance(one: nn.Module, other: nn.Module, masks: Mapping[str, Tensor
     Raises:
         ValueError: a mask does not fit a parameter of both networks.
     """
+    if not masks:
+        raise ValueError("masks must name at least one parameter, got none")
     checked_masks(one, masks)
     checked_masks(other, masks)
     a, b = (
