@@ -261,6 +261,37 @@ def test_a_failing_topic_does_not_stop_the_daily_job(tmp_path):
         assert desk.problems.all() == []
 
 
+def test_a_damaged_fetch_does_not_stop_the_daily_job_and_is_reported(tmp_path):
+    topics = ("adam noise", "gradient spikes", "loss plateaus")
+    with arxiv_stub(made_up(3) + made_up(3, "loss plateaus", "2026-11-10")) as stub:
+        desk = Desk(tmp_path, stub)
+        for topic in topics:
+            desk.fetcher.fetch(topic)
+        for change in ("upto = ''", "until = 'soon'", "most = 'x'", "start = -1", "done = 0, upto = '9'"):
+            with desk.library.database.write() as on:
+                on.execute(f"UPDATE fetches SET {change} WHERE topic = 'adam noise'")
+            desk.fetcher.damaged.clear()
+            assert [one.name for one in desk.fetcher.daily()] == ["gradient spikes", "loss plateaus"], change
+            assert desk.fetcher.damaged == ["adam noise"]
+            (problem,) = desk.problems.all()
+            assert "adam noise" in problem.what and "thalweg papers repair" in problem.what
+            # Asked for by name it begins anew.
+            desk.fetcher.fetch("adam noise")
+        assert len(list(desk.fetcher.daily())) == 3 and desk.problems.all() == []
+
+
+def test_what_is_forgotten_is_fetched_no_more_by_the_daily_job(tmp_path):
+    with arxiv_stub(made_up(3)) as stub:
+        desk = Desk(tmp_path, stub)
+        desk.fetcher.fetch("gradient spikes")
+        desk.fetcher.fetch("adam", "cs.LG")
+        desk.fetcher.forget("adam", "cs.LG")
+        assert [one.name for one in desk.fetcher.daily()] == ["gradient spikes"]
+        assert len(desk.ids()) == 3
+        with pytest.raises(ValueError, match="--topic adam was never fetched; what was: --topic 'gradient"):
+            desk.fetcher.forget("adam")
+
+
 def test_the_daily_feed_stands_in_when_the_api_keeps_refusing(tmp_path):
     papers = made_up(4)
     with arxiv_stub(papers, always=429) as stub:
@@ -348,6 +379,8 @@ def test_options_are_named_as_they_are_typed(tmp_path):
     for words, why in (
         (("--topic", "a", "--max", 0), "--max must be an integer >= 1, got 0"),
         (("--daily", "--topic", "a"), "give no --topic, --category or --since"),
+        (("--daily", "--forget"), "--forget is for one topic, category or both"),
+        (("--forget", "--category", "cs.LG"), "--category cs.LG was never fetched; what was: nothing yet"),
         ((), "say what to fetch: --topic with at least one word, --category such as cs.LG, or both; --daily"),
     ):
         process = command(*words, "--data", tmp_path)

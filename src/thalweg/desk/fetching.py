@@ -6,8 +6,6 @@ What was fetched once is remembered by topic and category, so that a daily job k
 from __future__ import annotations
 
 import datetime
-import shlex
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from dataclasses import dataclass, replace
 from filelock import FileLock, Timeout
 
 from thalweg._core.checks import check_count
+from thalweg.desk._fetch_rows import EVERYTHING, Fetch, fetch_of, fetches
 from thalweg.desk.announcements import FEED, announced
 from thalweg.desk.arxiv_source import ArxivSource, Query
 from thalweg.desk.database import Database
@@ -34,38 +33,7 @@ SCHEMA = (
 )
 # A paper appears days after it was submitted, which is what the API sorts by.
 OVERLAP = datetime.timedelta(days=7)
-EVERYTHING = 30_000  # papers of one query that the API gives
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """One query, how far it has come, and up to which moment everything was fetched before (``upto``)."""
-
-    topic: str
-    category: str
-    since: str = ""
-    until: str = ""
-    most: int = EVERYTHING
-    start: int = 0
-    done: bool = False
-    upto: str = ""
-
-    @property
-    def name(self) -> str:
-        """What to call it."""
-        return " in ".join(part for part in (self.topic, self.category) if part)
-
-    @property
-    def source(self) -> str:
-        """Under which name its problems are reported."""
-        return f"fetch {self.name}"
-
-    @property
-    def command(self) -> str:
-        """What to type so that it goes on."""
-        given = {"topic": self.topic, "category": self.category, "since": self.since}
-        words = [part for name, value in given.items() if value for part in (f"--{name}", value)]
-        return shlex.join(["thalweg", "papers", "fetch", *words, "--max", str(self.most)])
+REPAIR = "asked for by its name it begins anew, and thalweg papers repair takes it out"
 
 
 @dataclass(frozen=True)
@@ -92,7 +60,8 @@ class Fetcher:
         feed: where the daily announcements are, for when the API refuses.
         progress: called after each page with the name of the fetch, papers read and papers there are.
 
-    ``failed`` names the fetches that the API did not answer to the end.
+    ``failed`` names the fetches that the API did not answer to the end, ``damaged`` those of which nobody
+    knows any more what they were.
     """
 
     def __init__(
@@ -108,6 +77,7 @@ class Fetcher:
         self._problems = problems or Problems(None)
         self._progress = progress
         self.failed: list[str] = []
+        self.damaged: list[str] = []
         prepare(library.database)
 
     def fetch(self, topic: str = "", category: str = "", since: str = "", most: int = 200) -> Outcome:
@@ -135,7 +105,8 @@ class Fetcher:
         A topic whose answer does not come is reported, and the others are fetched all the same, unless no
         way leads to arXiv.
         """
-        for last in fetches(self._library.database):
+        self._problems.solved("fetch")
+        for last in fetches(self._library.database, self._damaged):
             try:
                 if not last.done:
                     yield (outcome := self._run(last))
@@ -150,6 +121,24 @@ class Fetcher:
                 if self._source.unreachable:
                     raise
                 continue  # reported already
+
+    def forget(self, topic: str = "", category: str = "") -> None:
+        """Fetch this no more by :meth:`daily`; its papers stay.
+
+        Raises:
+            ValueError: it was never fetched.
+        """
+        with self._alone(), self._library.database.write() as on:
+            gone = on.execute("DELETE FROM fetches WHERE topic = ? AND category = ?", (topic, category))
+        if not gone.rowcount:
+            asked = Fetch(topic, category)
+            known = "; ".join(one.asked for one in fetches(self._library.database)) or "nothing yet"
+            raise ValueError(f"{asked.asked} was never fetched; what was: {known}")
+        self._problems.solved(Fetch(topic, category).source)
+
+    def _damaged(self, name: str) -> None:
+        self.damaged.append(name)
+        self._problems.report("fetch", f"{name}: what is known of it is damaged; {REPAIR}")
 
     def _run(self, one: Fetch) -> Outcome:
         with self._alone():
@@ -192,7 +181,10 @@ class Fetcher:
         rows = self._library.database.rows(
             "SELECT * FROM fetches WHERE topic = ? AND category = ?", (topic, category)
         )
-        return _fetch(rows[0]) if rows else None
+        try:
+            return fetch_of(rows[0]) if rows else None
+        except (TypeError, ValueError):
+            return None  # damaged: as if it had never been
 
     def _remember(self, one: Fetch) -> None:
         with self._library.database.write() as on:
@@ -213,15 +205,6 @@ class Fetcher:
             yield
         finally:
             lock.release()
-
-
-def fetches(database: Database) -> list[Fetch]:
-    """All that was ever fetched, by topic and category."""
-    return list(map(_fetch, database.rows("SELECT * FROM fetches ORDER BY topic, category")))
-
-
-def _fetch(row: sqlite3.Row) -> Fetch:
-    return Fetch(**{**dict(row), "done": bool(row["done"])})
 
 
 def _now() -> str:

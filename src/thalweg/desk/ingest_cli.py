@@ -32,6 +32,9 @@ def fetch(
     daily: Annotated[
         bool, typer.Option("--daily", help="What is new of all that was fetched before.")
     ] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Let --daily fetch this topic and category no more.")
+    ] = False,
     data: Data = None,
     api: Annotated[str, typer.Option(hidden=True)] = "",
     feed: Annotated[str, typer.Option(hidden=True)] = "",
@@ -44,6 +47,8 @@ def fetch(
             raise ValueError(
                 "--daily fetches what was fetched before; give no --topic, --category or --since with it"
             )
+        if daily and forget:
+            raise ValueError("--forget is for one topic, category or both; --daily is for all of them")
         if not (daily or topic.strip() or category):
             raise ValueError(
                 "say what to fetch: --topic with at least one word, --category such as cs.LG, or both; "
@@ -52,7 +57,7 @@ def fetch(
         check_count("--max", most)
         from thalweg.desk.announcements import FEED
         from thalweg.desk.arxiv_source import ArxivSource
-        from thalweg.desk.fetching import Fetcher
+        from thalweg.desk.fetching import REPAIR, Fetcher
         from thalweg.desk.index_cli import keep_up
         from thalweg.desk.manners import API, DELAY, polite_client
 
@@ -71,6 +76,10 @@ def fetch(
             fetcher = Fetcher(
                 library, ArxivSource(client), problems=problems, feed=feed or FEED, progress=progress
             )
+            if forget:
+                fetcher.forget(topic, category)
+                bar.console.print("forgotten: --daily fetches it no more; its papers stay")
+                return
             outcomes = fetcher.daily() if daily else iter([fetcher.fetch(topic, category, since, most)])
             for one in outcomes:
                 where = f", went on at {one.resumed}" if one.resumed else ""
@@ -81,6 +90,8 @@ def fetch(
                     markup=False,
                 )
         keep_up(library, screen)
+        if fetcher.damaged:
+            raise ValueError(f"what is known of {', '.join(fetcher.damaged)} is damaged; {REPAIR}")
         if fetcher.failed:
             raise ValueError(
                 f"arXiv did not answer to the end for {', '.join(fetcher.failed)}; the desk's health page "
