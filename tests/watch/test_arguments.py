@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import thalweg
+from thalweg.watch import RunStore
 
 PAIR = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
 LOADER = DataLoader(TensorDataset(*PAIR))
@@ -80,3 +82,34 @@ def test_an_optimizer_that_sets_its_rate_itself_has_no_reading_of_it():
             opt.zero_grad()
     assert not run.disabled
     assert "sets its learning rate itself" in run.left_out()["learning rate"]
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "5", 2**70, float("nan"), torch.tensor(2.5)])
+def test_a_step_that_is_none_is_refused_where_it_is_logged(small, step):
+    with (
+        thalweg.watch(small.model, small.opt, store=None, budget=0) as run,
+        pytest.raises(ValueError, match="step must be a whole number of steps, at least 0, got"),
+    ):
+        run.log(accuracy=0.5, step=step)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.tensor(1j), torch.empty((), device="meta"), 10**400, 1j],
+    ids=["complex tensor", "meta tensor", "beyond floats", "complex"],
+)
+def test_what_is_no_real_number_is_refused_where_it_is_logged(small, value):
+    with (
+        thalweg.watch(small.model, small.opt, store=None, budget=0) as run,
+        pytest.raises(ValueError, match="loss must be a"),
+    ):
+        run.log(loss=value)
+
+
+def test_steps_may_be_of_any_whole_type(small, tmp_path):
+    steps = [7, 8.0, torch.tensor(9), np.int64(10)]
+    with thalweg.watch(small.model, small.opt, store=tmp_path / "s", budget=0) as run:
+        for step in steps:
+            run.log(accuracy=0.5, step=step)
+    with RunStore(tmp_path / "s") as store:
+        assert [one.step for one in store.readings(run.id, "accuracy")] == [7, 8, 9, 10]

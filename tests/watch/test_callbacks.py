@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 import thalweg
 from thalweg.watch import RunStore
@@ -76,3 +77,44 @@ def test_what_it_closes_in_a_with_block_has_its_outcome(small, tmp_path):
         run.recorder.flush()
     with RunStore(run.store_path) as store:
         assert store.runs()[0].outcome == "stopped"
+
+
+@pytest.mark.parametrize("error", [SystemExit("enough"), KeyboardInterrupt()])
+def test_what_would_end_its_thread_is_said_and_the_run_is_recorded_on(small, tmp_path, error):
+    def leave(run, finding):
+        raise error
+
+    with pytest.warns(
+        UserWarning, match=f"on_finding failed: {type(error).__name__} .* cannot end the training"
+    ):
+        run = trained(small, tmp_path, leave, steps=40)
+    with RunStore(run.store_path) as store:
+        assert len(store.readings(run.id, "loss")) == 40
+
+
+def test_a_number_that_cannot_be_read_costs_itself_and_nothing_else(small, tmp_path):
+    class Lost(torch.Tensor):
+        """As one whose device has failed meanwhile."""
+
+        def __float__(self):
+            raise RuntimeError("device lost")
+
+        is_cpu = False
+
+        def clone(self):
+            return self
+
+        def detach(self):
+            return self
+
+    with (
+        pytest.warns(UserWarning, match="device lost"),
+        thalweg.watch(small.model, small.opt, store=tmp_path / "store", budget=0) as run,
+    ):
+        for step in range(5):
+            run.log(loss=torch.ones(1).as_subclass(Lost) if step == 2 else 1.0)
+            small.opt.step()
+            run.recorder.flush()
+        assert run.recorder.is_alive()
+    with RunStore(run.store_path) as store:
+        assert [one.step for one in store.readings(run.id, "loss")] == [1, 2, 4, 5]

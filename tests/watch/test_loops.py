@@ -74,6 +74,44 @@ def test_lbfgs_which_calls_its_closure_often_counts_steps_not_calls(small):
     assert run.step == 3 and len(calls) > 3
 
 
+def wolfe(params):
+    return torch.optim.LBFGS(params, lr=1, max_iter=5, line_search_fn="strong_wolfe")
+
+
+def sharpness_aware(params):
+    return optim.SAM(torch.optim.SGD(params, lr=0.1), radius=0.5)
+
+
+@pytest.mark.parametrize("make", [wolfe, sharpness_aware])
+def test_the_loss_of_a_step_is_that_of_its_closures_first_call(tmp_path, make):
+    net, x, y = nn.Linear(8, 4), torch.randn(64, 8), torch.randint(0, 4, (64,))
+    opt = make(net.parameters())
+    first, calls, losses = [], 0, []
+
+    def closure():
+        nonlocal calls
+        opt.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        run.log(loss=loss, call=float(calls))
+        losses.append(loss.item())
+        calls += 1
+        return loss
+
+    with thalweg.watch(net, opt, budget=0, store=tmp_path / "s") as run:
+        for _ in range(6):
+            first.append(calls)
+            opt.step(closure)
+    assert calls > 6
+    _, readings = stored(tmp_path / "s")
+    assert [(r.step, r.value) for r in readings["loss"]] == [
+        (step, losses[call]) for step, call in enumerate(first, start=1)
+    ]
+    # Other numbers are kept, all of them at the step that they were logged in.
+    wanted = [(sum(call >= one for one in first), float(call)) for call in range(calls)]
+    assert [(r.step, r.value) for r in readings["call"]] == wanted
+
+
 def test_accumulated_gradients_are_one_step(small, tmp_path):
     with thalweg.watch(small.model, small.opt, budget=GENEROUS, store=tmp_path / "s") as run:
         for _ in range(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from thalweg._core.checks import check_not_negative
 from thalweg.watch.sink import Sink
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_step"]
+
+LATEST = 2**62  # a step behind this has no room in a store
 
 PAIRS = "evaluate must be ((inputs, targets), (inputs, targets)), of training and test data, targets a tensor"
 
@@ -37,6 +40,17 @@ def check_arguments(
             raise ValueError(f"sinks must hold sinks such as TensorBoardSink(folder), got {sink!r}")
     if evaluate is not None:
         _check_pairs(evaluate)
+
+
+def check_step(step: Any) -> int:
+    """The step that a number is logged for; raises ValueError for what is none."""
+    try:
+        found = int(step) if isinstance(step, float) and step.is_integer() else operator.index(step)
+    except TypeError:
+        found = -1
+    if not 0 <= found < LATEST:
+        raise ValueError(f"step must be a whole number of steps, at least 0, got {step!r}")
+    return found
 
 
 def _check_pairs(evaluate: Any) -> None:

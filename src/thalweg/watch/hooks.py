@@ -31,7 +31,10 @@ class Listener:
         last: (positional, keywords, output) of a call inside somebody's compiled region, where ``hear`` would
             break the graph: what is noted is taken later with ``take``.
         copies: of the model, as far as they are known.
+        again: within a call of an optimizer's closure that is not the first of its step.
     """
+
+    again = False
 
     def __init__(
         self,
@@ -137,10 +140,11 @@ def eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def with_closure(args: tuple, kwargs: Mapping[str, Any], then: Callable[[], None]) -> Any:
+def with_closure(args: tuple, kwargs: Mapping[str, Any], then: Callable[[], None], listener: Listener) -> Any:
     """New arguments for ``optimizer.step`` whose closure calls ``then`` after its first gradient.
 
     Gradients come into being inside the closure, after the optimizer's pre-hooks. None if there is none.
+    Later calls in a step are at other weights, along a line or on top of a hill: ``listener.again`` says so.
     """
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not callable(closure):
@@ -149,7 +153,11 @@ def with_closure(args: tuple, kwargs: Mapping[str, Any], then: Callable[[], None
 
     def watched() -> Any:
         nonlocal called
-        loss = closure()
+        listener.again = called
+        try:
+            loss = closure()
+        finally:
+            listener.again = False
         if not called:
             called = True
             then()

@@ -33,6 +33,13 @@ class NamedLabels:
         if found:
             self._labels, self._tokens = found[0], batch.get("input_ids")
 
+    def of_batch(self, batch: Any) -> Tensor | None:
+        """The targets of a pair; those of a mapping are kept."""
+        if isinstance(batch, Mapping):
+            self.note(batch)
+        pair = isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)
+        return batch[1] if pair else None
+
     def forget(self) -> None:
         self._labels = self._tokens = None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thalweg.probe._wrapped import bare
+from thalweg.watch.arguments import check_step
 from thalweg.watch.budget import Budget
 from thalweg.watch.clock import Clock
+from thalweg.watch.endings import outcome_of_block, outcome_of_script, stays_with_this_process
 from thalweg.watch.evaluations import Evaluations
 from thalweg.watch.hooks import Listener, with_closure
 from thalweg.watch.labels import NamedLabels
@@ -83,10 +84,10 @@ class Run:
         self._hooks = [self._hooked(index) for index in range(len(optimizers))]
         if model is not None and looks:
             self._hooks.append(model.register_forward_hook(self._listener, with_kwargs=True))
-        # With the outcome of a close that waits for the training thread.
-        self._open, self._outcome = True, ""
+        self._open, self._outcome = True, ""  # the outcome of a close that waits for the training thread
         # A script that ends without closing its run has still lost nothing.
         atexit.register(self._at_exit)
+        stays_with_this_process(self)
 
     def log(self, *, loss: Any = None, batch: Any = None, step: int | None = None, **numbers: Any) -> None:
         """Tell the run what it cannot see: the loss, the batch, and any other number by name.
@@ -99,8 +100,10 @@ class Run:
                 mapping ``labels``, ``targets`` or ``y`` for the targets.
             step: that the numbers belong to; by default the coming one.
 
+        Of a closure that is called more than once in a step, only the loss of its first call counts.
+
         Raises:
-            ValueError: for a loss or number that is not one number; nothing is logged then.
+            ValueError: for a loss or number that is not one number, or no step; nothing is logged then.
         """
         if self._outcome:
             self.close()
@@ -110,27 +113,22 @@ class Run:
             listener.take()
         raws = [Raw(key.replace("_", " "), number(key, value)) for key, value in numbers.items()]
         value = None if loss is None else number("loss", loss)
+        to = moment.step + (not listener.again) if step is None else check_step(step)
         if batch is not None:
             moment.batch = batch
-            if listener.listens:
-                self._note(batch)
+            if listener.listens and (targets := self._labels.of_batch(batch)) is not None:
+                # For sensors that read before the coming step.
+                moment.targets = targets
         if self._looks and self._open:
-            to = moment.step + 1 if step is None else step
             if raws:
                 self.recorder.put(to, raws)
-            if value is not None:
+            # A closure's later losses are not those of the weights that the step begins with.
+            if value is not None and not listener.again:
                 self.recorder.put_loss(to, value)
                 if moment.step == self._logged:
                     self._stray.loss(moment.step)
                 self._logged = moment.step
         self._clock.own += time.perf_counter() - start
-
-    def _note(self, batch: Any) -> None:
-        """Targets among what was logged, for sensors that read before the coming step."""
-        if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
-            self.moment.targets = batch[1]
-        if isinstance(batch, Mapping):
-            self._labels.note(batch)
 
     @property
     def step(self) -> int:
@@ -191,25 +189,26 @@ class Run:
             self._outcome = self._outcome or outcome
             return
         outcome = self._outcome or outcome
+        self.detach()
+        self._settle(self._clock.last)
+        self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
+
+    def detach(self) -> None:
+        """See no more of the training; a run that is to be stored as ended is closed instead."""
         self._open = False
         atexit.unregister(self._at_exit)
         for hook in self._hooks:
             hook.remove()
         self._listener.stop()
-        self._settle(self._clock.last)
-        self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        left_well = kind is None or (isinstance(error, SystemExit) and error.code in (None, 0))
-        self.close("finished" if left_well or kind is None else kind.__name__)
+        self.close(outcome_of_block(kind, error))
 
     def _at_exit(self) -> None:
-        # An interactive session goes on after an error, which then says nothing about the run.
-        error = None if hasattr(sys, "ps1") else getattr(sys, "last_type", None)
-        self.close("left open" if error is None else error.__name__)
+        self.close(outcome_of_script())
 
     def _hear(self, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         start = time.perf_counter()
@@ -229,7 +228,7 @@ class Run:
         def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             changed = None
             if kwargs or len(args) > 1:
-                changed = with_closure(args, kwargs, partial(self._look, index))
+                changed = with_closure(args, kwargs, partial(self._look, index), self._listener)
             if changed is None:
                 self._look(index)
             return changed

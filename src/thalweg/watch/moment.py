@@ -206,9 +206,12 @@ def number(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
+        if value.is_complex() or value.is_meta:
+            kind = f"a {value.dtype} tensor on {value.device}"
+            raise ValueError(f"{name} must be a real number, got {kind}")
         # On the CPU nothing has to be waited for, and a float is the cheaper copy.
         return value.item() if value.is_cpu else value.detach().clone()
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a number or a tensor with one element, got {value!r}") from None

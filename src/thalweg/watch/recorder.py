@@ -179,12 +179,15 @@ class Recorder(threading.Thread):
         """Take what waits; gives the events of those who wait until it is stored."""
         waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
         for item in waiting:
-            if isinstance(item, Finding):
-                self._found(item)
-            elif isinstance(item, tuple):
-                (self._take_loss if len(item) == 3 else self._take)(*item)
-            elif callable(item):
-                item()
+            try:
+                if isinstance(item, Finding):
+                    self._found(item)
+                elif isinstance(item, tuple):
+                    (self._take_loss if len(item) == 3 else self._take)(*item)
+                elif callable(item):
+                    item()
+            except Exception as error:
+                self._complain(error)
         return [item for item in waiting if isinstance(item, threading.Event)]
 
     def _remember(self) -> None:
@@ -229,7 +232,10 @@ class Recorder(threading.Thread):
         if self.on_finding:
             try:
                 self.on_finding(finding)
-            except Exception as error:
+            except BaseException as error:
+                # SystemExit would end this thread and nothing else: not the training, but its record.
+                if not isinstance(error, Exception):
+                    error = RuntimeError(f"{type(error).__name__} on this thread cannot end the training")
                 self._complain(error, "on_finding failed")
 
     def _save(self, step: int, now: bool) -> None:
