@@ -191,6 +191,14 @@ def test_noise_that_holds_the_loss_up_is_named_once_with_its_numbers():
     assert found.evidence["noise in the loss"] == pytest.approx(0.5)
     assert found.evidence["noise scale"] == pytest.approx(100)
     assert found.evidence["noise in the loss"] > found.evidence["threshold"]
+    assert "keeps it up by about 0.5" in found.message
+
+
+def test_noise_keeps_up_no_more_than_all_of_the_loss_and_does_not_multiply_it():
+    (found,) = feed(noisy_run(step=80.0))
+    assert found.evidence["noise in the loss"] == pytest.approx(20) and "up by about 1." in found.message
+    assert found.remedies[0].title == "a step for every 10 batches"
+    assert feed(noisy_run(loss=lambda step: 1.02**step, step=1e5)) == []
 
 
 @pytest.mark.parametrize(

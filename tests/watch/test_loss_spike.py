@@ -120,6 +120,8 @@ def lag(*late):
         ("nothing that is being watched", {"attention_logit": {10: 5.0, 100: 6.0, 140: 25.0}}),
         ("nothing that is being watched", {"attention_logit": {10: 5.0, 100: 800.0, 140: 900.0}}),
         ("sharpness was 1.50 times", {"sharpness": {140: (30.0, {"ratio": 1.5, "limit": 20.0, "lr": 0.1})}}),
+        ("sharpness was 1.50 times", {"sharpness": {SPIKE: (30.0, {"ratio": 1.5, "limit": 20.0})}}),
+        ("nothing that is being watched", {"sharpness": {SPIKE + 1: (30.0, {"ratio": 1.5, "lr": 0.1})}}),
         ("nothing that is being watched", {"sharpness": {140: (30.0, {"ratio": 0.5, "lr": 0.1})}}),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,17 @@ def test_a_network_that_gets_stuck_after_a_change_is_named_without_another():
 )
 def test_other_courses_are_none(floors, ranks):
     assert feed(course(floors, ranks)) == []
+
+
+def test_a_run_that_diverges_in_leaps_has_not_lost_its_plasticity():
+    """Each leap looks like new targets; none of them can make a loss a thousand times that of the first."""
+    fitted = course([0.3] * 8, [30, 30, 28, 22, 17, 12, 8, 5])
+
+    def leaping(times):
+        leaps = [times if row.name == "loss" and row.step > 150 else 1 for row in fitted]
+        return [replace(row, value=row.value * leap) for row, leap in zip(fitted, leaps, strict=True)]
+
+    assert feed(leaping(1000)) == [] and len(feed(leaping(3))) == 1
 
 
 def test_a_stationary_run_whose_loss_spikes_is_none():

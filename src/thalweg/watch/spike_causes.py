@@ -153,7 +153,8 @@ def _attention(history: History, step: int) -> Cause | None:
 
 
 def _sharpness(history: History, step: int) -> Cause | None:
-    sharp = [one for one in history.before("sharpness", step, FRESH) if "ratio" in one.extra]
+    # Read at the step of the loss, it is of the same weights.
+    sharp = [one for one in history.before("sharpness", step + 1, FRESH + 1) if "ratio" in one.extra]
     if not sharp or sharp[-1].extra["ratio"] <= 1:
         return None
     ratio = sharp[-1].extra["ratio"]

@@ -16,6 +16,7 @@ TIMES = 4.0
 SHARE = 0.3
 PROGRESS = 0.05
 LEFT = 0.1
+RISEN = 2.0
 FIRST = 10
 LOSSES = 2000
 
@@ -28,8 +29,9 @@ class NoiseDominated(Rule):
     :math:`\frac\eta4 \mathrm{tr}\,\Sigma / B` above it, where :math:`\Sigma` is the covariance of examples
     and :math:`\eta` is counted with momentum and, under Adam, entry by entry. All three are judged over 32
     readings (ratios of means) and at least 100 steps: a loss that fell by less than 0.05 from the first half
-    of them to the second. A run that is down to a tenth of its first loss has arrived. Of optimizers whose
-    step is not a known multiple of the gradient nothing is said.
+    of them to the second. One that doubled is driven up by something else, and a run that is down to a tenth
+    of its first loss has arrived. Of optimizers whose step is not a known multiple of the gradient nothing is
+    said.
     """
 
     name = "noise-dominated batch"
@@ -68,7 +70,7 @@ class NoiseDominated(Rule):
         loss, early, late = fmean(values), fmean(values[:half]), fmean(values[half:])
         scale = mean["noise"] / mean["signal"] if mean["signal"] > 0 else math.inf
         share = (mean["step"] - mean["gain"]) / 4 / loss if loss > 0 else 0.0
-        stuck = late > (1 - PROGRESS) * early and late > LEFT * fmean(self.first)
+        stuck = (1 - PROGRESS) * early < late < RISEN * early and late > LEFT * fmean(self.first)
         if not (stuck and scale > TIMES * mean["batch"] and share > SHARE):
             return
         self.said = True
@@ -83,7 +85,8 @@ class NoiseDominated(Rule):
         yield self._finding(start, span, numbers)
 
     def _finding(self, start: int, span: int, numbers: dict[str, float]) -> Finding:
-        batch, share = numbers["batch"], numbers["noise in the loss"]
+        # Beyond all of the loss the estimate, which holds for small steps, says no more than that.
+        batch, share = numbers["batch"], min(numbers["noise in the loss"], 1.0)
         # The share is proportional to the rate and to one over the batch.
         less = max(2, math.ceil(share / 0.1))
         scale = f"{numbers['noise scale']:.0f}" if math.isfinite(numbers["noise scale"]) else "beyond measure"
@@ -92,7 +95,7 @@ class NoiseDominated(Rule):
             start,
             f"the gradient's noise scale is {scale} at batches of {batch:.0f}, the loss went from "
             f"{numbers['loss before']:.3g} to {numbers['loss']:.3g} in {span} steps, and at this learning "
-            f"rate noise alone keeps it up by about {share * (numbers['loss']):.2g}.",
+            f"rate noise alone keeps it up by about {share * numbers['loss']:.2g}.",
             numbers,
             "warning",
             (),

@@ -22,6 +22,7 @@ LONGEST = 200
 STUCK = 3
 DORMANT = 0.05
 FALLEN = 0.8
+LOST = 1.5
 
 
 class LossOfPlasticity(Rule):
@@ -31,7 +32,8 @@ class LossOfPlasticity(Rule):
     half gives a mean loss; the last two changes are compared with the first two, and both must be worse than
     both. A loss that is as high after three times as many steps stands for two. The features have to tell the
     same: their effective rank has fallen by a fifth, or 0.05 more of the units are dormant, than at the
-    second change. Harder targets alone are none of it.
+    second change. Harder targets alone are none of it, and no more is a loss far above all that was seen
+    behind the first two changes: new targets do not make a network that wrong, divergence does.
     """
 
     name = "loss of plasticity"
@@ -62,6 +64,8 @@ class LossOfPlasticity(Rule):
             if scores is not None:
                 early, late = scores
                 signs = self._signs()
+                if fmean(late) > LOST * max(max(losses) for _, losses in self.episodes[:COMPARED]):
+                    return
                 if min(late) > max(early) and fmean(late) > SLOWER * fmean(early) and signs:
                     self.said = True
                     yield self._finding(fmean(early), fmean(late), signs)
