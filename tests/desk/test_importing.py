@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -53,6 +54,49 @@ def test_every_line_is_a_paper_and_the_second_time_changes_nothing(tmp_path, lib
     again = import_file(library, path)
     assert (again.new, again.newer, again.known) == (0, 0, 2 * BATCH + 7)
     assert [one.title for one in library.stream()] == [row["title"] for row in rows(2 * BATCH + 7)]
+
+
+@pytest.mark.parametrize(("name", "packed"), [("papers.jsonl.gz", False), ("papers.jsonl", True)])
+def test_a_file_is_unpacked_by_what_it_holds_whatever_its_name(tmp_path, library, name, packed):
+    path, data = tmp_path / name, lines(3).encode()
+    path.write_bytes(gzip.compress(data) if packed else data)
+    assert import_file(library, path).new == 3
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path, library):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(lines(BATCH + 3),))
+    writer.start()
+    report = import_file(library, path)
+    writer.join()
+    assert (report.new, report.failed) == (BATCH + 3, "")
+
+
+def test_the_metadata_that_arxiv_gives_away_is_taken_as_it_is(tmp_path, library):
+    row = {
+        "id": "0704.0001",
+        "submitter": "Somebody",
+        "authors": "C. Bal\\'azs, E. L. Berger, P. M. Nadolsky and others",
+        "title": "Calculation of prompt\n  diphoton production",
+        "categories": "hep-ph math.CO",
+        "license": None,
+        "abstract": "  A fully differential calculation.\n",
+        "versions": [
+            {"version": "v1", "created": "Mon, 2 Apr 2007 19:18:42 GMT"},
+            {"version": "v2", "created": "Tue, 24 Jul 2007 20:10:27 GMT"},
+        ],
+        "update_date": "2008-11-26",
+        "authors_parsed": [["Bal\\'azs", "C.", ""], ["Berger", "E. L.", "Jr"], [], [None, 3]],
+    }
+    odd = row | {"id": "0704.0002", "versions": "v1", "update_date": None}
+    path = written(tmp_path, "arxiv-metadata-oai-snapshot.json", f"{json.dumps(row)}\n{json.dumps(odd)}\n")
+    assert import_file(library, path).new == 2
+    found = library.by_id("0704.0001")
+    assert (found.date, found.authors) == ("2007-04-02", ("C. Bal\\'azs", "E. L. Berger Jr"))
+    assert found.title == "Calculation of prompt diphoton production"
+    updated = dict(map(tuple, library.database.rows("SELECT id, updated FROM imported")))
+    assert updated == {"0704.0001": "2007-07-24T20:10:27Z", "0704.0002": "2007-04"}
 
 
 def test_a_bad_line_is_named_by_its_number_and_the_others_are_kept(tmp_path, library):

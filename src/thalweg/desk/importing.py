@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from thalweg._core.checks import check_choice
+from thalweg.desk.arxiv_dump import row_of
 from thalweg.desk.imported import Imported, arxiv_id, checked
 from thalweg.desk.json_array import BROKE_OFF, Broken, items
 from thalweg.desk.library import Added, Library
@@ -32,6 +33,7 @@ BULK = ("PRAGMA cache_size = -64000", "PRAGMA wal_autocheckpoint = 16000")
 LONGEST = 16 << 20  # bytes of a line
 NAMED = 20  # bad rows that are named one by one; the others are counted
 ON_HEALTH = 3  # of these, on the health page
+PACKED = b"\x1f\x8b"  # with which gzip begins
 BEGINNING = 1 << 16  # bytes in which one sees what a file holds
 UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError)
 Row = Imported | tuple[str, str]  # a paper, or the id of one and where its code is
@@ -74,7 +76,7 @@ def import_file(
     problems: Problems | None = None,
     progress: Callable[[int, int], None] = lambda bytes_read, rows: None,
 ) -> Report:
-    """Import a file, which may be compressed (``.gz``); running it again changes nothing.
+    """Import a file or a pipe, which may be compressed by gzip; running it again changes nothing.
 
     Args:
         form: ``jsonl``, one paper a line, or ``pwc``, an array of papers or of links from the archive.
@@ -91,7 +93,7 @@ def import_file(
         library.database.connection.execute(setting)
     try:
         with path.open("rb") as raw:
-            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+            file = _unpacked(raw)
             rows = _lines(file, report) if form == "jsonl" else _pwc(file, report)
             for batch in _batches(rows):
                 papers = [one for one in batch if isinstance(one, Imported)]
@@ -100,7 +102,7 @@ def import_file(
                     report.add(library.add(papers))
                 if links:
                     report.linked += library.set_repositories(links)
-                progress(raw.tell(), report.rows)
+                progress(raw.tell() if raw.seekable() else 0, report.rows)
     except UNREADABLE as error:
         report.refuse(f"after row {report.rows}", str(error))
         kept = report.new + report.newer + report.known
@@ -113,6 +115,11 @@ def import_file(
         report.failed = f"nothing in {path.name} is a paper{_hint(path, form)}"
     progress(path.stat().st_size, report.rows)
     return report
+
+
+def _unpacked(raw: io.BufferedReader) -> IO[bytes]:
+    """By its first bytes: browsers unpack what they load and keep its name."""
+    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == PACKED else raw  # type: ignore[return-value]
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -146,9 +153,11 @@ def _tell(problems: Problems | None, name: str, report: Report) -> None:
 
 def _hint(path: Path, form: str) -> str:
     """What the file seems to hold instead of JSON lines."""
+    if not path.is_file():
+        return ""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            start = file.read(BEGINNING).lstrip()
+        with path.open("rb") as raw:
+            start = _unpacked(raw).read(BEGINNING).lstrip()
     except (*UNREADABLE, OSError):
         return ""
     if form != "jsonl" or not start.startswith(b"["):
@@ -173,7 +182,7 @@ def _lines(file: IO[bytes], report: Report) -> Iterator[Imported]:
             continue
         report.rows += 1
         try:
-            yield checked(json.loads(line))
+            yield checked(row_of(json.loads(line)))
         except (ValueError, RecursionError) as error:
             report.refuse(f"line {number}", _why(error))
 
@@ -232,4 +241,6 @@ def _archive_id(one: dict[str, Any], field: str) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"no JSON: {error.msg} at character {error.pos + 1}"
+    if isinstance(error, RecursionError):
+        return "no JSON: nested too deeply"
     return str(error) or type(error).__name__
