@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import warnings
 
 import pytest
 
+import thalweg
 from thalweg.watch import RunStore
 from thalweg.watch._store_schema import WIDTHS
 
@@ -190,3 +195,75 @@ def test_a_run_that_cannot_even_begin_is_refused_before_training(tmp_path):
         with pytest.raises(ValueError, match=f"{path}.*cannot be written.*full"):
             for _ in range(100):
                 store.begin("x" * 1000, {})
+
+
+def test_a_store_that_is_deleted_during_a_run_is_said_with_what_is_lost(small, tmp_path):
+    folder = tmp_path / "runs"
+    with pytest.warns(UserWarning) as caught:
+        run = thalweg.watch(small.model, small.opt, budget=0, store=folder / "s")
+        for step in range(20):
+            run.log(loss=1.0)
+            small.opt.step()
+            if step == 9:
+                run.recorder.flush()
+                shutil.rmtree(folder)
+        run.close()
+    said = [str(one.message) for one in caught]
+    assert len(said) == 2 and all("was deleted or moved during the run" in one for one in said)
+    assert "10 readings and 0 findings could not be stored" in said[1]
+    assert run.step == 20 and not folder.exists()
+
+
+def test_another_store_in_the_place_of_a_deleted_one_is_left_alone(small, tmp_path):
+    path = tmp_path / "s"
+    with pytest.warns(UserWarning, match="was deleted or moved"):
+        run = thalweg.watch(small.model, small.opt, budget=0, store=path)
+        run.recorder.flush()
+        for one in tmp_path.glob("s*"):
+            one.unlink()
+        with RunStore(path, write=True) as other:
+            other.begin("another", {})
+        run.log(loss=1.0)
+        run.close()
+    with RunStore(path) as store:
+        assert [(one.name, one.outcome, store.names(one.id)) for one in store.runs()] == [
+            ("another", None, [])
+        ]
+
+
+def test_a_script_may_go_to_another_folder_during_a_run(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with thalweg.watch(small.model, small.opt, budget=0, store="s") as run:
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            run.log(loss=1.0)
+            small.opt.step()
+    with RunStore(tmp_path / "s") as store:
+        assert store.run(run.id).steps == 1 and len(store.readings(run.id, "loss")) == 1
+
+
+def test_who_makes_a_store_waits_for_another_who_makes_it_too(tmp_path):
+    path = tmp_path / "s"
+    first = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    first.execute("begin immediate")
+    timer = threading.Timer(0.3, first.rollback)
+    timer.start()
+    began = time.monotonic()
+    with RunStore(path, write=True) as store:
+        assert store.begin("second", {}) == 1
+    assert time.monotonic() - began > 0.2
+    timer.join()
+    first.execute("begin immediate")
+    first.execute("rollback")
+    first.close()
+
+
+def test_who_makes_a_store_that_stays_locked_says_so(tmp_path):
+    path = tmp_path / "s"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as first:
+        first.execute("begin immediate")
+        with pytest.raises(ValueError, match="cannot be written: database is locked"):
+            RunStore(path, write=True, wait=0.1)
+        first.execute("rollback")

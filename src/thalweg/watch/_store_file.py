@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
 from pathlib import Path
 
 from thalweg.watch._store_schema import APPLICATION, SCHEMA, make, upgrade
@@ -29,14 +31,14 @@ def open_file(path: Path, write: bool, wait: float = 5.0) -> sqlite3.Connection:
         raise ValueError(f"store {str(path)!r} cannot be opened: {error}") from None
     try:
         try:
-            _check(db, path, write)
+            _check(db, path, write, wait)
         except sqlite3.OperationalError:
             # A closed store where nobody may write: reading it needs no lock, but SQLite must be told.
             if write or Path(f"{path}-wal").exists():
                 raise
             db.close()
             db = _connect(path, "ro&immutable=1", wait)
-            _check(db, path, write)
+            _check(db, path, write, wait)
     except sqlite3.Error as error:
         db.close()
         why = "is not a run store"
@@ -47,6 +49,15 @@ def open_file(path: Path, write: bool, wait: float = 5.0) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another at the same path; None if there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def version(db: sqlite3.Connection) -> int:
@@ -60,9 +71,9 @@ def _connect(path: Path, mode: str, wait: float) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=wait)
 
 
-def _check(db: sqlite3.Connection, path: Path, write: bool) -> None:
+def _check(db: sqlite3.Connection, path: Path, write: bool, wait: float) -> None:
     if write and _blank(db):
-        db.execute("pragma journal_mode = wal")
+        _log_ahead(db, wait)
         db.execute("begin immediate")
         # Another process may have made the store since we looked.
         if _blank(db):
@@ -85,6 +96,19 @@ def _check(db: sqlite3.Connection, path: Path, write: bool) -> None:
     upgrade(db, version(db))
     db.execute("update runs set seen = seen where 0")
     db.execute("commit")
+
+
+def _log_ahead(db: sqlite3.Connection, wait: float) -> None:
+    """Put the file into WAL mode, for which SQLite does not wait where several begin to write at once."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            db.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def _blank(db: sqlite3.Connection) -> bool:

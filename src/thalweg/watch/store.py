@@ -17,7 +17,7 @@ from typing import Any
 
 from thalweg._core.checks import check_count
 from thalweg.watch import _store_coarse, _store_curve
-from thalweg.watch._store_file import open_file, version
+from thalweg.watch._store_file import identity, open_file, version
 from thalweg.watch.readings import Finding, Reading, plain
 from thalweg.watch.run_info import FIELDS, RunInfo, as_run
 
@@ -41,6 +41,9 @@ class RunStore:
         self.path = Path(path)
         self.series: dict[tuple[int, str, tuple[str, ...]], int] = {}
         self.db = open_file(self.path, write, wait)
+        # A script may go to another folder meanwhile.
+        self._place = self.path.absolute()
+        self._file = identity(self._place)
 
     def close(self) -> None:
         """Let go of the file; closing again does nothing."""
@@ -102,7 +105,13 @@ class RunStore:
         """Add timed readings and findings in one transaction: all of them are stored, or none.
 
         ``about`` joins what is known of the run.
+
+        Raises:
+            sqlite3.Error: nothing can be stored now; such as on a full disk, or if the file has been deleted.
         """
+        if identity(self._place) != self._file:
+            # SQLite would go on writing into what nobody can open any more.
+            raise sqlite3.OperationalError(f"{str(self.path)!r} was deleted or moved during the run")
         now = time.time()
         series = dict(self.series)
         self.db.execute("begin immediate")
