@@ -17,7 +17,11 @@ from thalweg.probe import (
     boundary_points,
     curvature_gram,
     dormant_neurons,
+    example_gradient_norms,
+    ggn_operator,
+    gradient_starvation,
     grokking_progress,
+    hvp_operator,
     input_energy,
     loss_line,
     scale_dependence,
@@ -132,3 +136,36 @@ def test_presentations_may_be_told_in_lists_and_arrays():
         seen.update([1, 3], correct)
         again.update(np.array([1, 3]), np.array(correct))
     assert seen.counts().events.tolist() == again.counts().events.tolist() == [0, 1, 0, 0]
+
+
+def test_a_table_with_sparse_gradients_reads_as_one_with_dense_ones():
+    def readings(sparse):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 4, sparse=sparse), nn.Flatten(), nn.Linear(8, 3))
+        tokens = torch.randint(9, (6, 2))
+        targets = torch.arange(6) % 3
+        batch, params = (tokens, targets), list(model.parameters())
+
+        def each(model, batch):
+            return cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+        def one_by_one(model, batch):  # looks at numbers, which vmap does not let it
+            return each(model, batch) * (1 if batch[0].sum().item() >= 0 else 0)
+
+        def loss(model=model):
+            return each(model, batch).mean()
+
+        ones = torch.ones(sum(p.numel() for p in params))
+        return [
+            hvp_operator(loss, params).matvec(ones),
+            ggn_operator(lambda: model(tokens), lambda z: cross_entropy(z, targets), params).matvec(
+                direction
+            ),
+            example_gradient_norms(model, batch, each).norms,
+            example_gradient_norms(model, batch, one_by_one, chunk_size=2).norms,
+            curvature_gram(model, cross_entropy, tokens, targets).blocks,
+            gradient_starvation(model, tokens, targets, chunk=1).strengths,
+            torch.tensor(train_curve(loss, model, model, model, steps=2).losses),
+        ]
+
+    torch.testing.assert_close(readings(True), readings(False))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thalweg.probe._example_batch import LossFn, changed, count, losses_of, taken
 from thalweg.probe._example_graph import types_in
-from thalweg.probe._graphs import check_reachable
+from thalweg.probe._graphs import check_reachable, dense
 
 
 def alike(batch: Any, examples: int, number: int) -> list[int]:
@@ -54,7 +54,8 @@ class Few:
         gradients = torch.autograd.grad(
             self.losses[k], params, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in gradients])
+        norms = [torch.linalg.vector_norm(dense(g), dtype=torch.float64) for g in gradients]
+        return torch.stack(norms).square()
 
     def disagreeing(self, found: Mapping[str, Tensor], names: list[str]) -> set[str]:
         """Parameters whose squared norms are not those of the examples run by themselves."""

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from thalweg.probe._example_batch import LossFn, changed, count, losses_of, taken
 from thalweg.probe._example_forms import Dense
 from thalweg.probe._example_reduce import Sums, Wanted, joined, reduce
+from thalweg.probe._graphs import dense
 
 # Entries of explicit gradients held at a time.
 HELD = 2**24
@@ -82,9 +83,10 @@ def _one_by_one(
     rows = []
     for index in range(examples):
         loss = losses_of(model, taken(batch, examples, [index]), loss_fn, 1)
-        rows.append(
-            torch.autograd.grad(loss.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            loss.sum(), list(params.values()), allow_unused=True, materialize_grads=True
         )
+        rows.append([dense(g) for g in found])
     return {name: torch.stack(column) for name, column in zip(params, zip(*rows, strict=True), strict=True)}
 
 

@@ -27,6 +27,11 @@ def children_first(root: Node) -> list[Node]:
     return order
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """Of an embedding with ``sparse=True``, the gradient written out; any other as it is."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
 def check_reachable(name: str, computed: Tensor) -> None:
     """Refuse what reentrant checkpointing computed: its parameters are in no graph and would count as unused.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count, check_positive
 from thalweg.probe._checkpoints import Checkpoint
-from thalweg.probe._graphs import check_reachable
+from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._randomness import same_randomness
 from thalweg.probe._terrain import LossOf, scalar, terrain
 from thalweg.probe.cost import costs
@@ -90,7 +90,7 @@ def train_curve(
                 loss, list(trained.values()), allow_unused=True, materialize_grads=True
             )
             for leaf, g in zip(leaves, gradient, strict=True):
-                leaf.grad = 2 * t * (1 - t) * g.to(leaf)
+                leaf.grad = 2 * t * (1 - t) * dense(g).to(leaf)
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             optimizer.step()
             drawn.append(t)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import count
-from thalweg.probe._graphs import check_reachable
+from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -130,7 +130,7 @@ def _root_of_hessian(loss: Tensor, leaf: Tensor) -> Tensor:
 def _flat(gradients: Sequence[Tensor | None], params: list[Tensor]) -> Tensor:
     return torch.cat(
         [
-            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            torch.zeros_like(p).flatten() if g is None else dense(g).flatten()
             for g, p in zip(gradients, params, strict=True)
         ]
     )

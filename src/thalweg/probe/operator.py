@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from thalweg.probe._graphs import check_reachable
+from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._randomness import same_randomness
 from thalweg.probe._wrapped import uncompiled
 from thalweg.probe.cost import costs
@@ -52,7 +52,7 @@ def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
 
 def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
     """The entries of all tensors in one vector with the device and type of ``like``."""
-    return torch.cat([t.detach().reshape(-1).to(like) for t in tensors])
+    return torch.cat([dense(t.detach()).reshape(-1).to(like) for t in tensors])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thalweg._core.checks import check_count
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import changed, count
-from thalweg.probe._graphs import check_reachable
+from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -123,7 +123,7 @@ def _one_by_one(model: nn.Module, params: dict[str, Tensor], inputs: Any, target
             )
             for one in found
         ]
-    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    columns = [torch.stack([dense(g) for g in column]) for column in zip(*rows, strict=True)]
     return found.detach(), dict(zip(params, columns, strict=True))
 
 
