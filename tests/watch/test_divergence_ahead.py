@@ -160,3 +160,19 @@ def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog():
     exec(found.remedies[0].code, lowered)
     # Sharpness 0.5 * 20 at the limit 2 / lr of gradient descent: stable again.
     assert lowered["opt"].param_groups[0]["lr"] * 10 < 2
+
+
+def test_weights_that_grow_from_the_start_while_the_loss_falls_go_where_large_targets_are():
+    """As in a regression whose targets were never standardised: the loss falls, by a few hundredths."""
+
+    def rows(slope, before=0):
+        for step in range(1, 33 + 10 * before):
+            yield step, "loss", math.exp(-slope * step) * (1 + 0.001 * math.sin(3.7 * step))
+            if step % 10 == 2:
+                yield step, "weight norm", 1.5 ** max(0, step // 10 - before)
+
+    assert told(rows(0.003)) == []
+    (found,) = told(rows(0.0))
+    assert "the loss does not fall" in found.message
+    (found,) = told(rows(0.003, before=6))
+    assert "the loss falls by little" in found.message

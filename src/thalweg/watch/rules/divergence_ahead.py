@@ -161,7 +161,9 @@ class DivergenceAhead(Rule):
             return None
         loss = self.losses.growth()
         # Weights may feed themselves while the loss still falls a little; one long step is another finding.
-        learns = self.losses.fall if loss is None else loss.times < LEARNS
+        # At first they grow to what the targets ask for, as far as anybody can tell.
+        at_first = loss is None or grown.record == math.inf
+        learns = self.losses.fall if at_first else loss.times < LEARNS
         if name == "weight norm" and (learns or self._warming(grown.began) or grown.sudden > SUDDEN):
             return None
         if name in ("gradient norm", "largest logit") and self.losses.fall:
@@ -171,10 +173,15 @@ class DivergenceAhead(Rule):
             reading,
             grown.rose,
             f"the {name} has grown {grown.times:.3g} times in {steps} steps, exponentially"
-            + (", and the loss does not fall" if self.losses.latest and name != "loss" else ""),
+            + self._meanwhile(name),
             {name: self.series[name].past[-1][1], "times": grown.times, "threshold": times},
             2.0,
         )
+
+    def _meanwhile(self, name: str) -> str:
+        if name == "loss" or not self.losses.latest:
+            return ""
+        return ", and the loss falls by little" if self.losses.fall else ", and the loss does not fall"
 
     def _exponential(self, grown: Growth, least: float, times: float) -> bool:
         far = grown.times >= times and math.log(grown.times) > NOISE * grown.noise
