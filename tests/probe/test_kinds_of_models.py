@@ -158,9 +158,7 @@ def test_a_table_with_sparse_gradients_reads_as_one_with_dense_ones():
         ones = torch.ones(sum(p.numel() for p in params))
         return [
             hvp_operator(loss, params).matvec(ones),
-            ggn_operator(lambda: model(tokens), lambda z: cross_entropy(z, targets), params).matvec(
-                direction
-            ),
+            ggn_operator(lambda: model(tokens), lambda z: cross_entropy(z, targets), params).matvec(ones),
             example_gradient_norms(model, batch, each).norms,
             example_gradient_norms(model, batch, one_by_one, chunk_size=2).norms,
             curvature_gram(model, cross_entropy, tokens, targets).blocks,
