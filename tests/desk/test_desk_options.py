@@ -79,3 +79,18 @@ def test_a_proxy_that_could_never_be_one_is_refused(other, proxy):
 def test_a_proxy_that_could_be_one_is_taken(other, proxy):
     answer = desk("--data", other.folder, "--proxy", proxy, "--host", "192.0.2.1")
     assert "cannot listen on 192.0.2.1" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[["desk", "people"], ["desk", "invite", "Ada"], ["desk", "mail", "allow", "ada@example.org"]],
+        *[["desk", "digest"], ["papers", "repair"], ["papers", "index"], ["papers", "fetch", "--topic", "x"]],
+    ],
+)
+def test_data_that_are_no_folder_are_refused_by_the_name_of_the_option(tmp_path, words):
+    file = tmp_path / "file"
+    file.touch()
+    answer = CliRunner().invoke(command, [*words, "--data", str(file)])
+    assert answer.exit_code == 2
+    assert f"--data must be a folder that can be written, got {file} (File exists)" in answer.stderr

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Database", "data_folder"]
+__all__ = ["Database", "data_folder", "database_in"]
 
 WAIT = 10.0  # seconds that a writer waits for another
 
@@ -21,6 +21,24 @@ def data_folder() -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("thalweg", appauthor=False)
+
+
+def database_in(data: Path | None) -> Database:
+    """The database that a command works on.
+
+    Args:
+        data: as its option ``--data`` names it; None is the user's data folder.
+
+    Raises:
+        ValueError: it is no folder that can be written.
+        sqlite3.Error: the file in it is none that can be used.
+    """
+    folder = data or data_folder()
+    try:
+        return Database(folder)
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"--data must be a folder that can be written, got {folder} ({why})") from None
 
 
 class Database:

@@ -140,14 +140,14 @@ def import_papers(
 def opened_desk(data: Path | None) -> Iterator[tuple[Library, Problems]]:
     """The library in the desk's database; a full disk, or a file that is no database, is said in one line."""
     try:
-        from thalweg.desk.database import Database, data_folder
+        from thalweg.desk.database import data_folder, database_in
         from thalweg.desk.library import Library
         from thalweg.desk.problems import Problems
     except ImportError as error:
         raise ValueError(f"the desk needs further packages: pip install 'thalweg[desk]' ({error})") from None
     folder = data or data_folder()
     try:
-        database = Database(folder)
+        database = database_in(folder)
         yield Library(database), Problems(database)
     except ConnectionError as error:
         raise ValueError(f"{error}; what came before is kept, and the same command goes on") from None

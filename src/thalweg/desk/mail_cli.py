@@ -145,9 +145,9 @@ def _database(data: Path | None) -> Database:
     import sqlite3
 
     try:
-        from thalweg.desk.database import Database, data_folder
+        from thalweg.desk.database import database_in
 
-        database = Database(data or data_folder())
+        database = database_in(data)
         for part in TABLES:
             import_module(f"thalweg.desk.{part}").prepare(database)
     except ImportError as error:

@@ -126,11 +126,11 @@ def _day(moment: float) -> str:
 
 def _database(data: Path | None) -> Database:
     from thalweg.desk.comments import prepare as prepare_comments
-    from thalweg.desk.database import Database, data_folder
+    from thalweg.desk.database import database_in
     from thalweg.desk.people import prepare as prepare_people
     from thalweg.desk.votes import prepare as prepare_votes
 
-    database = Database(data or data_folder())
+    database = database_in(data)
     # A person's votes and comments hang on them: all three tables have to be there when one goes.
     for prepare in (prepare_people, prepare_votes, prepare_comments):
         prepare(database)
