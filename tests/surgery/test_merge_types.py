@@ -49,3 +49,17 @@ def test_statistics_follow_and_what_a_narrow_type_cannot_hold_is_refused():
         ValueError, match=r"end must have finite real weights, got '.*weight' of torch.float16"
     ):
         interpolate(one.half(), other)
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_distances_of_narrow_weights_are_those_of_their_exact_values(narrow):
+    model, reference = (one.to(narrow) for one in pair())
+    new, report = align(model, reference, torch.randn(20, 4).to(narrow))
+    for at, one in enumerate((model, new)):
+        exact = {
+            name: torch.linalg.vector_norm(p.double() - reference.get_parameter(name).double()).item()
+            for name, p in one.named_parameters()
+        }
+        assert {name: parts[at] for name, parts in report.layers.items()} == pytest.approx(exact, rel=1e-6)
+        whole = sum(part**2 for part in exact.values()) ** 0.5
+        assert report.distance[at] == pytest.approx(whole, rel=1e-6)

@@ -100,6 +100,12 @@ def activation_pieces(
         if ours.operations != theirs.operations:
             raise ValueError("reference must run the same operations as model on every batch, got others")
         for found, (place, head, piece) in zip(moments, sights, strict=True):
+            shapes = [tuple(one.heard[place].shape) for one in (theirs, ours)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    "reference must send as many samples as model wherever a weight reads them, got tensors "
+                    f"of {shapes[1]} and {shapes[0]} (a router?): method='weights' needs no batches"
+                )
             found.add(*(_units(symmetry, head, piece, one.heard[place]) for one in (ours, theirs)))
     if not count:
         raise ValueError("batches must hold at least one batch, got none")

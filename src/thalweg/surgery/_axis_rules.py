@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 # These register their rules.
-from thalweg.surgery import _axis_order, _axis_views, _axis_weights  # noqa: F401
+from thalweg.surgery import _axis_order, _axis_places, _axis_views, _axis_weights  # noqa: F401
 from thalweg.surgery._axes import Atom, Terms
 from thalweg.surgery._axis_trace import RULES, Trace
 

@@ -163,6 +163,12 @@ def trace(model: nn.Module, inputs: Any) -> tuple[Trace, Any]:
     Raises:
         ValueError: the model does not run on them.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                "model must be made of modules in Python, and be merged before torch.jit, got "
+                f"{name or type(model).__name__!r} of TorchScript"
+            )
     found = Trace(movable(model))
     for tensor in tree_leaves(inputs):
         if isinstance(tensor, Tensor):

@@ -54,11 +54,12 @@ def unsqueeze(t: Trace, made: Tensor, x: Tensor, dim: int) -> None:
     t.place(made, layout, x)
 
 
-@rule("squeeze")
+@rule("squeeze", "squeeze_")
 def squeeze(t: Trace, made: Tensor, x: Tensor, dim: Any = None) -> None:
-    dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
-    gone = {d % x.dim() for d in dims if x.shape[d] == 1} if x.dim() else set()
-    t.place(made, [axis for d, axis in enumerate(t.layout(x)) if d not in gone], x)
+    layout = t.layout(x)  # of before, also where it was done in place
+    dims = range(len(layout)) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % len(layout) for d in dims if size(layout[d]) == 1} if layout else set()
+    t.place(made, [axis for d, axis in enumerate(layout) if d not in gone], x)
 
 
 @rule("expand")
@@ -200,26 +201,6 @@ def pad(t: Trace, made: Tensor, x: Tensor, around: Sequence[int], *rest: Any) ->
         elif low or high:
             sizes = (low, x.shape[-1 - back], high)
             layout[-1 - back] = joined([fresh(low), axis, fresh(high)], sizes)
-    t.place(made, layout)
-
-
-@rule("index")
-def index(t: Trace, made: Tensor, x: Tensor, places: Sequence[Tensor | None]) -> None:
-    used = [(d, at) for d, at in enumerate(places) if at is not None]
-    if len(used) != 1 or not isinstance(used[0][1], Tensor) or used[0][1].dtype.itemsize < 4:
-        t.unknown((x, places), made)
-        return
-    dim, at = used[0]
-    layout = t.layout(x)
-    t.fix(layout[dim])
-    t.place(made, [*layout[:dim], *t.layout(at), *layout[dim + 1 :]])
-
-
-@rule("index_select")
-def index_select(t: Trace, made: Tensor, x: Tensor, dim: int, places: Tensor) -> None:
-    layout = list(t.layout(x))
-    t.fix(layout[dim])
-    layout[dim] = t.ordered(made.shape[dim])
     t.place(made, layout)
 
 

@@ -38,6 +38,19 @@ def product_and_sum(t: Trace, made: Tensor, added: Tensor, left: Tensor, right: 
             t.tie(axis, other)
 
 
+@rule("_grouped_mm")
+def products_by_group(
+    t: Trace, made: Tensor, left: Tensor, right: Tensor, *rest: Any, **options: Any
+) -> None:
+    """Neighbouring rows by one matrix of several, such as an expert's: all have one order of units."""
+    a, b = t.layout(left), t.layout(right)
+    if (len(a), len(b)) != (2, 3):
+        raise ValueError("rows and a stack of matrices are understood")
+    t.fix(a[0], b[0])
+    t.tie(a[1], b[1])
+    t.place(made, [a[0], b[2]])
+
+
 @rule("mv")
 def product_with_vector(t: Trace, made: Tensor, left: Tensor, right: Tensor) -> None:
     t.tie(t.layout(left)[1], t.layout(right)[0])

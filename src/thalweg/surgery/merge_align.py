@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_choice, check_count, check_positive
 from thalweg.surgery._activations import activation_pieces, check_batches
 from thalweg.surgery._axis_run import movable, trace
-from thalweg.surgery._calibration import LossFn
+from thalweg.surgery._calibration import LossFn, at_least_float
 from thalweg.surgery._edit import bare
 from thalweg.surgery._kept_function import matched
 from thalweg.surgery._matching import Matching
@@ -187,7 +187,9 @@ def align(
 @torch.no_grad()
 def _distances(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
     return {
-        name: _size(p - ours[name].to(p.device)) for name, p in theirs.items() if isinstance(p, nn.Parameter)
+        name: _size(p.to(at_least_float(p)) - ours[name].to(p.device))
+        for name, p in theirs.items()
+        if isinstance(p, nn.Parameter)
     }
 
 
