@@ -157,6 +157,22 @@ def test_parameters_added_later_are_read_too(small, tmp_path):
     assert set(norms[-1].layers) == {"4.weight", "4.bias", "0.weight", "0.bias"}
 
 
+def test_a_layer_that_is_replaced_in_mid_run_is_read_in_place_of_the_old_one(small, tmp_path):
+    wanted = []
+    with thalweg.watch(small.model, small.opt, budget=GENEROUS, store=tmp_path / "s") as run:
+        small.train(4, run)
+        small.model[4] = nn.Linear(16, 4)
+        small.opt.param_groups[0]["params"] = list(small.model.parameters())
+        for _ in range(4):
+            small.loss_fn(small.model, small.whole).backward()
+            wanted.append(small.model[4].weight.grad.norm().item())
+            small.opt.step()
+            small.opt.zero_grad()
+    read = {one.step: one.layers["4.weight"] for one in stored(tmp_path / "s")[1]["gradient norm"]}
+    assert [read[step] for step in (5, 6, 7, 8)] == pytest.approx(wanted, rel=1e-5)
+    assert run.disabled == {}
+
+
 def test_without_a_model_gradients_and_weights_are_still_read(tmp_path):
     p = nn.Parameter(torch.tensor([3.0, 4.0]))
     opt = torch.optim.SGD([p], lr=0.0)

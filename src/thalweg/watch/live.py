@@ -163,7 +163,7 @@ class Run:
         (new,) = watched_optimizers(self._listener.model, optimizer)
         self._hooks[index].remove()
         one = self.watched[index]
-        one.optimizer, one.named, one.groups = new.optimizer, new.named, new.groups
+        one.optimizer, one.named, one.held = new.optimizer, new.named, new.held
         self._hooks[index] = self._hooked(index)
         self._senses.forget(index)
         self.recorder.restart(one.label, {**one.about(), "since": self.moment.step})

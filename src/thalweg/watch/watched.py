@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -24,13 +25,14 @@ class Watched:
         label: what its readings are named by, empty for the first of a run.
         title: what it is called in findings, empty where there is only one.
         named: its parameters by their names in the model.
+        held: the same as the optimizer has them.
     """
 
     optimizer: Optimizer
     label: str
     title: str
     named: dict[str, nn.Parameter]
-    groups: int
+    held: list[nn.Parameter]
 
     def about(self) -> dict[str, Any]:
         """What rules want to know of it."""
@@ -41,10 +43,16 @@ class Watched:
         return about | ({} if lr is None else {"lr": float(lr)})
 
     def refresh(self, model: nn.Module | None) -> None:
-        """Find the parameters again if there are more groups than before."""
-        if len(self.optimizer.param_groups) != self.groups:
-            self.groups = len(self.optimizer.param_groups)
-            self.named = named_parameters(model, _held(self.optimizer))
+        """Find the parameters again if others are held: of a new group, or of a layer that was replaced."""
+        held = _held(self.optimizer)
+        if len(held) == len(self.held) and all(map(is_, held, self.held)):
+            return
+        self.held = held
+        try:
+            self.named = named_parameters(model, held)
+        except ValueError:
+            # None of them is the model's any more, which is no reason to stop.
+            self.named = named_parameters(None, held)
 
     def finite(self) -> bool:
         """Whether all weights and gradients are; waits for the device."""
@@ -89,7 +97,7 @@ def watched_optimizers(model: nn.Module | None, optimizers: Any) -> list[Watched
             raise ValueError("optimizer must hold parameters, got none")
         label = name if found else ""
         parameters = named_parameters(model, params)
-        found.append(Watched(one, label, name if several else "", parameters, len(one.param_groups)))
+        found.append(Watched(one, label, name if several else "", parameters, params))
     return found
 
 
