@@ -64,7 +64,7 @@ class LossOfPlasticity(Rule):
             if scores is not None:
                 early, late = scores
                 signs = self._signs()
-                if fmean(late) > LOST * max(max(losses) for _, losses in self.episodes[:COMPARED]):
+                if fmean(late) > LOST * max(max(losses[:AFTER]) for _, losses in self.episodes[:COMPARED]):
                     return
                 if min(late) > max(early) and fmean(late) > SLOWER * fmean(early) and signs:
                     self.said = True
