@@ -119,7 +119,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {p.get_device() for p in model.parameters() if p.device.type != "cpu"}
     kinds = {p.device.type for p in model.parameters() if p.device.type != "cpu"} or {"cuda"}
     again = torch.random.fork_rng(devices=sorted(devices), device_type=kinds.pop())
-    with untouched(model), again, torch.enable_grad(), eager:
+    with untouched(model), again, torch.inference_mode(False), torch.enable_grad(), eager:
         model.eval()
         try:
             yield

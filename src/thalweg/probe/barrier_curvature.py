@@ -100,7 +100,7 @@ def line_curvature(
     Raises:
         ValueError: as :func:`loss_line` and :func:`hvp_operator` say, or an unknown layer.
     """
-    with terrain(loss_fn, model, norm_batches, start=start, end=end) as ground:
+    with torch.inference_mode(False), terrain(loss_fn, model, norm_batches, start=start, end=end) as ground:
         names = moving(ground.model) if layer is None else layer_parameters(ground.model, [layer])[layer]
         frozen = {name for name, p in ground.params.items() if not p.requires_grad}
         only = [name for name in names if name not in frozen]

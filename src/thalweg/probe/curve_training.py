@@ -68,7 +68,11 @@ def train_curve(
     check_count("steps", steps)
     check_positive("lr", lr)
     generator = generator or torch.Generator().manual_seed(0)
-    with terrain(loss_fn, model, (), start=start, end=end) as ground, same_randomness():
+    with (
+        torch.inference_mode(False),
+        terrain(loss_fn, model, (), start=start, end=end) as ground,
+        same_randomness(),
+    ):
         trained = {name: p for name, p in ground.params.items() if p.requires_grad}
         if not trained:
             raise ValueError("model must have parameters that require a gradient, got none")

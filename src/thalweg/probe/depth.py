@@ -62,7 +62,7 @@ def backward_signal(model: nn.Module, batch: Any, *, seed: int = 0) -> BackwardS
     check_count("seed", seed, 0)
     model = bare(model)
     passed: list[tuple[str, Any, int | None]] = []
-    with quiet(model), _heard(model, passed), torch.enable_grad():
+    with torch.inference_mode(False), quiet(model), _heard(model, passed), torch.enable_grad():
         # Some fused recurrent kernels have no backward pass in evaluation mode.
         with torch.backends.cudnn.flags(enabled=False):
             output = _tensor(call(model, batch))

@@ -59,7 +59,7 @@ def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
 def in_parts() -> Iterator[None]:
     """Nothing fused or compiled runs, neither now nor where a checkpointed part is computed anew."""
     # Neither has a second derivative; the mathematical form of attention is made of parts that do.
-    with sdpa_kernel(SDPBackend.MATH), uncompiled():
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), uncompiled():
         yield
 
 

@@ -175,7 +175,7 @@ def gradient_starvation(
     counts = targets != ignore_index
     found, rows = [], []
     # Fused attention has no batching rule for its gradient.
-    with quiet(model), sdpa_kernel(SDPBackend.MATH):
+    with torch.inference_mode(False), quiet(model), sdpa_kernel(SDPBackend.MATH):
         targets = targets.where(counts, 0)
         _check(call(model, take(inputs, slice(0, 1), len(targets))), targets, counts)
         gradients_of = _one_by_one if chunk == 1 else _vectorised

@@ -153,6 +153,7 @@ def _measured(
     return fmean(losses[best]), best, losses
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 @costs(
     3 + TASKS * (1 + len(RATES) * (STEPS + 1)),
