@@ -55,6 +55,52 @@ def test_the_latest_run_is_the_default(store, tmp_path):
     assert "one: " not in page
 
 
+def test_what_was_left_out_is_a_list_of_one_line_each(tmp_path):
+    left_out = {"sharpness": "never ran", "log <Z>": "ran every 9 steps rather than every 5"}
+    with RunStore(tmp_path / "s", write=True) as store:
+        run = store.begin("one", {"watching": 0.031, "left_out": left_out})
+        store.end(run, "finished")
+    page = write_report(tmp_path / "s", tmp_path / "page.html").read_text(encoding="utf8")
+    assert "Watching took 3.1% of the training time.</p>" in page
+    assert "<summary>Not measured as often as wished (2)</summary>" in page
+    assert re.findall(r"<li>(.*)</li>", page) == [
+        "sharpness never ran",
+        "log &lt;Z&gt; ran every 9 steps rather than every 5",
+    ]
+    # Nothing was read, so nothing is announced that is not there.
+    assert "Curves" not in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_name_is_cut_where_a_plot_has_no_room_for_it(tmp_path):
+    with RunStore(tmp_path / "s", write=True) as store:
+        for name in ("x" * 300, "y" * 30):
+            run = store.begin(name, {})
+            store.write(run, 2, [(0.0, Reading(step, "weight norm", 1.0)) for step in (1, 2)], [])
+    page = write_report(tmp_path / "s", tmp_path / "page.html", runs=[1, 2]).read_text(encoding="utf8")
+    assert f"<h2>{'x' * 300}: no findings</h2>" in page
+    assert f'aria-label="Weight norm: {"x" * 29}… 1; {"y" * 30} 1 at the end"' in page
+
+
+def test_a_picture_says_in_words_what_it_shows(store, tmp_path):
+    page = write_report(store, tmp_path / "page.html", runs=[1]).read_text(encoding="utf8")
+    assert re.findall(r'<div role="img" aria-label="(.*?)"><svg', page) == ["Accuracy: test 1 at the end"]
+
+
+def test_findings_close_to_each_other_are_marked_and_only_the_first_is_named():
+    line = Line("a", [Reading(step, "loss", 1.0) for step in range(1, 1001)], run=0)
+
+    def marks(*steps):
+        findings = [Finding("spike", step, "", {}, "info") for step in steps]
+        svg = draw("t", "u", [line], findings)
+        return svg.count("stroke-dasharray: 1.6,1.6"), svg.count('fill: #b3261e"')
+
+    lone = marks(500)
+    assert lone[0] == 1 and lone[1] > 0
+    assert marks(700, 500) == (2, 2 * lone[1])
+    assert marks(510, 500) == (2, lone[1])
+
+
 def test_an_unknown_run_is_refused_and_nothing_is_written(store, tmp_path):
     with pytest.raises(ValueError, match="run must be one of 1, 2, got 9"):
         write_report(store, tmp_path / "page.html", runs=[9])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,10 @@ __all__ = ["Line", "draw"]
 # A colour a run, grey for the one that is compared against; a dash a curve of the same run.
 COLOURS = ("#8a8a8a", "#0b5fa5", "#b3541e", "#2f7d4f", "#6b4fa0", "#111111")
 DASHES = ("-", "--", ":")
+# Names of findings are written across; closer than this share of the width they would lie on each other.
+NAMED_APART = 0.025
+# In a line of a plot's title.
+LETTERS = 78
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,10 @@ class Line:
 def draw(
     title: str, unit: str, lines: Sequence[Line], findings: Sequence[Finding] = (), log: bool = False
 ) -> str:
-    """An SVG element with up to six curves over optimizer steps; findings are marked where they began."""
+    """An SVG element with up to six curves over optimizer steps.
+
+    Findings are marked where they began, and named where the last name is not in the way.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -51,8 +60,14 @@ def draw(
             axes.plot(
                 steps, values, dash, color=colour, label=line.label, linewidth=1.5, marker=mark, markersize=3
             )
-        for finding in findings:
+        steps_shown = [one.step for line in lines for one in line.readings]
+        apart = NAMED_APART * (max(steps_shown, default=0) - min(steps_shown, default=0))
+        named = -math.inf
+        for finding in sorted(findings, key=lambda one: one.step):
             axes.axvline(finding.step, color="#b3261e", linewidth=0.8, linestyle=(0, (2, 2)))
+            if finding.step < named + apart:
+                continue
+            named = finding.step
             axes.annotate(
                 finding.name,
                 (finding.step, 1.0),
@@ -69,7 +84,7 @@ def draw(
             axes.set_yscale("log")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(unit)
-        axes.set_title(title, fontsize=9.5, loc="left")
+        axes.set_title(textwrap.fill(title, LETTERS), fontsize=9.5, loc="left")
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:

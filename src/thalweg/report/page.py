@@ -22,6 +22,9 @@ from thalweg.watch.store import RunInfo, RunStore
 __all__ = ["write_report"]
 
 
+LEGEND = 30  # letters of a run's name
+
+
 @dataclass(frozen=True)
 class Panel:
     """What is drawn together: readings by name, with a label each where there are several."""
@@ -91,7 +94,8 @@ def write_report(
     return write_whole(Path(path), text)
 
 
-def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[str]:
+def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[tuple[str, str]]:
+    """Pictures, each behind what it shows."""
     drawn = []
     for panel in PANELS:
         lines, last = [], []
@@ -100,15 +104,21 @@ def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[str]:
                 readings = store.overview(info.id, name)
                 if not readings:
                     continue
-                words = [word for word in (info.name if len(infos) > 1 else "", label) if word]
+                which = _short(info.name) if len(infos) > 1 else ""
+                words = [word for word in (which, label) if word]
                 lines.append(Line(", ".join(words), readings, run, part))
                 if part == len(panel.parts) - 1:
                     last.append(" ".join([*words, f"{readings[-1].value:.3g}"]))
         if lines:
             title = f"{panel.title}: {'; '.join(last)} at the end" if last else panel.title
             marks = store.findings(infos[0].id) if len(infos) == 1 else []
-            drawn.append(draw(title, panel.unit, lines, marks, panel.log))
+            drawn.append((title, draw(title, panel.unit, lines, marks, panel.log)))
     return drawn
+
+
+def _short(name: str) -> str:
+    """A run's name, as far as a legend has room for it."""
+    return name if len(name) <= LEGEND else f"{name[: LEGEND - 1]}…"
 
 
 def _paper(key: str) -> dict[str, str]:
