@@ -245,6 +245,9 @@ def test_named_and_positional_inputs_and_wrapped_models_are_understood():
     x, y = torch.randn(3, 3), torch.randn(3, 2)
     first, one = align(nn.DataParallel(model), reference, (x, y))
     second, two = align(model, reference, {"x": x, "y": y})
+    # A loader gives lists.
+    third, _ = align(model, reference, [x, y], method="activations", batches=[[x, y]])
+    assert same(state(third), state(align(model, reference, (x, y), method="activations")[0]))
     assert same(state(first), state(second)) and list(one.permutations) == list(two.permutations) == ["left"]
 
 

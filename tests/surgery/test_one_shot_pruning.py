@@ -157,6 +157,9 @@ def test_given_scores_decide_and_convolutions_are_pruned_too():
     assert torch.equal(smallest == 0, weight.abs() < threshold)
     largest = prune(model, 0.5, score={"0": -weight.abs()}, scope="layer")[0][0].weight
     assert torch.equal(largest != 0, smallest == 0)
+    video = nn.Sequential(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 2))
+    pruned, report = prune(video, 0.25)
+    assert list(report.layers) == ["0"] and int((pruned[0].weight == 0).sum()) == 4
 
 
 def test_the_report_counts_zeros_bytes_and_errors():

@@ -282,3 +282,29 @@ def test_what_is_not_understood_is_named_at_once(case):
     model, layers, message = REFUSED[case]
     with pytest.raises(ValueError, match=message.replace("must be a Linear", "must be a Linear or Conv1d")):
         prune_in_rounds(model, train, share_cut(), layers=layers)
+
+
+def test_convolutions_of_every_number_of_axes_are_pruned():
+    model = nn.Sequential(
+        nn.Conv1d(1, 2, 2), nn.Conv2d(2, 2, 2), nn.Conv3d(2, 2, 2), nn.ConvTranspose2d(2, 2, 2)
+    )
+    *_, last = prune_in_rounds(model, lambda model, masks: None, share_cut(0.5), rounds=1)
+    assert list(last.masks) == ["0.weight", "1.weight", "2.weight"]
+
+
+def test_masks_hold_inside_wrappers():
+    model, masks = mlp(), {"0.weight": torch.zeros(6, 4, dtype=torch.bool)}
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        with torch.no_grad():
+            model[0].weight.fill_(1)
+        hold_masks(torch.optim.SGD(model.parameters(), 0.1), wrapped, masks).remove()
+        assert not model[0].weight.any()
+        assert ticket_distance(wrapped, mlp(), {"2.weight": torch.ones(5, 6, dtype=torch.bool)}).l2 == 0
+
+
+def test_what_cannot_train_cut_or_be_compared_is_refused():
+    for given in ({"train": None, "cut": share_cut()}, {"train": lambda model, masks: None, "cut": 0.2}):
+        with pytest.raises(ValueError, match=r"must be a function, got"):
+            prune_in_rounds(mlp(), **given)
+    with pytest.raises(ValueError, match="masks must name at least one parameter, got none"):
+        ticket_distance(mlp(), mlp(), {})

@@ -218,3 +218,13 @@ def test_a_forecast_refuses_what_has_no_forward_area():
         found.predict([0.0, 1e-3])
     with pytest.raises(ValueError, match="warmup must be less than the 2 steps of rates, got 2"):
         found.predict([1e-3, 1e-3], warmup=2)
+
+
+def test_losses_may_be_tensors_as_training_leaves_them():
+    torch = pytest.importorskip("torch")
+    rates, losses = COSINE[::10], np.float32(curve(COSINE[::10]))
+    expected = annealing_law(rates, losses)
+    tensor = torch.tensor(losses, requires_grad=True)
+    assert annealing_law(torch.tensor(rates), tensor).floor == expected.floor
+    assert annealing_law(list(rates), list(tensor.unbind())).floor == expected.floor
+    assert annealing_law(rates, tensor.bfloat16()).floor == pytest.approx(expected.floor, rel=0.05)

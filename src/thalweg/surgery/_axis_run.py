@@ -55,10 +55,10 @@ def counts(func: Any) -> bool:
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """The model's answer to a tensor, a tuple of positional or a mapping of keyword arguments."""
+    """The model's answer to a tensor, a tuple or list of positional or a mapping of keyword arguments."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 def tensors_in(answer: Any) -> list[Tensor]:

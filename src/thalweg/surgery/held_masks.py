@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import nearest
+from thalweg.surgery._edit import bare
 
 __all__ = ["HeldMasks", "hold_masks", "random_masks"]
 
@@ -32,11 +33,13 @@ def hold_masks(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Mappin
 
     Args:
         optimizer: any torch optimizer of the model's parameters.
+        model: also behind DDP, DataParallel or torch.compile; names are those of what is inside.
         masks: name of a parameter to a boolean tensor of its shape, True where the weight stays.
 
     Raises:
         ValueError: a mask names no parameter, or has another shape or type.
     """
+    model = bare(model)
     pairs = [(model.get_parameter(name), mask) for name, mask in checked_masks(model, masks).items()]
 
     @torch.no_grad()
@@ -64,7 +67,7 @@ def random_masks(masks: Mapping[str, Tensor], generator: torch.Generator | None 
 
 
 def checked_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    known = dict(model.named_parameters())
+    known = dict(bare(model).named_parameters())
     for name, mask in masks.items():
         if name not in known:
             raise ValueError(

@@ -71,7 +71,7 @@ def prune(
         loss_fn: ``loss_fn(model, batch)`` is the mean loss, a scalar. For ``"wanda"`` not needed if
             ``model(batch)`` runs; tuples are spread over positions, mappings over keywords.
         layers: names; None for the linear layers in the model's repeated blocks, or all but the last.
-            ``"magnitude"`` and given scores take convolutions too.
+            ``"magnitude"`` and given scores take convolutions too, but for transposed ones.
         scope: what competes: weights of one output ``"row"``, of a ``"layer"`` or of the whole ``"model"``.
             None is the papers' choice: the layer for ``"magnitude"``, the row for the others.
         pattern: (n, m) keeps the n highest of every m consecutive inputs, in place of sparsity and scope.
@@ -99,7 +99,7 @@ def prune(
         raise ValueError(f"loss_fn must be given for score {kind!r}, got None")
     if isinstance(score, Mapping):
         layers = list(score) if layers is None else layers
-    convolved = (nn.Conv1d, nn.Conv2d) if given or kind == "magnitude" else ()
+    convolved = (nn.Conv1d, nn.Conv2d, nn.Conv3d) if given or kind == "magnitude" else ()
     new, chosen = copied_with(model, layers, (nn.Linear, *convolved))
     for name, layer in chosen.items():
         inputs = weight_of(layer)[0].numel()

@@ -26,7 +26,7 @@ __all__ = ["PruningRound", "adaptive_cut", "prune_in_rounds", "share_cut"]
 
 Masks = dict[str, Tensor]
 Cut = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Masks]
-KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def prune_in_rounds(
             on at k, with a fresh optimizer under :func:`hold_masks`.
         cut: ``cut(weights, masks)`` gives the next masks: :func:`share_cut`, :func:`adaptive_cut`.
         rounds: number of cuts; one round more is trained and yielded, the dense one first.
-        layers: names; None for all linear and convolutional layers. Biases and normalisations stay whole.
+        layers: names; None for all linear and convolutional layers, but for transposed ones. Biases and
+            normalisations stay whole.
 
     Raises:
         ValueError: for a bad argument; a layer is unknown, shared, tied, parametrized or on the meta device;

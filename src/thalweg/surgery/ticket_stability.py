@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thalweg.surgery._edit import bare
 from thalweg.surgery.held_masks import checked_masks
 
 __all__ = ["TicketDistance", "ticket_distance"]
@@ -44,6 +45,7 @@ def ticket_distance(one: nn.Module, other: nn.Module, masks: Mapping[str, Tensor
     """
     if not masks:
         raise ValueError("masks must name at least one parameter, got none")
+    one, other = bare(one), bare(other)
     checked_masks(one, masks)
     checked_masks(other, masks)
     a, b = (

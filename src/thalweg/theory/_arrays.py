@@ -16,7 +16,7 @@ def as_floats(
 ) -> Floats:
     """A finite 1-D array with every entry at least ``low``, or above it where ``open_low``."""
     try:
-        array = np.asarray(values, dtype=np.float64)
+        array = np.asarray(_numbers(values), dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be {shape} of numbers, got {type(values).__name__}") from None
     if array.ndim != 1 or not array.size:
@@ -27,6 +27,15 @@ def as_floats(
         bound = "" if low == -math.inf else f" and {'above' if open_low else 'at least'} {low:g}"
         raise ValueError(f"{name} must be finite{bound}, got {array[where]:g} at index {where}")
     return array
+
+
+def _numbers(values: Any) -> Any:
+    """Tensors, also of those types and places that NumPy does not read, as numbers."""
+    if hasattr(values, "detach"):
+        return values.detach().cpu().double().numpy()
+    if isinstance(values, list | tuple) and any(hasattr(one, "detach") for one in values):
+        return [_numbers(one) if hasattr(one, "detach") else one for one in values]
+    return values
 
 
 def as_steps(name: str, values: Any, last: int) -> NDArray[np.int64]:
