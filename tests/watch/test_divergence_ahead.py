@@ -176,3 +176,25 @@ def test_weights_that_grow_from_the_start_while_the_loss_falls_go_where_large_ta
     assert "the loss does not fall" in found.message
     (found,) = told(rows(0.003, before=6))
     assert "the loss falls by little" in found.message
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient norm"])
+def test_a_leap_is_no_exponential_growth(name):
+    """As when the target network of Q-learning is renewed: from next to nothing, and back."""
+    levels = [1e-9, 1.1e-9, 1.3e-9, 6e-3]
+    rows = [(step, name, 1e-9 * one) for step, one in enumerate(noisy(100, 0, 0.01), 1)]
+    rows += [(101 + step, name, levels[min(step // 5, 3)]) for step in range(25)]
+    assert told(rows) == []
+    exponential = [(101 + step, name, 1e-9 * math.exp(0.6 * step)) for step in range(25)]
+    assert len(told([*rows[:100], *exponential])) == 1
+
+
+@pytest.mark.parametrize(("before", "count"), [(1.0, 1), (300.0, 0)])
+def test_what_grows_to_where_it_has_been_for_long_does_not_diverge(before, count):
+    noise = noisy(500, 0, 0.1)
+    # A hundred steps at a height, 200 at one, and growth to a hundred.
+    levels = [1.0] * 20 + [before] * 100 + [1.0] * 200 + [math.exp(0.25 * step) for step in range(20)]
+    rows = [
+        (step, "loss", one * level) for step, (one, level) in enumerate(zip(noise, levels, strict=False), 1)
+    ]
+    assert len(told(rows)) == count

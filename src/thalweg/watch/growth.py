@@ -26,8 +26,8 @@ class Growth:
         least, most: the smallest and the largest factor from one block's median to the next.
         steady: the last factor from block to block over the first; near 1 for an exponential, below 1 for
             growth that slows down.
-        record: median of the last block over the largest of the 64 readings before the first block, or over
-            the median of the run's first ten if that is larger; infinite if there were none before.
+        record: median of the last block over the largest of the 64 readings before the first block, the
+            median of the run's first ten and of any three in a row since; infinite if there were none before.
         noise: robust standard deviation of the logarithm from one reading to the next, without the trend.
     """
 
@@ -67,10 +67,16 @@ class Series:
         self.block = block
         self.past: deque[tuple[int, float]] = deque(maxlen=BLOCKS * block + EARLIER)
         self.first: list[float] = []
+        # Of the readings that are no longer kept: the last three, and the highest that three have been.
+        self.left: deque[float] = deque(maxlen=3)
+        self.peak = 0.0
 
     def add(self, step: int, value: float) -> None:
         """Take a reading; one that is not a positive number is left out."""
         if math.isfinite(value) and value > 0:
+            if len(self.past) == self.past.maxlen:
+                self.left.append(self.past[0][1])
+                self.peak = max(self.peak, sorted(self.left)[(len(self.left) - 1) // 2])
             self.past.append((step, value))
             if len(self.first) < FIRST:
                 self.first.append(value)
@@ -96,7 +102,7 @@ class Series:
         trend = median(changes)
         noise = 1.4826 * median(abs(change - trend) for change in changes)
         # A gradient that had all but died away and comes back is no explosion.
-        record = blocks[-1] / max(*earlier, median(self.first)) if earlier else math.inf
+        record = blocks[-1] / max(*earlier, median(self.first), self.peak) if earlier else math.inf
         level = blocks[0] * math.exp(noise)
         return Growth(
             latest[0][0],

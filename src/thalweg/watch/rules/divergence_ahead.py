@@ -40,8 +40,9 @@ class DivergenceAhead(Rule):
     - a learning rate that jumps to where the last sharpness is more than twice the optimizer's limit;
     - sharpness above twice the limit, and a gradient that grows steadily and beyond noise, to twice its size;
     - a rate that climbs, and sharpness over its limit doubling from reading to reading, above 1 in two more;
-    - exponential growth, beyond noise and the 64 readings before, of the gradient's norm (8-fold over 12
-      readings), the weights' (2-fold over 4), the largest logit (8-fold over 8), the loss (by half over 20).
+    - exponential growth, beyond noise and what has been before, of the gradient's norm (8-fold over 12
+      readings), the weights' (2-fold over 4), the largest logit (8-fold over 8), the loss (by half over 20);
+      no more than 0.7 of it from one quarter of these to the next, for a leap is another finding.
 
     The jump is told at once, before the step is made. Of a loss that has been below zero only a fall counts.
     """
@@ -160,11 +161,11 @@ class DivergenceAhead(Rule):
         if grown is None or not self._exponential(grown, least, times):
             return None
         loss = self.losses.growth()
-        # Weights may feed themselves while the loss still falls a little; one long step is another finding.
+        # Weights may feed themselves while the loss still falls a little.
         # At first they grow to what the targets ask for, as far as anybody can tell.
         at_first = loss is None or grown.record == math.inf
         learns = self.losses.fall if at_first else loss.times < LEARNS
-        if name == "weight norm" and (learns or self._warming(grown.began) or grown.sudden > SUDDEN):
+        if name == "weight norm" and (learns or self._warming(grown.began)):
             return None
         if name in ("gradient norm", "largest logit") and self.losses.fall:
             return None
@@ -187,7 +188,9 @@ class DivergenceAhead(Rule):
         far = grown.times >= times and math.log(grown.times) > NOISE * grown.noise
         # Growth by equal amounts, as of weights that begin at zero, slows down in these terms.
         steady = grown.steady >= max(STEADY, math.sqrt(grown.linear))
-        return far and grown.least >= least and steady and grown.record >= RECORD
+        # What comes all at once, by one long step or new targets, is another finding.
+        steady = far and steady and grown.sudden <= SUDDEN
+        return steady and grown.least >= least and grown.record >= RECORD
 
     def _warming(self, since: int) -> bool:
         """Whether a learning rate has risen since a step: longer steps make weights grow faster."""

@@ -26,8 +26,8 @@ class ExplodingGradient(Rule):
     """The usual error in the first third of the layers is 30 times the largest in the last, twice running.
 
     Or the gradient's norm grows 10-fold over 16 readings, every four by half at least, to three times what it
-    was in the 64 before and at first, while the loss does not fall: that of a network that leaves a plateau
-    grows as well.
+    has been before, single readings apart, while the loss does not fall: that of a network that leaves a
+    plateau grows as well.
     """
 
     name = "exploding gradient"
