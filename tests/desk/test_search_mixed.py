@@ -11,6 +11,7 @@ from thalweg.desk.imported_search import rebuild
 from thalweg.desk.library import Library
 from thalweg.desk.paper import Paper
 from thalweg.desk.shelf import Shelf
+from thalweg.desk.tagging import Tags
 from thalweg.papers import find, load
 from thalweg.papers.names import arxiv_named, repository_named
 
@@ -163,3 +164,22 @@ def test_similar_papers_come_from_both_and_each_once(tmp_path):
     found = [one.title for one in shelf.similar(shelf.paper("fira"))]
     assert found[0] == again["title"] and found.count(galore.title) == 1 and "Sourdough" not in found
     assert shelf.similar(shelf.paper("2403.00001"))[0].title == fira.title
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_finding_is_looked_for_among_all_papers_however_many_fit_better(tmp_path, indexed):
+    def tags(texts):
+        return [Tags(addresses=("loss spike",) if "rare" in text else ()) for text in texts]
+
+    library = Library(Database(tmp_path), tags)
+    rows = [
+        {"id": f"2401.{number:05}", "title": f"Quokka study {number}", "abstract": "quokka " * 9}
+        for number in range(700)
+    ]
+    rare = {"id": "2312.00001", "title": "A rare one", "abstract": "Of a quokka, by the way, and much else."}
+    library.add([checked(row) for row in [rare, *rows]])
+    if indexed:
+        rebuild(library, sentences=False)
+    found = Shelf(library).search("quokka study", 5, finding="loss spike", state="imported")
+    assert [one.id for one, _ in found] == ["2312.00001"]
+    assert Shelf(library).search("A rare one", 5, finding="gradient spike", state="imported") == ()

@@ -134,8 +134,7 @@ def search(
 ) -> list[dict[str, Any]]:
     """Papers that fit a question, best first; without one, the newest that pass the filters.
 
-    ``since`` and ``until`` are days, months or years, both included; ``p`` is the page, from 0. With a
-    question, ``finding`` is looked for among the 500 papers that fit it best.
+    ``since`` and ``until`` are days, months or years, both included; ``p`` is the page, from 0.
     """
     shelf = shelf_of(request)
     topic = check_names(shelf, topic=topic, finding=finding)

@@ -100,7 +100,8 @@ def _change(index: Path) -> int:
 
 def _passes(one: Streamed, filters: Filters) -> bool:
     return (
-        filters.topic in ("", *one.topics)
+        filters.holds(one.row)
+        and filters.topic in ("", *one.topics)
         and filters.room in ("", one.room)
         and within(one.day, filters.since, filters.until)
     )

@@ -213,6 +213,12 @@ class Library:
         )
         return [(row["day"], row["paper"]) for row in rows]
 
+    def numbers_with(self, kind: str, name: str) -> frozenset[int]:
+        """Numbers of all papers with a label."""
+        (label,) = self.label_numbers({kind: name})
+        rows = self.database.rows("SELECT paper FROM labelled WHERE label = ?", (label,)) if label else []
+        return frozenset(row[0] for row in rows)
+
     def label_numbers(self, labels: Mapping[str, str]) -> list[int | None]:
         """The number of each label, the rarest first; None for one that no paper has."""
         found = [

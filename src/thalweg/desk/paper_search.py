@@ -184,7 +184,8 @@ class PaperSearch:
         except sqlite3.Error as error:
             self._unreadable(error)
             return found
-        return found + [row for row, one in self._read(rows).items() if _passes(one, asked.filters)]
+        read = self._read([row for row in rows if asked.filters.holds(row)])
+        return found + [row for row, one in read.items() if _passes(one, asked.filters)]
 
     def _project(self, texts: Sequence[tuple[str, str]]) -> np.ndarray | None:
         return self._imported.project(texts) if self._imported else None

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from thalweg._core.checks import check_choice
@@ -31,7 +32,6 @@ __all__ = ["IMPORTED", "Shelf"]
 IMPORTED = "imported"  # the status of a paper that is not in the catalog
 TREND = 30 * 86400  # seconds for which an upvote makes a paper trend
 MOST = 500  # papers that trend
-DEEP = 500  # papers of an answer among which a finding is looked for
 
 
 class Shelf:
@@ -193,7 +193,6 @@ class Shelf:
         """Papers that fit a question, best first, with what matched; filters as for :meth:`chosen`.
 
         Args:
-            finding: looked for among the ``DEEP`` papers that fit best.
             since: the first day, month or year; ``until`` the last one.
             start: how many of the best to leave out.
         """
@@ -202,11 +201,12 @@ class Shelf:
         merged = self._merged
         ours = self._ours(topic=topic, room=room, finding=finding, state=state)
         filters = Filters(topic, room, since, until) if state in ("", IMPORTED) else None
+        if (
+            filters is not None and finding and self.library
+        ):  # which the index of imported papers does not hold
+            filters = replace(filters, rows=self.library.numbers_with("finding", finding))
         mine = {one.key: one for one in ours if within(one.date, since, until)}
-        place = (0, DEEP) if finding else (start, limit)
-        found = self.finder.find(question, mine, filters, merged.known, *place)
-        if finding:  # the index of imported papers does not hold them
-            found = [one for one in found if finding in one.paper.addresses][start : start + limit]
+        found = self.finder.find(question, mine, filters, merged.known, start, limit)
         return tuple((one.paper, one.why) for one in found)
 
     def similar(self, paper: Paper, count: int = 6) -> tuple[Paper, ...]:

@@ -117,6 +117,8 @@ def test_directions_keep_most_of_what_the_best_ones_would(folder, index, documen
         Filters(until="2003"),
         Filters(since="2004-02", until="2004-03", room="optim"),
         Filters(topic="field 3", since="2008", until="2015-05-05"),
+        Filters(rows=frozenset([*range(-3, 3000, 7), 10**9])),
+        Filters(room="optim", rows=frozenset(range(0, 9000, 3))),
     ],
     ids=str,
 )
@@ -125,7 +127,8 @@ def test_filters_leave_the_order_and_drop_exactly_what_they_name(index, made, ge
     passing = {
         one.row
         for one in made
-        if filters.topic in ("", *one.topics)
+        if filters.holds(one.row)
+        and filters.topic in ("", *one.topics)
         and filters.room in ("", one.room)
         and (not filters.since or one.day >= filters.since[: len(one.day)])
         and (not filters.until or one.day[: len(filters.until)] <= filters.until)
@@ -138,7 +141,13 @@ def test_filters_leave_the_order_and_drop_exactly_what_they_name(index, made, ge
     assert list(some.by_meaning) == meant
 
 
-@pytest.mark.parametrize("filters", [Filters(room="kitchen"), Filters(topic="none"), Filters(since="2030")])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        *[Filters(room="kitchen"), Filters(topic="none"), Filters(since="2030")],
+        *[Filters(rows=frozenset()), Filters(rows=frozenset([10**9]))],
+    ],
+)
 def test_a_filter_that_nothing_passes_finds_nothing(index, filters):
     assert index.rankings("a", filters) == ([], {})
 

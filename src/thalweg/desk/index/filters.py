@@ -7,7 +7,7 @@ import json
 import re
 from array import array
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,23 @@ _NO_DAY = (99_999_999, 0)  # outside of every range
 
 @dataclass(frozen=True)
 class Filters:
-    """Empty lets everything through; ``since`` and ``until`` are days, months or years, both included."""
+    """Empty lets everything through; ``since`` and ``until`` are days, months or years, both included.
+
+    ``rows``: numbers of the only papers that pass, for what an index does not hold; None for any.
+    """
 
     topic: str = ""
     room: str = ""
     since: str = ""
     until: str = ""
+    rows: frozenset[int] | None = field(default=None, repr=False)
 
     def __bool__(self) -> bool:
-        return bool(self.topic or self.room or self.since or self.until)
+        return bool(self.topic or self.room or self.since or self.until) or self.rows is not None
+
+    def holds(self, row: int) -> bool:
+        """Whether a paper is among those that may pass, whatever else it has."""
+        return self.rows is None or row in self.rows
 
 
 def within(date: str, since: str, until: str) -> bool:
@@ -117,6 +125,17 @@ class Labels:
             having = np.zeros(len(self.rows), bool)
             having[self._topics[slice(*self._places.get(filters.topic, (0, 0)))]] = True
             found &= having
+        if filters.rows is not None:
+            found &= self._among(np.fromiter(filters.rows, np.int64, len(filters.rows)))
+        return found
+
+    def _among(self, rows: np.ndarray) -> np.ndarray:
+        """True for each paper whose number is one of these, bool [papers]."""
+        found = np.zeros(len(self.rows), bool)
+        places = np.searchsorted(self.rows, rows)
+        here = places < len(self.rows)
+        places, rows = places[here], rows[here]
+        found[places[self.rows[places] == rows]] = True
         return found
 
 
