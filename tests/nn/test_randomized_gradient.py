@@ -158,6 +158,23 @@ def test_a_compiled_layer_keeps_as_little_and_gives_the_same():
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_layer_draws_one_matrix_for_both_passes(backend):
+    """With torch's own settings, under which random numbers may be drawn anew in the backward pass."""
+    _, layer, x = pair(16, 4, ratio=0.5)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for seed in range(3):
+        found = []
+        for run in (layer, compiled):
+            torch.manual_seed(seed)
+            found.append(
+                [t for one in gradients(run, x)[1:3] for t in (one if isinstance(one, list) else [one])]
+            )
+        for one, other in zip(*found, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_what_a_relu_or_a_sibling_keeps_is_not_saved():
     torch.manual_seed(0)
     x = torch.randn(200, 6)

@@ -18,6 +18,23 @@ DISTRIBUTIONS = ("gaussian", "rademacher", "sparse")
 AT_ONCE = 1 << 20  # numbers held at one time
 
 
+@torch.library.custom_op(
+    "thalweg::projection_seed", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _seed(x: Tensor, weight: Tensor) -> Tensor:
+    """A new seed, 0-d, for a compiled layer, of whose tensors nothing is read.
+
+    They are there to tie it to the forward pass: torch.compile draws a bare torch.randint once more in the
+    backward one, where S would be another matrix and the weight gradient noise about zero.
+    """
+    return torch.randint(2**62, ())
+
+
+@_seed.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.int64)
+
+
 @torch.library.custom_op("thalweg::random_projection", mutates_args=())
 def _project(x: Tensor, seed: Tensor, samples: int, distribution: str) -> Tensor:
     """S x / sqrt(samples) for S of shape (samples, rows of x), in float32 at least; a seed gives one S."""
@@ -181,7 +198,8 @@ class RandomizedLinear(nn.Linear):
         exact = not (self.training and torch.is_grad_enabled() and self.weight.requires_grad)
         if exact or samples >= rows:
             return functional.linear(input, self.weight, self.bias)
-        seed = torch.randint(2**62, ())
+        compiled = torch.compiler.is_compiling()
+        seed = _seed(input.detach(), self.weight.detach()) if compiled else torch.randint(2**62, ())
         out, _ = _Randomized.apply(input, self.weight, self.bias, seed, samples, self.distribution)
         return out
 
