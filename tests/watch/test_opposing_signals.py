@@ -1,5 +1,7 @@
 """Opposing signals and gradient starvation while a run goes on: readings against explicit ones, and rules."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,7 @@ def test_the_reading_is_that_of_the_probe_on_the_losses_of_fixed_examples():
     assert found.extra["share"] == pytest.approx(expected.share, rel=1e-5)
     assert found.extra["top loss share"] == pytest.approx(expected.top_loss_share, rel=1e-5)
     assert found.extra["first loss"] == pytest.approx(table[0].mean().item(), rel=1e-5)
+    assert found.extra["loss by chance"] == pytest.approx(math.log(10))
     numbers = [int(found.extra[f"rising {i}"]) for i in range(1, 9)]
     assert numbers == list(expected.rising)
 
@@ -112,9 +115,11 @@ def test_modes_and_random_state_stay_as_they_are():
     assert model.training and torch.equal(state, torch.get_rng_state())
 
 
-def swings(correlation=-0.9, share=0.4, top=0.1, rise=1.0, fall=-1.0, count=8, start=20):
+def swings(
+    correlation=-0.9, share=0.4, top=0.1, rise=1.0, fall=-1.0, count=8, start=20, first=2.0, chance=0.0
+):
     extra = {"share": share, "top loss share": top, "rise": rise, "fall": fall}
-    extra |= {"first loss": 2.0, "examples": 256.0, "group": 2.0}
+    extra |= {"first loss": first, "loss by chance": chance, "examples": 256.0, "group": 2.0}
     extra |= {"rising 1": 7.0, "rising 2": 3.0, "falling 1": 40.0, "falling 2": 12.0}
     return [Reading(start + i, "opposing signals", correlation, {}, extra) for i in range(count)]
 
@@ -142,6 +147,9 @@ def test_groups_that_swing_are_named_once_with_their_examples():
         ({"top": 0.5, "share": 0.5, "rise": 2.0, "correlation": -0.97}, False),
         ({"top": 0.7, "share": 0.7, "rise": 0.8, "correlation": -0.97}, False),
         ({"rise": 0.2}, False),  # nothing against the first loss
+        ({"rise": 1.0, "first": 0.1, "chance": 2.3}, True),
+        ({"rise": 0.3, "first": 0.1, "chance": 2.3}, False),  # fine-tuning begins with a small loss
+        ({"rise": 0.3, "first": 0.1}, True),
         ({"fall": 0.1}, False),
         ({"count": 2}, False),
         ({"correlation": float("nan")}, False),

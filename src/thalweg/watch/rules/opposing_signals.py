@@ -23,9 +23,9 @@ class OpposingSignals(Rule):
 
     The share counts if it is three times that of as many examples with the highest loss: those change much
     whatever they are, and late in training carry most of all loss. The mean of the one group must have risen
-    by 0.2 of the first loss, which a run that has arrived never does. Where the groups are the examples of
-    highest loss, because the run cannot settle on them, they have to carry 0.6 and rise by half of the first
-    loss, at a correlation below -0.95. The correlation is that of the groups' changes in all visits but the
+    by 0.2 of the first loss, which a run that has arrived never does; of the loss of guessing, where a run
+    began with a better one. Where the groups are the examples of highest loss, because the run cannot settle
+    on them, they have to carry 0.6 and rise by half of that loss, at a correlation below -0.95. The correlation is that of the groups' changes in all visits but the
     one that chose them.
     """
 
@@ -85,10 +85,11 @@ class OpposingSignals(Rule):
     @staticmethod
     def _swings(reading: Reading) -> bool:
         extra = reading.extra
-        if extra["rise"] < RISE * extra["first loss"] or extra["fall"] >= 0:
+        scale = max(extra["first loss"], extra.get("loss by chance", 0.0))
+        if extra["rise"] < RISE * scale or extra["fall"] >= 0:
             return False
         few = extra["share"] > SHARE and extra["share"] > TIMES * extra["top loss share"]
-        most = extra["share"] > MOST and extra["rise"] > HIGH * extra["first loss"]
+        most = extra["share"] > MOST and extra["rise"] > HIGH * scale
         return (most and reading.value < SURELY_AGAINST) or (few and reading.value < AGAINST)
 
 

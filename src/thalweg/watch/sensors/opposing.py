@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -46,7 +47,8 @@ def opposing(at: Moment) -> list[Raw]:
     losses = []
     with quiet(at.model):
         for inputs, targets in memory["parts"]:
-            found = _losses(call(at.model, inputs), targets)
+            output = call(at.model, inputs)
+            found = _losses(output, targets)
             if found is None:
                 return at.over("targets are neither classes of the logits nor numbers like the outputs")
             losses.append(found)
@@ -70,6 +72,7 @@ def opposing(at: Moment) -> list[Raw]:
         "examples": float(len(row)),
         "group": float(size),
         "first loss": memory["first"],
+        "loss by chance": _by_chance(output, targets),
     }
     for name, members in (("rising", found.rising), ("falling", found.falling)):
         extra |= {f"{name} {index}": float(one) for index, one in enumerate(members, start=1)}
@@ -91,6 +94,12 @@ def _collect(at: Moment) -> None:
     parts.append(kept(batch))
     memory["have"] = memory.get("have", 0) + examples(batch[1])
     memory["full"] = len(parts) >= PARTS
+
+
+def _by_chance(output: Any, targets: Tensor) -> float:
+    """The loss of guessing among as many classes; 0 where targets are numbers."""
+    logits = getattr(output, "logits", output)
+    return 0.0 if targets.is_floating_point() else math.log(logits.shape[-1])
 
 
 def _losses(output: Any, targets: Tensor) -> Tensor | None:
