@@ -25,8 +25,8 @@ class OpposingSignals(Rule):
     whatever they are, and late in training carry most of all loss. The mean of the one group must have risen
     by 0.2 of the first loss, which a run that has arrived never does; of the loss of guessing, where a run
     began with a better one. Where the groups are the examples of highest loss, because the run cannot settle
-    on them, they have to carry 0.6 and rise by half of that loss, at a correlation below -0.95. The correlation is that of the groups' changes in all visits but the
-    one that chose them.
+    on them, they have to carry 0.6 and rise by half of that loss, at a correlation below -0.95. The
+    correlation is that of the groups' changes in all visits but the one that chose them.
     """
 
     name = "opposing signals"
