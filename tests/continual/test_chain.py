@@ -7,6 +7,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from thalweg.continual import continual_backprop
+from thalweg.nn import Elephant, GhostBatchNorm, RateDropout, TrActLinear
 
 
 def renew(model: nn.Module, **kwargs):
@@ -144,6 +145,48 @@ def test_what_is_not_understood_is_named_and_gets_no_hook(build, message):
     with pytest.raises(ValueError, match=message):
         renew(model)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def stepped(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[int, ...]]:
+    renewal = renew(model, rate=0.5, maturity=0)
+    model(x).square().mean().backward()
+    return renewal.step()
+
+
+def test_activations_dropout_and_ghost_norms_of_the_nn_room_are_followed():
+    """They have code of their own, in which a trace would get lost."""
+    torch.manual_seed(0)
+    parts = [GhostBatchNorm(6, 2), Elephant(), RateDropout(0.1)]
+    model = nn.Sequential(nn.Linear(4, 6), *parts, nn.Linear(6, 2))
+    with torch.no_grad():
+        parts[0].weight.fill_(5)
+    (units,) = stepped(model, torch.randn(8, 4)).values()
+    assert len(units) == 3 and (model[4].weight[:, list(units)] == 0).all()
+    assert (parts[0].weight == 1).nonzero().flatten().tolist() == sorted(units)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            [nn.Linear(4, 6), Elephant(units=6)],
+            r"module '1' \(Elephant\) is not understood between module '0'",
+        ),
+        ([TrActLinear(4, 6), nn.ReLU()], r"module '0' \(TrActLinear\) must be a plain Linear or convolution"),
+    ],
+)
+def test_parts_of_the_nn_room_that_hold_something_for_each_unit_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        renew(nn.Sequential(*parts, nn.Linear(6, 2)))
+
+
+def test_a_compiled_part_is_looked_into():
+    torch.manual_seed(0)
+    inside = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+    model = nn.Sequential(torch.compile(inside, backend="eager"), nn.ReLU(), nn.Linear(5, 2))
+    found = stepped(model, torch.randn(8, 4))
+    assert {name: len(units) for name, units in found.items()} == {"0._orig_mod.0": 3, "0._orig_mod.2": 2}
+    assert (model[2].weight[:, list(found["0._orig_mod.2"])] == 0).all()
 
 
 def test_named_layers_leave_the_rest_of_the_model_alone():

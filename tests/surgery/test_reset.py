@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import thalweg.surgery
+from thalweg.nn import Elephant, GhostBatchNorm, RateDropout
 from thalweg.probe import dormant_neurons
 from thalweg.surgery import reset_dormant
 
@@ -92,6 +93,31 @@ def test_a_wrapped_model_is_reset_inside(wrap):
     report = reset_dormant(wrap(model), {"1": scores(1, 4)})
     assert report.units == {"1": (1, 4)}
     assert model[2].weight[:, [1, 4]].abs().sum() == 0 and model[2].weight[:, 0].abs().sum() > 0
+
+
+def test_a_compiled_part_is_reset_inside():
+    model = mlp()
+    whole = nn.Sequential(torch.compile(model[:3], backend="eager"), *model[3:])
+    x = torch.randn(16, 4)
+    found = dormant_neurons(whole, x, threshold=0.5)
+    expected = dormant_neurons(copy.deepcopy(model), x, threshold=0.5)
+    report = reset_dormant(whole, found, threshold=0.5)
+    assert report.total > 0
+    assert list(report.units.values()) == list(reset_dormant(mlp(), expected, threshold=0.5).units.values())
+    assert (model[2].weight[:, list(report.units["0._orig_mod.1"])] == 0).all()
+    assert torch.allclose(whole(x), model(x))
+
+
+def test_activations_and_norms_of_the_nn_room_are_passed():
+    """They have code of their own, in which a trace would get lost."""
+    norm = GhostBatchNorm(6, 2)
+    model = nn.Sequential(nn.Linear(4, 6), norm, Elephant(), RateDropout(0.1), nn.Linear(6, 2))
+    with torch.no_grad():
+        norm.weight.fill_(5)
+    assert reset_dormant(model, {"2": scores(1, 4)}).units == {"2": (1, 4)}
+    assert (model[4].weight[:, [1, 4]] == 0).all() and norm.weight.tolist() == [5, 1, 5, 5, 1, 5]
+    with pytest.raises(ValueError, match=r"module '1' \(Elephant\) is not understood between"):
+        reset_dormant(nn.Sequential(nn.Linear(4, 6), Elephant(units=6), nn.Linear(6, 2)), {"1": scores(1)})
 
 
 def test_a_model_without_numbers_is_refused():

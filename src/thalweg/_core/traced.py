@@ -1,12 +1,36 @@
-"""What single operations of a symbolic trace do to the units that pass through them."""
+"""A symbolic trace that units can be followed through, and what its single operations do to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 # Each of these treats every unit alone.
 UNITWISE_METHODS = {"contiguous", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
+
+
+class UnitTracer(fx.Tracer):
+    """Looks inside of compiled modules, whose names then have their ``_orig_mod``.
+
+    It stays outside of what is derived from a layer of torch, and of modules that say by an attribute
+    ``unitwise`` whether they treat every unit alone and hold nothing of their own for each.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = hasattr(m, "unitwise") or isinstance(m, nn.Linear | _ConvNd | _BatchNorm)
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if isinstance(inside := getattr(m, "_orig_mod", None), nn.Module):
+            return inside(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def reads_shape(node: fx.Node) -> bool:

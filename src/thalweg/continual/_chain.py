@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.checks import nearest
-from thalweg._core.traced import UNITWISE_METHODS, flattens, reads_shape
+from thalweg._core.traced import UNITWISE_METHODS, UnitTracer, flattens, reads_shape
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
@@ -41,7 +42,6 @@ UNITWISE_FUNCTIONS = {
     *(functional.softsign, functional.tanh, torch.relu, torch.sigmoid, torch.tanh),
     *(functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d),
 }
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Model:
     def __init__(self, model: nn.Module):
         self.modules = dict(model.named_modules())
         try:
-            self.graph = fx.Tracer().trace(model)
+            self.graph = UnitTracer().trace(model)
         except Exception as error:
             # Whatever the model's own code raises on a symbolic input ends here.
             raise ValueError(
@@ -149,7 +149,7 @@ class _Model:
         while not isinstance(module := self.module(node), LAYERS):
             if node.op == "output":
                 raise ValueError(f"{self.kind(source)} makes the model's output, which is never renewed")
-            if isinstance(module, (*BATCH_NORMS, nn.LayerNorm)):
+            if isinstance(module, (_BatchNorm, nn.LayerNorm)):
                 norms.append(self.check_norm(node, module, units, convolved))
             elif flattens(node, module):
                 flattened = True
@@ -158,6 +158,7 @@ class _Model:
                     raise ValueError(f"{self.kind(node)} pools over the units of {self.kind(source)}")
             elif not (
                 isinstance(module, UNITWISE)
+                or getattr(module, "unitwise", False)
                 or (isinstance(module, nn.PReLU) and module.num_parameters == 1)
                 or node.target in UNITWISE_FUNCTIONS
                 or (node.op == "call_method" and node.target in UNITWISE_METHODS)

@@ -71,6 +71,11 @@ class Elephant(nn.Module):
                 value = nn.Parameter(torch.full(shape, math.log(start), device=device, dtype=dtype))
             self.register_parameter(name, value)
 
+    @property
+    def unitwise(self) -> bool:
+        """Whether all units are treated alike: what follows them through a model may then pass."""
+        return self.units is None
+
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         width: Tensor | float = self.width

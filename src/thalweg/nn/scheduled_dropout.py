@@ -34,6 +34,7 @@ class RateDropout(nn.Module):
     """
 
     rate: Tensor
+    unitwise = True  # what follows units through a model may pass
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
@@ -61,9 +62,10 @@ class RateDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        # In float32 whatever x is: half-precision random numbers are too coarse for a small rate.
+        # In float32 whatever x is: half-precision random numbers are too coarse for a small rate. And drawn
+        # like x: what depends on no input torch.compile may draw once more in the backward pass.
         rate = self.rate.float()
-        kept = torch.rand(x.shape, device=x.device) >= rate
+        kept = torch.rand_like(x, dtype=torch.float32) >= rate
         return (x * kept / (1 - rate)).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.checks import nearest
-from thalweg._core.traced import UNITWISE_METHODS, flattens, reads_shape
+from thalweg._core.traced import UNITWISE_METHODS, UnitTracer, flattens, reads_shape
 
 Layer = nn.Linear | nn.Conv2d
-Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm
+Norm = _BatchNorm | nn.LayerNorm
 
 # Each of these treats every unit alone, and keeps a zero weight behind it harmless.
 UNITWISE = (
@@ -99,7 +100,7 @@ def _trace(model: nn.Module) -> fx.Graph:
     if isinstance(model, nn.Linear | nn.Conv2d):
         raise ValueError(f"model must have a layer that reads the units, got a single {type(model).__name__}")
     try:
-        return fx.Tracer().trace(model)
+        return UnitTracer().trace(model)
     except Exception as error:
         # Whatever the model's own code raises on a symbolic input ends here.
         raise ValueError(
@@ -123,7 +124,8 @@ def _calls(graph: fx.Graph) -> dict[str, fx.Node]:
 def _unitwise(node: fx.Node, module: nn.Module | None) -> bool:
     if node.op == "call_method":
         return node.target in UNITWISE_METHODS
-    return isinstance(module, UNITWISE) or node.target in UNITWISE_FUNCTIONS
+    own = getattr(module, "unitwise", False)
+    return bool(own) or isinstance(module, UNITWISE) or node.target in UNITWISE_FUNCTIONS
 
 
 def _pools(node: fx.Node, module: nn.Module | None) -> bool:
@@ -133,7 +135,7 @@ def _pools(node: fx.Node, module: nn.Module | None) -> bool:
 def _norm(module: nn.Module | None) -> bool:
     if isinstance(module, nn.LayerNorm):
         return len(module.normalized_shape) == 1
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    return isinstance(module, _BatchNorm)
 
 
 def _kind(node: fx.Node, module: nn.Module | None) -> str:
