@@ -1,16 +1,19 @@
 """What the measured column shows of an evidence file, and that a damaged file is named and harms nothing."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from thalweg.desk import evidence_rows
+from thalweg.desk import evidence_rows, page_memory
 from thalweg.desk.app import create_app
 from thalweg.desk.evidence_rows import Row, damage, measured
 from thalweg.papers import find
 from thalweg.papers.status import evidence_folder, read_evidence
+from thalweg.studies import plot
 
 
 def row(effect, low, high, formula):
@@ -60,3 +63,33 @@ def test_no_file_of_the_catalog_is_damaged_and_each_verdict_is_on_its_page():
     for key in keys[::13]:
         shown = set(re.findall(r'class="verdict [a-z-]+">([a-z ]+)<', client.get(f"/papers/{key}").text))
         assert {one["verdict"] for one in read_evidence(key)["settings"].values()} <= shown
+
+
+def test_what_a_study_measures_while_the_desk_runs_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence_rows, "read_evidence", lambda key: read_evidence(key, tmp_path))
+    monkeypatch.setattr(evidence_rows, "evidence_folder", lambda: tmp_path)
+    monkeypatch.setattr(page_memory, "LASTS", 0.0)
+    client = TestClient(create_app())
+    assert "not measured yet" in client.get("/papers/spam").text
+    assert client.get("/api/papers/spam/evidence").status_code == 404
+    plots = []
+    for verdict in ("reproduced", "not reproduced"):
+        raw = read_evidence("spam") | {"verdict": verdict}
+        for number, one in enumerate(raw["settings"].values()):
+            one["verdict"] = verdict if number == 0 else one["verdict"]
+        monkeypatch.setattr(plot, "plot_evidence", drawing(verdict))
+        (tmp_path / "new").write_text(json.dumps(raw))
+        os.replace(tmp_path / "new", tmp_path / "spam.json")
+        assert client.get("/api/papers/spam").json()["thalweg"]["verdict"] == verdict
+        assert verdict in client.get("/papers/spam").text
+        plots.append(client.get("/papers/spam/plot.svg").text)
+    assert plots == ["<svg>reproduced</svg>", "<svg>not reproduced</svg>"]
+
+
+def drawing(words):
+    def draw(raw, path, setting):
+        file = Path(path)
+        file.write_text(f"<svg>{words}</svg>")
+        return file
+
+    return draw

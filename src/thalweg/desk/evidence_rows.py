@@ -10,7 +10,7 @@ from typing import Any
 from thalweg.papers.entry import Entry
 from thalweg.papers.status import evidence_folder, read_evidence
 
-__all__ = ["Measured", "Row", "damage", "measured"]
+__all__ = ["Measured", "Row", "damage", "evidence_stamp", "measured"]
 
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 
@@ -94,6 +94,14 @@ def measured(entry: Entry) -> Measured | None:
         return _measured(entry.key)
     except DAMAGED:
         return None
+
+
+def evidence_stamp() -> int:
+    """Differs once a study has written what it measured: it puts a whole file into the folder."""
+    try:
+        return evidence_folder().stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def damage(entry: Entry) -> str:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from thalweg._core.checks import check_choice
+from thalweg.desk.evidence_rows import evidence_stamp
 from thalweg.desk.paper import Paper
 from thalweg.desk.surviving import READ, SurvivingRoute, shelf_of
 from thalweg.desk.troubles import troubles
@@ -46,7 +47,7 @@ def plot(request: Request, name: str, setting: Text = "") -> Response:
     if found.measured is None or (setting and setting not in found.measured.raw["settings"]):
         raise HTTPException(404, f"nothing of this name was measured for {name!r}")
     with DRAWING:
-        drawn = _drawn(found, setting)
+        drawn = _drawn(found, setting, evidence_stamp())
     return Response(drawn, media_type="image/svg+xml", headers={"Cache-Control": "max-age=3600"})
 
 
@@ -62,7 +63,8 @@ def paper(request: Request, name: str) -> Response:
 
 
 @lru_cache(maxsize=256)
-def _drawn(paper: Paper, setting: str) -> bytes:
+def _drawn(paper: Paper, setting: str, measured: int) -> bytes:
+    """``measured`` changes when anything was measured again, by which this forgets what it drew."""
     from thalweg.studies.plot import plot_evidence
 
     assert paper.measured is not None

@@ -11,11 +11,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 from thalweg._core.checks import check_choice
 from thalweg.desk._shelf_merging import Merged, merge
 from thalweg.desk.counts import most_upvoted
+from thalweg.desk.evidence_rows import evidence_stamp
 from thalweg.desk.imported import arxiv_id
 from thalweg.desk.index.filters import Filters, check_range, within
 from thalweg.desk.library import Library
@@ -45,20 +45,25 @@ class Shelf:
     def __init__(self, library: Library | None = None, problems: Problems | None = None) -> None:
         self.library = library
         self._problems = problems
-        self._last: Merged | None = None
+        self._papers: tuple[int, tuple[Paper, ...]] | None = None
+        self._last: tuple[tuple[Paper, ...], Merged] | None = None
         self._topics: tuple[int | None, tuple[tuple[str, int], ...]] = (None, ())
         self.finder = PaperSearch(library, problems)
 
-    @cached_property
+    @property
     def _built_in(self) -> tuple[Paper, ...]:
-        return tuple(of_catalog(entry) for entry in load())
+        """The catalog, anew when a study has ended: each paper remembers what was measured of it."""
+        stamp = evidence_stamp()
+        if self._papers is None or self._papers[0] != stamp:
+            self._papers = stamp, tuple(of_catalog(entry) for entry in load())
+        return self._papers[1]
 
     @property
     def _merged(self) -> Merged:
-        change = self.library.newest_change() if self.library else 0
-        if self._last is None or self._last.change != change:
-            self._last = merge(self._built_in, self.library, change)
-        return self._last
+        seen = self._built_in, self.library.newest_change() if self.library else 0
+        if self._last is None or self._last[0] is not seen[0] or self._last[1].change != seen[1]:
+            self._last = seen[0], merge(seen[0], self.library, seen[1])
+        return self._last[1]
 
     @property
     def papers(self) -> tuple[Paper, ...]:
