@@ -160,11 +160,10 @@ class DivergenceAhead(Rule):
         grown = self.series[name].growth()
         if grown is None or not self._exponential(grown, least, times):
             return None
-        loss = self.losses.growth()
-        # Weights may feed themselves while the loss still falls a little.
-        # At first they grow to what the targets ask for, as far as anybody can tell.
-        at_first = loss is None or grown.record == math.inf
-        learns = self.losses.fall if at_first else loss.times < LEARNS
+        loss = None if grown.record == math.inf else self.losses.growth()
+        # Weights may feed themselves while the loss still falls a little; at first, with no record behind
+        # them, they grow to what the targets ask for.
+        learns = self.losses.fall if loss is None else loss.times < LEARNS
         if name == "weight norm" and (learns or self._warming(grown.began)):
             return None
         if name in ("gradient norm", "largest logit") and self.losses.fall:
