@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from thalweg.probe._functions import ALONE, Before, functions_heard
 from thalweg.probe._quiet import call, listening, modules_named, quiet
+from thalweg.probe._sequences import as_sequences
 
 Hear = Callable[[str, Tensor], None]
 
@@ -89,16 +90,28 @@ def overhear_units(
     hear: Hear,
     layers: Iterable[str] | None = None,
     inputs_of: Iterable[str] | None = None,
+    *,
+    sequences: bool = True,
 ) -> Any:
     """As :func:`overhear`, of the modules named; by default of every activation, module or function call.
 
-    What an activation module calls is heard once, as the module.
+    What an activation module calls is heard once, as the module. With ``sequences`` the (batch, channels,
+    time) behind 1-D convolutions is heard as (batch, time, channels).
 
     Raises:
         ValueError: as :func:`overhear` and :func:`chosen`; there is no activation.
     """
-    if layers is not None or inputs_of is not None:
-        return overhear(model, batch, *chosen(model, layers, inputs_of), hear)
+    with as_sequences(model) as arranged:
+
+        def told(run: str, tensor: Tensor) -> None:
+            hear(run, arranged(tensor) if sequences else tensor)
+
+        if layers is not None or inputs_of is not None:
+            return overhear(model, batch, *chosen(model, layers, inputs_of), told)
+        return _overhear_activations(model, batch, told)
+
+
+def _overhear_activations(model: nn.Module, batch: Any, hear: Hear) -> Any:
     heard: Counter[str] = Counter()
 
     def note(name: str, tensor: Tensor) -> None:

@@ -103,8 +103,9 @@ def feature_diversity(
     """How alike examples and units are in each layer (arXiv 2112.00980; plasticity: arXiv 2303.01486).
 
     A plain deep network whose loss stands still often has all examples' features near one direction; a
-    network that has lost plasticity often has many copies of few units. Sequences (batch, time, features)
-    count every position as an example; images and other shapes are flattened to one row an example.
+    network that has lost plasticity often has many copies of few units. Sequences (batch, time, features),
+    and those of 1-D convolutions, count every position as an example; images and other shapes are flattened
+    to one row an example.
 
     Args:
         model: run once in evaluation mode without gradients; its ``training`` flags are put back. Behind DDP

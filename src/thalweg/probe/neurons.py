@@ -56,7 +56,7 @@ def activity_scores(
         # The number of entries rides along, so that one exchange between processes does.
         sums[run] = torch.cat([rows.abs().sum(1), rows.new_tensor([float(rows.shape[1])])])
 
-    overhear_units(model, batch, add, layers, inputs_of)
+    overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
     scores = {}
     for run, packed in sums.items():
         packed = over_processes(packed, group)
@@ -104,8 +104,8 @@ def dormant_neurons(
             ``F.relu(fc1(x))``). A layer that runs more than once is reported as ``name``, ``name[1]``, ...
         inputs_of: names of modules whose (first) inputs to score, for activations that are neither: a
             transformer's feed-forward units are what its second linear layer reads, gates included.
-        unit_dim: dimension of the units; by default 1 for (batch, units) and images (batch, channels,
-            height, width), the last for (batch, time, units). Give 1 for 1-D convolutions.
+        unit_dim: dimension of the units; by default 1 for (batch, units), images (batch, channels, height,
+            width) and what 1-D convolutions make, (batch, channels, time); the last for (batch, time, units).
         group: process group whose members each hold a part of the batch and all call this; None for one.
 
     Raises:

@@ -150,8 +150,9 @@ def feature_ranks(
 ) -> dict[str, FeatureRanks]:
     """Ranks of what each layer returns for a batch (arXiv 2303.01486).
 
-    Sequences (batch, time, features) count every position as an example; images (batch, channels, height,
-    width) and other shapes are flattened to one row an example.
+    Sequences (batch, time, features) count every position as an example, and so do those of 1-D convolutions
+    (batch, channels, time); images (batch, channels, height, width) and other shapes are flattened to one row
+    an example.
 
     Args:
         model: run once in evaluation mode without gradients; its ``training`` flags are put back. Behind DDP

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_number, check_positive
 from thalweg.probe._quiet import modules_named
+from thalweg.probe._sequences import as_sequences
 from thalweg.probe._units import activations, overhear, overhear_functions, unit_rows
 from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
@@ -138,12 +139,14 @@ def saturated_units(
     highest: dict[str, Tensor] = {}
 
     def measure(run: str, function: Activation, values: Tensor) -> None:
-        slopes = unit_rows(run, _slope(run, function, values), unit_dim)
+        slopes = _slope(run, function, values)
+        slopes = unit_rows(run, arranged(slopes) if unit_dim is None else slopes, unit_dim)
         flat = (slopes <= slope).sum(1)
         cases[run] = torch.cat([flat, flat.new_tensor([slopes.shape[1]])])
         lowest[run], highest[run] = slopes.amin(1), slopes.amax(1)
 
-    _overhear(model, batch, layers, measure)
+    with as_sequences(model) as arranged:
+        _overhear(model, batch, layers, measure)
     flat, full, linear = {}, {}, {}
     for run, packed in cases.items():
         packed = over_processes(packed, group)
