@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from thalweg.nn import RandomizedLinear, convert, randomized_linear_variance
@@ -173,6 +174,23 @@ def test_a_compiled_layer_draws_one_matrix_for_both_passes(backend):
             )
         for one, other in zip(*found, strict=True):
             assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_batches_of_many_sizes_compile_once_and_export_in_evaluation():
+    _, layer, x = pair(100, 4, ratio=0.29)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for rows in (30, 41, 52, 63, 100):
+        found = []
+        for run in (layer, compiled):
+            torch.manual_seed(rows)
+            found.append(gradients(run, x[:rows])[2])
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True))
+    assert counter.frame_count <= 2  # for one size, and then for all
+    batch = {0: torch.export.Dim("batch", min=2, max=100)}
+    exported = torch.export.export(layer.eval(), (x[:9],), dynamic_shapes=(batch,)).module()
+    assert torch.equal(exported(x), layer(x))
 
 
 def test_what_a_relu_or_a_sibling_keeps_is_not_saved():

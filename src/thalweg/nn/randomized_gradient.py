@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -188,15 +189,16 @@ class RandomizedLinear(nn.Linear):
 
     def samples(self, rows: int) -> int:
         """p for an input of so many rows."""
-        most = rows if self.most is None else min(self.most, rows)
-        # 0.29 of 100 is 29, whatever the rounding of the product.
-        return min(max(int(self.ratio * rows + 1e-9), self.least), most)
+        # 0.29 of 100 is 29, whatever the rounding of the product; and in whole numbers, which torch.compile
+        # keeps as symbols where the number of rows changes.
+        share = Fraction(str(self.ratio))
+        part = torch.sym_max(rows * share.numerator // share.denominator, self.least)
+        return torch.sym_min(part, rows if self.most is None else torch.sym_min(self.most, rows))
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = input.numel() // max(1, self.in_features)
-        samples = self.samples(rows)
         exact = not (self.training and torch.is_grad_enabled() and self.weight.requires_grad)
-        if exact or samples >= rows:
+        rows = input.numel() // max(1, self.in_features)
+        if exact or (samples := self.samples(rows)) >= rows:
             return functional.linear(input, self.weight, self.bias)
         compiled = torch.compiler.is_compiling()
         seed = _seed(input.detach(), self.weight.detach()) if compiled else torch.randint(2**62, ())
