@@ -299,6 +299,13 @@ def test_held_out_runs_are_scored_by_a_model_of_the_others():
     assert phases.scores[1].held_out == pytest.approx(normal.logpdf(left).mean(), abs=1e-3)
 
 
+def test_a_short_run_has_as_many_phases_as_it_can_and_nothing_is_logged(caplog):
+    run = {"loss": [3.0, 2.9, 1.0, 1.1, 0.2], "norm": [1.0, 1.1, 5.0, 5.1, 9.0]}
+    found = fit_phases({"only": run})
+    assert list(found.scores) == [1, 2, 3, 4, 5]
+    assert not caplog.records
+
+
 def test_a_reading_that_is_constant_in_one_run_does_no_harm_and_no_variance_vanishes():
     series, _ = switching(5, 30)
     runs = {run: {"x": values[:, 0], "y": values[:, 1]} for run, values in series.items()}

@@ -27,6 +27,10 @@ class _Silent(ConvergenceMonitor):
 class _Floored(GaussianHMM):
     """No variance shrinks to nothing around a reading that hardly moves."""
 
+    def _get_n_fit_scalars_per_param(self) -> None:
+        # hmmlearn would log that few readings degenerate, which the floor prevents, once a restart.
+        return None
+
     def _do_mstep(self, stats: Any) -> None:
         super()._do_mstep(stats)
         fitted: Array = vars(self)["_covars_"]

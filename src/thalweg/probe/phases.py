@@ -18,6 +18,7 @@ __all__ = ["PhaseScore", "Phases", "fit_phases"]
 
 CRITERIA = ("bic", "aic", "held out")
 SHARE = 5  # one run in so many is held out
+STATES = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Phases:
 def fit_phases(
     runs: Mapping[str, Run] | Sequence[Run],
     *,
-    states: int | Iterable[int] = range(1, 9),
+    states: int | Iterable[int] = STATES,
     criterion: str = "bic",
     of: str = "levels",
     standardise: str = "run",
@@ -120,7 +121,7 @@ def fit_phases(
             or to a mapping of steps to values (then the rarest reading sets the times, and each other one
             counts with its last value), or an array (time, readings). Lengths may differ between runs; all
             have the same readings. :func:`weight_statistics` gives those of the paper.
-        states: how many, or the numbers to choose from.
+        states: how many, or the numbers to choose from; by default 1 to 8, or as many as points in time.
         criterion: ``"bic"``, ``"aic"``, or ``"held out"``: the log-likelihood of a fifth of the runs, drawn
             by ``seed``, under a model of the others; needs 5 runs.
         of: ``"levels"`` of the readings, as in the paper, or ``"changes"``, from one point to the next.
@@ -164,6 +165,8 @@ def fit_phases(
     assert names is not None
     values, center, scale = _standard(levels, standardise, names)
     longest = sum(map(len, values.values()))
+    if states is STATES:
+        numbers = [number for number in numbers if number <= longest]
     if max(numbers) > longest:
         raise ValueError(f"states must be at most the {longest} points in time, got {max(numbers)}")
 
