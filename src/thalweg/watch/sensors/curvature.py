@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
+from thalweg.watch.coming_step import behind
 from thalweg.watch.moment import Moment, Raw, few, kept, sensor
 from thalweg.watch.rates_by_group import noted
 
@@ -30,6 +31,9 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     Groups whose own limits differ, by their rates or momenta, enter the preconditioner: what is given is
     compared with the limit of the first group that moves. Of an optimizer without a known preconditioner or
     limit, the plain sharpness is given, and no ratio.
+
+    The preconditioner is that behind a step on this batch, see :func:`thalweg.watch.coming_step.behind`: of
+    an entry whose gradient is rare, such as a pixel's that is mostly black, its past says nothing.
 
     Dropout is off. Batch normalisation normalises by the batch, as in training: by its running statistics
     another function would be read, which feels what the gradient does not, such as the size of the weights in
@@ -60,6 +64,9 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
         if warm and len(warm[0]) != sum(p.numel() for p in params):
             warm = None
         diagonal = _known(lambda: preconditioner_of(at.optimizer, params))
+        if diagonal is not None:
+            gradients = torch.autograd.grad(loss(), params, allow_unused=True)
+            diagonal = behind(at.optimizer, params, diagonal, gradients)
         if not alike:
             diagonal = _to_one_limit(params, diagonal, groups, [limit / one for one in limits])
         found = sharpness(loss, params, iterations=PRODUCTS, warm_start=warm, preconditioner=diagonal)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from thalweg.probe import preconditioner_of, stability_limit
 from thalweg.probe._example_batch import count, taken, undisturbed
+from thalweg.watch.coming_step import behind
 from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
 from thalweg.watch.optimizer_kind import innermost
 
@@ -126,17 +127,12 @@ def _rates(at: Moment, params: list[nn.Parameter]) -> list[Tensor] | None:
         diagonals = preconditioner_of(at.optimizer, params)
     except ValueError:
         return None
+    gradients = [p.grad if p.grad is None or at.scale is None else p.grad / at.scale for p in params]
     groups = {id(p): group for group in at.optimizer.param_groups for p in group["params"]}
     rates = []
-    for p, diagonal in zip(params, diagonals, strict=True):
-        group = groups[id(p)]
-        decay = group["betas"][1] if "betas" in group else group.get("alpha")
-        if decay is not None and p.grad is not None:
-            # The coming step enters this gradient into the second moment: no entry moves by more than this.
-            size = p.grad.abs() / (1.0 if at.scale is None else at.scale) * (1 - decay) ** 0.5
-            diagonal = 1 / (1 / diagonal).maximum(size)
-        momentum = float(group.get("momentum", 0.0))
-        rates.append(diagonal * (float(group["lr"]) / (1 - momentum)))
+    for p, diagonal in zip(params, behind(at.optimizer, params, diagonals, gradients), strict=True):
+        momentum = float(groups[id(p)].get("momentum", 0.0))
+        rates.append(diagonal * (float(groups[id(p)]["lr"]) / (1 - momentum)))
     return rates
 
 
