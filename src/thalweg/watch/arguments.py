@@ -11,7 +11,7 @@ from torch import Tensor
 from thalweg._core.checks import check_not_negative
 from thalweg.watch.sink import Sink
 
-__all__ = ["check_arguments", "check_step"]
+__all__ = ["check_arguments"]
 
 LATEST = 2**62  # a step behind this has no room in a store
 

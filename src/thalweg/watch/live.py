@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thalweg.probe._wrapped import bare
+from thalweg.watch._endings import outcome_of_block, outcome_of_script, stays_with_this_process
 from thalweg.watch.arguments import check_step
 from thalweg.watch.budget import Budget
 from thalweg.watch.clock import Clock
-from thalweg.watch.endings import outcome_of_block, outcome_of_script, stays_with_this_process
 from thalweg.watch.evaluations import Evaluations
 from thalweg.watch.hooks import Listener, with_closure
 from thalweg.watch.labels import NamedLabels

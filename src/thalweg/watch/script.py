@@ -21,12 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from thalweg.watch._endings import release, without_optimizer
 from thalweg.watch.hooks import Listener
 from thalweg.watch.observe import Run, watch
 from thalweg.watch.readings import Finding
 
 __all__ = ["run_script", "watching_everything"]
 
+# So many runs at once are more likely many trainings than one with many optimizers.
+MANY = 4
 # What torch.nn.CrossEntropyLoss passes on when nothing was asked of it.
 USUAL = {
     "weight": None,
@@ -85,7 +88,11 @@ def watching_everything(
     on_finding: Callable[[Finding], None] | None = None,
     **options: Any,
 ) -> Iterator[list[Run]]:
-    """Within this block every optimizer that steps is watched; gives the growing list of runs."""
+    """Within this block every optimizer that steps is watched; gives the growing list of runs.
+
+    A script may train many models, one after the other: a run whose optimizer the script has dropped is
+    closed when the next one begins, and holds on to no model.
+    """
     runs = [] if runs is None else runs
     known: WeakKeyDictionary[torch.optim.Optimizer, tuple[Run, Listener, dict[str, Any]]] = (
         WeakKeyDictionary()
@@ -104,12 +111,13 @@ def watching_everything(
         if any(getattr(outer, "inner", None) is optimizer for outer in known):
             return  # a wrapper such as optim.SAM steps the optimizer inside it
         if optimizer not in known:
+            _close_what_is_over(runs)
             model = _owner(optimizer)
             run = watch(model, optimizer, name=f"{name} {len(runs) + 1}", on_finding=on_finding, **options)
             calls: dict[str, Any] = {}
             listener = Listener(model, _remember(calls))
             if model is not None:
-                model.register_forward_hook(listener, with_kwargs=True)
+                hooks.append(model.register_forward_hook(listener, with_kwargs=True))
             known[optimizer] = run, listener, calls
             runs.append(run)
         run, listener, calls = known[optimizer]
@@ -125,7 +133,7 @@ def watching_everything(
             moment.batch = (calls["inputs"], seen.targets)
         seen.logits = seen.targets = seen.loss = None
 
-    hook = register_optimizer_step_pre_hook(before_step)
+    hooks = [register_optimizer_step_pre_hook(before_step)]
     F.cross_entropy = listening_loss
     outcome = "finished"
     try:
@@ -134,10 +142,19 @@ def watching_everything(
         outcome = type(error).__name__
         raise
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         F.cross_entropy = plain_loss
         for run in runs:
             run.close(outcome)
+
+
+def _close_what_is_over(runs: Sequence[Run]) -> None:
+    going = [run for run in runs if run.watched]
+    over = without_optimizer(going, thorough=False) or without_optimizer(going, thorough=len(going) >= MANY)
+    for run in over:
+        run.close()
+        release(run)
 
 
 def _same(output: Tensor, logits: Tensor) -> bool:
