@@ -185,6 +185,11 @@ class Own(nn.Module):
         (nn.Linear(4, 3), {"loss_fn": functional.cross_entropy}, "loss_fn and baseline must both be given"),
         (frozen(), {}, "must have a parameter that requires a gradient, got none"),
         (nn.Flatten(0), {}, r"must return a tensor \(examples, ..., outputs\) or .logits, got \(24,\)"),
+        (
+            nn.Linear(4, 3),
+            {"fresh": nn.Linear(5, 3)},
+            "fresh must fit the model, .* size mismatch for weight",
+        ),
         (Own(), {"targets": "network"}, "module '' \\(Own\\) has no reset_parameters"),
     ],
 )

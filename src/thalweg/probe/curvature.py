@@ -125,9 +125,10 @@ def preconditioned_sharpness(
 ) -> Sharpness:
     r"""Sharpness as an adaptive optimizer sees it: of :math:`P^{1/2} H P^{1/2}` (arXiv 2110.04369).
 
-    :math:`P` comes from :func:`preconditioner_of`; it is ones for SGD and before the first step. Learning
-    rates that differ between groups are not part of it. For the Gauss-Newton matrix, give
-    :func:`gauss_newton_sharpness` the ``preconditioner=preconditioner_of(optimizer, params)``.
+    :math:`P` comes from :func:`preconditioner_of`; it is ones for SGD, before the first step and for chains
+    without a diagonal (Lion's signs). Learning rates that differ between groups are not part of it. For the
+    Gauss-Newton matrix, give :func:`gauss_newton_sharpness` the
+    ``preconditioner=preconditioner_of(optimizer, params)``.
 
     Args:
         optimizer: holds every one of ``params``; a ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop``,

@@ -34,6 +34,8 @@ def preconditioner_of(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]
     Adam and AdamW: :math:`1/(\sqrt{v/(1-\beta_2^t)}+\epsilon)`, with the largest :math:`v` so far under
     AMSGrad. RMSprop: :math:`1/(\sqrt{v}+\epsilon)`. SGD, and any parameter not yet stepped: ones. Any other
     optimizer is asked: ``optimizer.preconditioner(p)`` returns a tensor shaped like ``p``, or None for ones.
+    So answers a :class:`thalweg.optim.Descent` without a diagonal, also one whose steps are no multiple of
+    the gradient: signs (Lion), an Adam within a subspace. No stability limit is known for these either.
 
     Args:
         optimizer: holds every one of ``params``.

@@ -99,7 +99,10 @@ def _twin(
     live = budget.optimizer if isinstance(budget.optimizer, Optimizer) else None
     twin, optimizer = copied(model, live)
     if weights is not None:
-        twin.load_state_dict(dict(weights))
+        try:
+            twin.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            raise ValueError(f"fresh must fit the model, got weights that do not: {error}") from error
     if optimizer is None:
         params = [p for p in twin.parameters() if p.requires_grad]
         if not params:
