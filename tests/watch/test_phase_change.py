@@ -14,6 +14,7 @@ from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.watch import Blocks, Reading
 from thalweg.watch.moment import all_sensors
+from thalweg.watch.rates_by_group import noted
 from thalweg.watch.rules.phase_change import PhaseChange
 
 NAME = "phase change"
@@ -112,6 +113,27 @@ def test_the_learning_rate_is_named_where_it_changed_too():
         found += rule.see(Reading(step, "loss", value))
     (one,) = found
     assert "learning rate went from 0.1 to 0.01 at step 300" in one.message
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ([0.1], [0.0], "learning rate went from 0.1 to 0 at"),
+        ([0.0, 0.1], [0.0, 0.01], "learning rate of parameter group 1 went from 0.1 to 0.01 at"),
+        ([0.1, 0.1], [0.1, 0.0], "learning rate of parameter group 1 went from 0.1 to 0 at"),
+    ],
+)
+def test_a_rate_of_any_group_counts_and_so_does_one_that_falls_to_nothing(before, after, words):
+    source, rule, found = random.Random(0), PhaseChange({"optimizer": "SGD", "lr": 0.1}), []
+    for step in range(1, 601):
+        if step in (1, 300):
+            rates = after if step == 300 else before
+            extra = noted([{"lr": rate} for rate in rates])
+            found += rule.see(Reading(step, "learning rate", rates[0], {}, extra))
+        value = math.exp((-1.0 if step >= 300 else 0.0) + 0.1 * source.gauss(0, 1))
+        found += rule.see(Reading(step, "loss", value))
+    (one,) = found
+    assert words in one.message
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])

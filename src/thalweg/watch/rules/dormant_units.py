@@ -77,8 +77,11 @@ class DormantUnits(Rule):
             first.step if never else began.step,
             f"{reading.value:.0%} of the hidden units are dormant, {first.value:.0%} were at step "
             f"{first.step}: "
-            + ("a layer lets hardly anything through, and the loss stays" if never else "they learn no more")
-            + ".",
+            + (
+                "a layer lets hardly anything through, and the loss stays."
+                if never
+                else "they give next to nothing to the next layer."
+            ),
             {"dormant": reading.value, "at first": first.value, "threshold": threshold},
             "critical" if never or reading.value > LAYER else "warning" if many or layer else "info",
             worst,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from thalweg.watch.blocks import AFTER, Blocks, Departure
+from thalweg.watch.rates_by_group import group_rates
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.remedies import kept
 from thalweg.watch.rule import Rule
@@ -30,7 +31,7 @@ class PhaseChange(Rule):
     :class:`thalweg.watch.Blocks`: what three in four of them exceed, in standard deviations of the blocks
     before. Two of the three at least 2 away and together 11, or loss or gradient norm alone 4.2 and by a
     factor of 1.8. Loss and gradient norm must have changed by a factor of 1.2 to count, the weights' growth
-    by 0.4 of what it was. Where the learning rate has just jumped by a factor of two, 3.5 in all are enough.
+    by 0.4 of what it was. Where a learning rate has just jumped by a factor of two, 3.5 in all are enough.
     The next change is told after another steady stretch.
     """
 
@@ -46,20 +47,22 @@ class PhaseChange(Rule):
         }
         self.latest: dict[str, tuple[int, Departure]] = {}
         self.weights: tuple[int, float] | None = None
-        self.rate: float | None = None
-        self.jump: tuple[int, float, float] | None = None
+        self.rates: list[float] = []
+        # Step, rate before and behind, and of which parameter group.
+        self.jump: tuple[int, float, float, int] | None = None
         self.negative = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         name = reading.name
         # A loss that has been below zero has no logarithm to follow.
         self.negative = self.negative or (name == "loss" and reading.value < 0)
-        if not reading.finite or reading.value <= 0 or (name == "loss" and self.negative):
-            return
         if name == "learning rate":
-            old, self.rate = self.rate, reading.value
-            if old is not None and max(old, reading.value) >= JUMP * min(old, reading.value):
-                self.jump = reading.step, old, reading.value
+            old, self.rates = self.rates, group_rates(reading, reading.value)
+            for group, (before, now) in enumerate(zip(old, self.rates, strict=False)):
+                if before != now and max(before, now) >= JUMP * min(before, now):
+                    self.jump = reading.step, before, now, group
+            return
+        if not reading.finite or reading.value <= 0 or (name == "loss" and self.negative):
             return
         value = math.log(reading.value)
         if name == "weight norm":
@@ -121,8 +124,9 @@ class PhaseChange(Rule):
         evidence |= {"spreads away": together, "threshold": threshold}
         cause = ""
         if jumped and self.jump is not None:
-            when, old, new = self.jump
-            cause = f"; the learning rate went from {old:.3g} to {new:.3g} at step {when}"
+            when, old, new, group = self.jump
+            of = f" of parameter group {group}" if len(self.rates) > 1 else ""
+            cause = f"; the learning rate{of} went from {old:.3g} to {new:.3g} at step {when}"
         return Finding(
             self.name,
             step,
