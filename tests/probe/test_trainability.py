@@ -188,7 +188,7 @@ class Own(nn.Module):
         (
             nn.Linear(4, 3),
             {"fresh": nn.Linear(5, 3)},
-            "fresh must fit the model, .* size mismatch for weight",
+            "fresh must fit the model, got weights that do not",
         ),
         (Own(), {"targets": "network"}, "module '' \\(Own\\) has no reset_parameters"),
     ],
