@@ -197,6 +197,22 @@ def test_mlflow_is_told_of_a_run_that_failed(mlflow):
     assert len(client.get_metric_history(found.info.run_id, "thalweg/loss")) == STEPS
 
 
+def test_mlflow_takes_numbers_whatever_they_are_called(mlflow):
+    uri, client = mlflow
+    names = ["y" * 400, "", "a/../b", "c//d", "end/", "é [x] %$", "z" * 242 + "/z"]
+    with thalweg.watch(
+        None,
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0),
+        sinks=[thalweg.watch.MLflowSink(uri, experiment="names")],
+        budget=0,
+        store=None,
+    ) as run:
+        run.log(**{name: float(number) for number, name in enumerate(names)})
+    assert run.disabled == {}
+    (found,) = client.search_runs([client.get_experiment_by_name("names").experiment_id])
+    assert sorted(found.data.metrics.values()) == [float(number) for number in range(len(names))]
+
+
 def test_wandb_alerts_of_what_is_critical_as_an_error(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed (extra: trackers)")
     train([thalweg.watch.WandbSink(project="p", mode="offline", dir=tmp_path)], broken=True)

@@ -12,6 +12,9 @@ from thalweg.watch.readings import Finding, Reading
 
 __all__ = ["Row", "Sink"]
 
+# What MLflow takes, the least of all.
+LONGEST = 250
+
 
 @dataclass(frozen=True)
 class Row:
@@ -78,8 +81,9 @@ class Sink:
 
 
 def tag(name: str) -> str:
-    """A name that every tracker takes: some refuse or rewrite brackets and the like."""
-    return re.sub(r"[^\w./ -]", "_", name)
+    """A name that every tracker takes: some refuse or rewrite brackets, paths upwards, long names."""
+    clean = re.sub(r"[^\w./ -]", "_", name)
+    return "/".join(part for part in clean.split("/") if part.strip(". "))[:LONGEST].rstrip("/ ")
 
 
 def brief(finding: Finding) -> str:

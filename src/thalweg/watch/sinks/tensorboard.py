@@ -13,6 +13,8 @@ __all__ = ["TensorBoardSink"]
 
 # Seconds between writes to the disk, so that a page that is open follows the run.
 FLUSH = 10
+# Bytes of a folder's name.
+LONGEST = 200
 
 
 class TensorBoardSink(Sink):
@@ -32,7 +34,7 @@ class TensorBoardSink(Sink):
     def begin(self, name: str, about: Mapping[str, Any], *, start: int, earlier: str | None) -> str:
         from torch.utils.tensorboard import SummaryWriter
 
-        path = Path(earlier) if earlier else self._new(tag(name))
+        path = Path(earlier) if earlier else self._new(_folders(name))
         # What an interrupted run wrote behind the step from which it goes on is hidden.
         purge = start + 1 if earlier else None
         self.writer = SummaryWriter(str(path), purge_step=purge, flush_secs=FLUSH)
@@ -60,3 +62,9 @@ class TensorBoardSink(Sink):
             count += 1
             path = self.folder / f"{name} {count}"
         return path
+
+
+def _folders(name: str) -> str:
+    """A name as a path below the sink's folder, no part of it longer than file systems take."""
+    parts = (part.encode()[:LONGEST].decode(errors="ignore") for part in tag(name).split("/"))
+    return "/".join(parts) or "run"
