@@ -143,6 +143,13 @@ def test_attention_whose_weights_are_read_past_the_layer_is_refused():
         ValueError, match=r"module 'self_attn\.out_proj' .* MultiheadAttention reads its weight"
     ):
         convert(layer, {nn.Linear: lambda m: nn.Identity()})
+    stack = nn.TransformerEncoder(layer, 2)
+    with pytest.raises(ValueError, match=r"reads its weight: skip 'layers\.0\.self_attn' and its like"):
+        convert(stack, {nn.Linear: lambda m: nn.Identity()})
+    with pytest.raises(ValueError, match=r"skip must be a collection of names, got the string '\*self_attn'"):
+        convert(stack, {nn.Linear: lambda m: nn.Identity()}, skip="*self_attn")
+    made = convert(stack, {nn.Linear: lambda m: nn.Identity()}, skip=["*self_attn"])
+    assert type(made.layers[1].linear1) is nn.Identity
 
 
 def test_a_converted_encoder_layer_computes_with_its_new_modules_in_evaluation():

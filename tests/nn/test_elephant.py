@@ -101,6 +101,13 @@ def test_a_step_on_one_input_leaves_distant_inputs_alone():
     assert reach(nn.ReLU()) > 0.5
 
 
+def test_what_is_made_on_the_meta_device_can_be_filled():
+    layer = Elephant(0.2, height=3.0, units=4, device="meta").to_empty(device="cpu")
+    layer.reset_parameters()
+    assert layer.log_width.tolist() == pytest.approx([math.log(0.2)] * 4)
+    assert layer.log_height.tolist() == pytest.approx([math.log(3)] * 4)
+
+
 def test_elephant_refuses():
     with pytest.raises(ValueError, match=r"width must be in \(0, inf\), got 0"):
         Elephant(0)

@@ -135,6 +135,10 @@ def test_half_precision_input_is_normalised_with_float32_statistics(dtype):
 def test_refusals():
     with pytest.raises(ValueError, match="size must be an integer >= 1, got 0"):
         GhostBatchNorm(3, 0)
+    with pytest.raises(ValueError, match=r"eps must be in \[0, inf\), got -1"):
+        GhostBatchNorm(3, eps=-1)
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 2"):
+        GhostBatchNorm(3, momentum=2)
     with pytest.raises(ValueError, match="norm must be a BatchNorm1d, 2d or 3d, got SyncBatchNorm"):
         GhostBatchNorm.of(nn.SyncBatchNorm(3))
     with pytest.raises(ValueError, match=r"input must have shape \(n, 3, \.\.\.\), got \(4, 2\)"):

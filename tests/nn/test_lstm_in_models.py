@@ -135,6 +135,7 @@ ZEROS = torch.zeros(2, 3, 5)
         ),
         (rnn.pack_sequence([torch.zeros(2, 5)]), None, r"packed data must have 2 dimensions, .* \(2, 5\)"),
         (torch.zeros(6, 3, 4), ZEROS, r"hx must be a pair of tensors \(h, c\), got Tensor"),
+        (torch.zeros(6, 3, 4), (ZEROS, None), r"hx\[1\] must be a tensor, got NoneType"),
         (torch.zeros(6, 3, 4), (ZEROS, ZEROS[:1]), r"hx\[1\] must have shape \(2, 3, 5\), got \(1, 3, 5\)"),
         (torch.zeros(6, 4), (ZEROS, ZEROS), r"hx\[0\] must have shape \(2, 5\), got \(2, 3, 5\)"),
         (torch.zeros(6, 3, 4), (ZEROS, ZEROS.double()), r"hx\[1\] must be torch\.float32 like the weights"),

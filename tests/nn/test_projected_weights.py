@@ -196,6 +196,12 @@ def test_refusals():
     assert list(layers(normalize_and_project(Branches(), layers=["a"]))) == ["a"]
     with pytest.raises(ValueError, match=r"layers must name a Linear, .*; got 'c'"):
         normalize_and_project(Branches(), layers=["c"])
+    with pytest.raises(ValueError, match=r"layers must name a Linear, .*; got '0', a ReLU"):
+        normalize_and_project(nn.Sequential(nn.ReLU()), layers=["0"])
+    with pytest.raises(ValueError, match="layers must be a collection of names, got the string 'a'"):
+        normalize_and_project(Branches(), layers="a")
+    with pytest.raises(ValueError, match=r"model must be a torch\.nn\.Module, got int"):
+        normalize_and_project(3)
     with pytest.raises(ValueError, match="model must have a linear or convolution layer before the last"):
         normalize_and_project(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"module '0' \(Conv2d\): norm must be 'layer' for a convolution"):

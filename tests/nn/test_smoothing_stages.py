@@ -95,6 +95,8 @@ def test_two_stage_label_smoothing_refuses():
         TwoStageLabelSmoothing(1, reduction="max")
     with pytest.raises(ValueError, match=r"targets must be class indices, got torch\.float64"):
         two_stage_label_smoothing(logits, logits.softmax(-1), 0, 1)
+    with pytest.raises(ValueError, match=r"targets must be class indices of torch\.int64, got torch\.int32"):
+        two_stage_label_smoothing(logits, targets.int(), 0, 1)
     with pytest.raises(ValueError, match=r"got \(2,\) for logits \(3, 5\)"):
         two_stage_label_smoothing(logits, targets[:2], 0, 1)
     with pytest.raises(IndexError):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from thalweg.nn import spectral_regularization, wasserstein_regularization
+from thalweg.nn import BatchChannelNorm, LayerNormGRU, spectral_regularization, wasserstein_regularization
 
 
 def network():
@@ -157,6 +157,22 @@ def test_half_precision_weights_are_judged_in_float32():
     assert penalty.norms()["weight"].item() == pytest.approx(top(layer.weight.float()).item(), rel=1e-3)
 
 
+def test_layers_of_the_room_are_understood():
+    torch.manual_seed(0)
+    norm, cell = BatchChannelNorm(4, 2), LayerNormGRU(3, 5)
+    penalty = spectral_regularization(nn.ModuleDict({"norm": norm, "cell": cell}), warmup=300)
+    gates = [f"cell.{side}_weight[{i}]" for side in ("input", "hidden") for i in range(3)]
+    assert list(penalty.norms()) == gates
+    parts = [*cell.input_weight.chunk(3), *cell.hidden_weight.chunk(3)]
+    for found, part in zip(penalty.norms().values(), parts, strict=True):
+        assert found.item() == pytest.approx(top(part).item(), rel=1e-4)
+    before = penalty().item()
+    with torch.no_grad():
+        norm.group_weight[0] = 3
+        norm.group_bias[:] = torch.tensor([3.0, 4.0])
+    assert penalty().item() == pytest.approx(before + 1e-3 * ((3**2 - 1) ** 2 + 5**4), rel=1e-3)
+
+
 def test_refusals():
     class Own(nn.Module):
         def __init__(self):
@@ -171,6 +187,10 @@ def test_refusals():
     assert list(spectral_regularization(model, skip=["1"]).norms()) == ["0.weight"]
     with pytest.raises(ValueError, match="skip must name modules of the model, got '7'"):
         wasserstein_regularization(model, skip=["7"])
+    with pytest.raises(ValueError, match="skip must be a collection of names, got the string '1'"):
+        spectral_regularization(model, skip="1")
+    with pytest.raises(ValueError, match=r"model must be a torch\.nn\.Module, got list"):
+        wasserstein_regularization([model])
     with pytest.raises(ValueError, match=r"coefficient must be in \[0, inf\), got -1"):
         spectral_regularization(model[0], -1)
     with pytest.raises(ValueError, match="exponent must be an integer >= 1, got 0"):

@@ -93,6 +93,9 @@ def test_computation_is_in_float64_unless_told_otherwise():
 def test_stablemax_refuses():
     with pytest.raises(ValueError, match=r"got \(3,\) for logits \(2, 3\)"):
         stablemax_cross_entropy(torch.ones(2, 3), torch.ones(3).long())
+    for wrong in (torch.float32, torch.int32, torch.bool):
+        with pytest.raises(ValueError, match=rf"targets must be class indices of torch\.int64, got {wrong}"):
+            stablemax_cross_entropy(torch.ones(3, 2), torch.ones(3, dtype=wrong))
     with pytest.raises(ValueError, match=r"one of mean, none, sum; got 'means' \(did you mean"):
         StableMax(reduction="means")
     with pytest.raises(ValueError, match=r"floating type or None, got torch\.int64"):

@@ -112,8 +112,9 @@ def forward_gradient(
         directions: :math:`K`, forward passes to average; or the tangents themselves, as in
             :func:`directional_derivative`.
         distribution: of the entries of :math:`v`, ``gaussian`` or ``rademacher`` (1 or -1).
-        generator: draws the tangents, so that dropout masks are those of a backward pass with the same seed.
-            None for torch's global stream.
+        generator: draws the tangents, so that dropout masks are those of a backward pass with the same seed
+            (not behind attention, whose fused kernel lays its output out differently). None for torch's
+            global stream.
 
     Returns:
         the loss, 0-d, detached.

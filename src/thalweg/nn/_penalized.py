@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.checks import nearest
+from thalweg.nn.batch_channel import BatchChannelNorm
+from thalweg.nn.recurrent import LayerNormGRU
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -44,6 +46,11 @@ def _roles(module: nn.Module) -> dict[str, tuple[str, int]] | None:
     """Names of a module's own parameters with kind and number of matrices; None if it is not understood."""
     if isinstance(module, LAYERS):
         return {"weight": ("matrix", 1), "bias": ("bias", 1)}
+    if isinstance(module, BatchChannelNorm):
+        gains = dict.fromkeys(("weight", "group_weight"), ("gain", 1))
+        return {**gains, "bias": ("bias", 1), "group_bias": ("bias", 1)}
+    if isinstance(module, LayerNormGRU):
+        return {"input_weight": ("matrix", 3), "hidden_weight": ("matrix", 3)}
     if isinstance(module, NORMS):
         return {"weight": ("gain", 1), "bias": ("bias", 1)}
     if isinstance(module, nn.MultiheadAttention):
@@ -66,8 +73,12 @@ def pieces(model: nn.Module, skip: Collection[str] = ()) -> list[Piece]:
 
     Raises:
         ValueError: another module has parameters of its own and is not skipped, one is on the meta device, or
-            a name in ``skip`` fits nothing.
+            a name in ``skip`` fits nothing; ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(skip, str):
+        raise ValueError(f"skip must be a collection of names, got the string {skip!r}")
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in skip:
         if not any(fnmatchcase(name, pattern) for name in names):

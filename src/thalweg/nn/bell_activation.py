@@ -64,12 +64,18 @@ class Elephant(nn.Module):
         self.power = check_number("power", power, 1, math.inf, "[)")
         self.height = check_positive("height", height)
         self.units = units
-        for name, start in (("log_width", width), ("log_height", height)):
+        for name in ("log_width", "log_height"):
             value = None
             if units is not None:
-                shape = (check_count("units", units),)
-                value = nn.Parameter(torch.full(shape, math.log(start), device=device, dtype=dtype))
+                value = nn.Parameter(torch.empty(check_count("units", units), device=device, dtype=dtype))
             self.register_parameter(name, value)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All widths and heights as given."""
+        for log, start in ((self.log_width, self.width), (self.log_height, self.height)):
+            if log is not None:
+                nn.init.constant_(log, math.log(start))
 
     @property
     def unitwise(self) -> bool:

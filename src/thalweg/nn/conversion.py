@@ -49,6 +49,8 @@ def convert(model: nn.Module, parts: Mapping[Kind, Make], *, skip: Collection[st
             that would be lost; the model cannot be copied; or a part refuses (the message names the module).
     """
     _check(model, parts)
+    if isinstance(skip, str):
+        raise ValueError(f"skip must be a collection of names, got the string {skip!r}")
     try:
         made = copy.deepcopy(model)
     except Exception as error:
@@ -131,9 +133,10 @@ def _chosen(
         return
     inner = list(_chosen_inside(module, names, keys, skip, seen))
     if inner and isinstance(module, nn.MultiheadAttention):
-        name = names[inner[0][0]][0]
+        name, attention = names[inner[0][0]][0], names[module][0]
+        hint = f": skip {attention!r} and its like" if attention else ""
         raise ValueError(
-            f"module {name!r} must be run by its parent, but MultiheadAttention reads its weight"
+            f"module {name!r} must be run by its parent, but MultiheadAttention reads its weight{hint}"
         )
     yield from inner
 

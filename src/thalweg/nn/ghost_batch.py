@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from thalweg._core.checks import check_count
+from thalweg._core.checks import check_count, check_not_negative, check_number
 
 __all__ = ["GhostBatchNorm"]
 
@@ -28,8 +28,8 @@ class GhostBatchNorm(_BatchNorm):
     Shape: (n, C) or (n, C, ...), to the same.
 
     Raises:
-        ValueError: ``size`` is no positive integer, the input has no or other channels, or a slice has only
-            one value a channel.
+        ValueError: an argument is out of range, the input has no or other channels, or a slice has only one
+            value a channel.
     """
 
     def __init__(
@@ -45,6 +45,9 @@ class GhostBatchNorm(_BatchNorm):
     ):
         check_count("num_features", num_features)
         self.size = check_count("size", size)
+        check_not_negative("eps", eps)
+        if momentum is not None:
+            check_number("momentum", momentum, 0, 1)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
 
     @classmethod

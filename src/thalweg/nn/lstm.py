@@ -170,6 +170,8 @@ class LayerNormLSTM(nn.RNNBase):
             raise ValueError(f"hx must be a pair of tensors (h, c), got {type(hx).__name__}")
         wanted = (shape[0], shape[2]) if single else shape
         for number, tensor in enumerate(hx):
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"hx[{number}] must be a tensor, got {type(tensor).__name__}")
             if tensor.shape != wanted:
                 raise ValueError(f"hx[{number}] must have shape {wanted}, got {tuple(tensor.shape)}")
             self._check_type(tensor, f"hx[{number}]")

@@ -129,6 +129,8 @@ def normalize_and_project(
     check_choice("norm", norm, ("layer", "rms"))
     check_choice("gains", gains, GAINS)
     check_positive("eps", eps)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if layers is not None:
         found = _named(model, layers)
     else:
@@ -168,10 +170,13 @@ def normalize_and_project(
 
 def _named(model: nn.Module, layers: Collection[str]) -> dict[str, Place]:
     modules = dict(model.named_modules())
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a collection of names, got the string {layers!r}")
     for name in layers:
         if not isinstance(modules.get(name), WEIGHTED):
             kinds = ", ".join(kind.__name__ for kind in WEIGHTED)
-            raise ValueError(f"layers must name a {kinds}; got {name!r}{nearest(name, modules)}")
+            named = f", a {type(modules[name]).__name__}" if name in modules else nearest(str(name), modules)
+            raise ValueError(f"layers must name a {kinds}; got {name!r}{named}")
     return {name: Place(norm=None, readout=False) for name in layers}
 
 

@@ -51,6 +51,8 @@ def two_stage_label_smoothing(
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if targets.is_floating_point():
         raise ValueError(f"targets must be class indices, got {targets.dtype}: soft labels are not smoothed")
+    if targets.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"targets must be class indices of torch.int64, got {targets.dtype}")
     if not logits.dim() or logits.shape[:-1] != targets.shape:
         raise ValueError(
             f"targets must have the shape of logits without its last dimension, got {tuple(targets.shape)} "

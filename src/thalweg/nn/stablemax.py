@@ -53,6 +53,8 @@ def stablemax_cross_entropy(
             f"targets must have the shape of logits without its last dimension, got {tuple(targets.shape)} "
             f"for logits {tuple(logits.shape)}"
         )
+    if targets.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"targets must be class indices of torch.int64, got {targets.dtype}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating type or None, got {dtype}")
     flat = logits.reshape(-1, logits.shape[-1]).to(dtype or logits.dtype)
