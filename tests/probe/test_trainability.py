@@ -160,6 +160,24 @@ def test_spectral_normalisation_and_dropout_survive_copying():
     assert math.isfinite(found.score) and torch.equal(layer.weight_u, u)
 
 
+def test_an_optimizer_with_closures_goes_on_from_its_state():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), inputs(12, 4)
+    live = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
+
+    def closure():
+        live.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    live.step(closure)
+    before = model.weight.detach().clone()
+    found = plasticity(model, x, optimizer=live, tasks=1, steps=5)
+    assert found.inherited and found.losses[0.1][0] < found.untrained
+    assert torch.equal(model.weight, before)
+
+
 def frozen():
     return nn.Linear(4, 3).requires_grad_(False)
 

@@ -50,12 +50,15 @@ def copied(model: nn.Module, beside: T) -> tuple[nn.Module, T]:
     model = bare(model)
     with _without_hooks(model):
         try:
-            return copy.deepcopy((model, beside))
+            twin, with_it = copy.deepcopy((model, beside))
         except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"model must be copyable by copy.deepcopy, got {type(model).__name__} with "
                 f"{type(error).__name__}: {error}"
             ) from error
+    if isinstance(with_it, torch.optim.LBFGS):  # whose copy forgets what it steps
+        vars(with_it).update(_params=with_it.param_groups[0]["params"], _numel_cache=None)
+    return twin, with_it
 
 
 @contextmanager
