@@ -36,13 +36,14 @@ LOADER = DataLoader(TensorDataset(*PAIR))
         ({"sinks": 3}, "sinks must be a list .*got 3"),
         ({"sinks": "wandb"}, "sinks must be a list .*got 'wandb'"),
         ({"sinks": [3]}, "sinks must hold sinks .*got 3"),
+        ({"store": 5}, "store must be the path of a file or None, got 5"),
         ({"name": 3}, "name must be a string or None, got 3"),
         ({"start": -1}, "start must be"),
     ],
 )
 def test_they_are_refused_and_nothing_is_opened(small, tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
-        thalweg.watch(small.model, small.opt, store=tmp_path / "store", **change)
+        thalweg.watch(small.model, small.opt, **{"store": tmp_path / "store", **change})
     assert not list(tmp_path.iterdir()) and not small.opt._optimizer_step_pre_hooks
 
 

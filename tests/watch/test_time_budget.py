@@ -98,6 +98,16 @@ def test_what_a_closed_sensor_spent_stays_spent():
     assert budget.spent == before and "dear" not in budget.due(10_000)
 
 
+def test_what_a_sensor_could_pay_too_late_is_not_said_to_be_too_little():
+    budget = Budget(0.5)
+    budget.add("late", share=1.0, every=1, passes=3.0)
+    budget.earn(0.01)
+    needs = "never ran: needs about 15 ms and its share of the budget came to"
+    assert budget.left_out() == {"late": f"{needs} 5 ms in 1 steps"}
+    budget.earn(0.03, 3)
+    assert budget.left_out() == {"late": f"{needs} that only at the end in 4 steps"}
+
+
 def test_left_out_tells_how_often_a_sensor_ran_instead():
     budget = make(0.03, {"dear": {"share": 1.0, "every": 20, "passes": 9.0}})
     (steps,) = simulate(budget, 10_000, costs={"dear": 0.9}).values()

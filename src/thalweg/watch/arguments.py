@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,15 @@ PAIRS = "evaluate must be ((inputs, targets), (inputs, targets)), of training an
 
 
 def check_arguments(
-    *, loss_fn: Any, evaluate: Any, budget: Any, name: Any, on_finding: Any, sinks: Any, start: Any
+    *,
+    loss_fn: Any,
+    evaluate: Any,
+    budget: Any,
+    store: Any,
+    name: Any,
+    on_finding: Any,
+    sinks: Any,
+    start: Any,
 ) -> None:
     """Raises ValueError, which names the argument, what is allowed and what it got."""
     check_not_negative("budget", budget)
@@ -31,6 +40,8 @@ def check_arguments(
     ):
         if function is not None and not callable(function):
             raise ValueError(f"{title} must be a function {form} or None, got {function!r}")
+    if store is not None and not isinstance(store, str | os.PathLike):
+        raise ValueError(f"store must be the path of a file or None, got {store!r}")
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name must be a string or None, got {name!r}")
     if not isinstance(sinks, Sequence) or isinstance(sinks, str):

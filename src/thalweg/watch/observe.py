@@ -76,6 +76,7 @@ def watch(
         loss_fn=loss_fn,
         evaluate=evaluate,
         budget=budget,
+        store=store,
         name=name,
         on_finding=on_finding,
         sinks=sinks,
