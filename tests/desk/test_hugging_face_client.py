@@ -167,3 +167,12 @@ def test_the_example_of_the_page_about_the_api_runs_as_it_stands(hub, capsys):
     (code,) = re.findall(r'aria-label="Code"><code>(.*?)</code>', page, re.DOTALL)
     exec(unescape(code), {})
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_list_says_what_the_paper_itself_says(hub):
+    entry = find("galore")
+    alone = hub.paper_info(entry.arxiv)
+    listed = next(one for one in hub.list_daily_papers(month="2024-03", limit=100) if one.id == entry.arxiv)
+    assert (listed.upvotes, listed.github_repo) == (0, entry.repository)
+    for name in ("upvotes", "comments", "ai_keywords", "github_repo", "organization", "summary"):
+        assert getattr(listed, name) == getattr(alone, name), name

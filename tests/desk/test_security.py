@@ -257,6 +257,14 @@ def test_a_request_that_is_too_large_is_refused_said_or_not(app):
     assert (whole.status_code, streamed.status_code) == (413, 413)
 
 
+def test_a_broken_form_is_refused_and_fills_no_log(app, caplog):
+    with caplog.at_level("INFO"):
+        for kind in ("multipart/form-data; boundary=x", "multipart/form-data"):
+            answer = browser(app).post("/subscribe", content=b"rubbish", headers={"Content-Type": kind})
+            assert answer.status_code in (400, 403, 422)
+    assert [one for one in caplog.records if "multipart" in one.name] == []
+
+
 def test_the_database_is_readable_by_its_owner_alone(tmp_path):
     before = os.umask(0)
     try:

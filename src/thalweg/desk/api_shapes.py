@@ -75,8 +75,11 @@ class ListItem(BaseModel):
     summary: str
     publishedAt: str | None
     submittedOnDailyAt: str | None
+    upvotes: int
     numComments: int
     organization: Organization | None
+    ai_keywords: list[str]
+    githubRepo: str | None
 
 
 class MeasuredShape(BaseModel):

@@ -60,6 +60,8 @@ def create_app(
         dependencies=[Depends(checked)],
         responses=FAILURES,
     )
+    # Each form that is broken on its way would fill the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     app.state.public = public.rstrip("/") if public else None
     app.state.limits = Limits()
     app.state.database, why = _opened(folder)
