@@ -138,3 +138,63 @@ def test_a_report_prints_a_line_a_layer():
     assert [line.split(":")[0] for line in rest] == ["  0", "  2"]
     with pytest.raises(AttributeError):
         report.layers = {}
+
+
+class Kept(nn.Module):
+    """Runs its layer through something else than the module tree."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        if how == "function":
+            self.run = [lambda x: self.first(x)]
+        elif how == "default":
+            self.run = {"first": lambda x, layer=self.first: layer(x)}
+        elif how == "method":
+            self.run = self._first
+        else:
+            self.run = [self.first]
+
+    def _first(self, x):
+        return self.first(x)
+
+    def forward(self, x):
+        runs = self.run if isinstance(self.run, dict) else {"first": self.run}
+        run = runs["first"][0] if isinstance(runs["first"], list) else runs["first"]
+        return self.last(run(x).relu())
+
+
+def test_functions_that_would_go_on_running_the_old_weights_are_refused():
+    for how in ("function", "default"):
+        with pytest.raises(ValueError, match=r"functions that hold its own modules.* 'run' of '' \(Kept\)"):
+            copied(Kept(how))
+    patched = nn.Sequential(mlp())
+    inner = patched[0].forward
+    patched[0].forward = lambda x: 2 * inner(x)
+    with pytest.raises(ValueError, match=r"got 'forward' of '0' \(Sequential\)"):
+        prune(patched)
+    # As in a notebook, where everything is global.
+    cells = {"model": nn.Sequential(mlp())}
+    exec("old = model.forward\nmodel.forward = lambda x: 2 * old(x)", cells)
+    with pytest.raises(ValueError, match=r"got 'forward' of '' \(Sequential\)"):
+        prune(cells["model"])
+    x = torch.randn(3, 4)
+    for how in ("method", "list"):
+        model = copied(Kept(how))
+        with torch.no_grad():
+            model.first.weight.zero_()
+            model.first.bias.zero_()
+        torch.testing.assert_close(model(x), model.last.bias.expand(3, -1))
+
+
+@pytest.mark.parametrize("edit", [lambda model: quantize(model, 4, 4, keep=0), factorize])
+def test_layers_that_a_list_would_go_on_running_are_not_replaced(edit):
+    with pytest.raises(ValueError, match=r"layer 'first' \(Linear\) must be kept .* also in 'run' of ''"):
+        edit(Kept("list"))
+    edit(Kept("method"))
+
+
+def test_a_module_compiled_in_place_is_copied_as_it_was_written():
+    model = mlp()
+    model.compile()
+    assert copied(model)._compiled_call_impl is None

@@ -55,10 +55,14 @@ def counts(func: Any) -> bool:
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """The model's answer to a tensor, a tuple or list of positional or a mapping of keyword arguments."""
+    """The model's answer to a tensor, a tuple of positional or a mapping of keyword arguments.
+
+    A list of tensors is what a loader makes of a tuple; one of anything else is a single argument.
+    """
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    loaded = isinstance(inputs, list) and inputs and all(isinstance(one, Tensor) for one in inputs)
+    return model(*inputs) if loaded or isinstance(inputs, tuple) else model(inputs)
 
 
 def tensors_in(answer: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg._core.checks import nearest
+from thalweg.surgery._references import refuse_captured
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -83,6 +84,7 @@ def copied(model: nn.Module, argument: str = "model") -> nn.Module:
         ValueError: it is no module, has a tensor on the meta device or cannot be copied.
     """
     model = checked(model, argument)
+    refuse_captured(model, argument)
     try:
         return copy.deepcopy(model)
     except Exception as error:

@@ -23,6 +23,7 @@ from thalweg.surgery._edit import (
     weight_of,
 )
 from thalweg.surgery._masks import checked_scores
+from thalweg.surgery._references import refuse_listed
 from thalweg.surgery.quantized_linear import QuantizedLinear
 
 __all__ = ["quantize"]
@@ -87,6 +88,7 @@ def quantize(
     if slopes and loss_fn is None:
         raise ValueError(f"loss_fn must be given for protect {kind!r}, got None")
     new, chosen = copied_with(model, list(given) if given and layers is None else layers)
+    refuse_listed(new, chosen)
     for name, layer in chosen.items():
         weight = weight_of(layer)
         inputs = weight.shape[1]

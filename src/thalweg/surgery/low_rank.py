@@ -20,6 +20,7 @@ from thalweg.surgery._edit import (
     size_in_bytes,
     weight_of,
 )
+from thalweg.surgery._references import refuse_listed
 from thalweg.surgery.rank_allocation import RankAllocation, allocate_ranks
 
 __all__ = ["LowRankLinear", "factorize"]
@@ -102,6 +103,7 @@ def factorize(
         ranks = allocate_ranks(model, reduction, method=method, floor=floor, layers=layers)
     wanted = ranks.ranks if isinstance(ranks, RankAllocation) else dict(ranks)
     new, chosen = copied_with(model, wanted if layers is None else layers)
+    refuse_listed(new, chosen)
     for name, layer in chosen.items():
         if name not in wanted:
             raise ValueError(f"ranks must hold every layer to factorise, got none for {name!r}")

@@ -102,8 +102,8 @@ def align(
     Args:
         model: to be permuted; untouched itself.
         reference: has the same weights by name and shape; read in the floating-point types of ``model``.
-        inputs: one small example batch: a tensor, a tuple or list of positional or a mapping of keyword
-            arguments.
+        inputs: one small example batch: a tensor, a tuple (or list of tensors) of positional or a mapping of
+            keyword arguments.
         method: ``"weights"``, ``"activations"``, ``"correlations"`` or ``"straight_through"``.
         batches: data for all but the first. Those of activations are like ``inputs``, and by default those
             alone; for straight-through matching they are what ``loss_fn`` takes, and as large as fits.

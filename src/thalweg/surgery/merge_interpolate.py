@@ -86,9 +86,9 @@ def interpolate(
             floating-point types ``end`` is read.
         at: t, in [0, 1].
         renormalise: ``"repair"``, ``"rescale"``, ``"reshift"`` or None.
-        batches: training data (tensors, tuples or lists of positional or mappings of keyword arguments),
-            readable several times: once for each layer and model. Needed to renormalise, and where there is
-            batch normalisation; there, ``()`` interpolates the stored statistics.
+        batches: training data (tensors, tuples or lists of positional tensors, mappings of keyword
+            arguments), readable several times: once for each layer and model. Needed to renormalise, and
+            where there is batch normalisation; there, ``()`` interpolates the stored statistics.
         layers: names of linear and convolutional layers (transposed ones, too) to correct; by default all but
             the last one, and but those that a batch normalisation with running statistics follows.
 
