@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from real_desk import served, training
 
 # How long a page may take on a machine that does other things as well, in milliseconds.
-PATIENCE = 60_000
+PATIENCE = 240_000
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "runs" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -114,6 +114,7 @@ def reader(chromium, request):
                 assert shift(page) < 0.1
     finally:
         for _, context in opened:
+            context.unroute_all(behavior="ignoreErrors")  # what is asked for in the last moment
             context.close()
     assert not wrong
 

@@ -205,11 +205,12 @@ def test_findings_and_phases_are_marked_on_the_layers_too(busy, pages, reader):
     page.goto("/runs/1?show=loss&phases=1&layers=gradient+norm")
     for place in ("#panels", "#layers"):
         expect(page.locator(f"{place} .mark").nth(20)).to_be_visible()
-    bare = (  # pixels of a row between curves that no phase has coloured
-        "(all) => all.map((canvas) => canvas.getContext('2d').getImageData(canvas.width * 0.2,"
-        " canvas.height * 0.7, canvas.width * 0.7, 1).data.filter((one, n) => n % 4 === 3 && !one).length)"
+    expect(page.locator("canvas")).to_have_count(2)
+    page.wait_for_function(  # pixels of a row between curves that no phase has coloured
+        "() => [...document.querySelectorAll('canvas')].every((canvas) => !canvas.getContext('2d')"
+        ".getImageData(canvas.width * 0.2, canvas.height * 0.7, canvas.width * 0.7, 1)"
+        ".data.filter((one, n) => n % 4 === 3 && !one).length)"
     )
-    assert page.locator("canvas").evaluate_all(bare) == [0, 0]
     page.locator("#layers .legend input").first.click()
     expect(page.locator("#layers .mark").first).to_be_visible()
 

@@ -90,11 +90,11 @@ def test_marks_lead_to_findings_and_findings_to_marks(page):
     page.keyboard.press("Enter")
     expect(page.locator("#finding-1")).to_be_focused()
     page.locator("#finding-1").hover()
-    assert page.locator(".mark.lit").count() >= 1
+    expect(page.locator(".mark.lit").first).to_be_attached()
     page.locator("#finding-1 a.seek").click()
     expect(page.locator(".plotted").first).to_be_focused()
     page.locator("#finding-1 button.copy").first.click()
-    assert "group" in page.evaluate("navigator.clipboard.readText()")
+    page.wait_for_function("async () => (await navigator.clipboard.readText()).includes('group')")
 
 
 def test_findings_near_to_each_other_share_a_mark_that_shows_the_gravest(new_desk, reader):
@@ -196,14 +196,12 @@ def test_pages_say_that_the_desk_is_gone_and_take_up_where_they_were_when_it_is_
             expect(page.locator("#steps")).to_have_text("2")
             expect(runs.locator(f"#run-{run} td").nth(2)).to_have_text("2")
         for one in (page, runs):
-            expect(one.locator("#lost[role=status]")).to_contain_text(
-                "No connection to the desk", timeout=15_000
-            )
+            expect(one.locator("#lost[role=status]")).to_contain_text("No connection to the desk")
             expect(one.locator("#lost .notice")).to_be_in_viewport()
         put(3, Finding("loss spike", 3, "While nobody listened.", {}))
         port = first.address.rsplit(":", 1)[1]
         with served(tmp_path, "--port", port):
-            expect(page.locator("#findings")).to_contain_text("While nobody listened.", timeout=60_000)
+            expect(page.locator("#findings")).to_contain_text("While nobody listened.")
             expect(page.locator("#steps")).to_have_text("3")
             expect(page.locator(".panel .now")).to_contain_text("at step 3")
             for one in (page, runs):
