@@ -288,3 +288,26 @@ def test_what_cannot_be_merged_is_refused_and_nothing_changes(make, options, sai
 def test_models_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"end must have '0\.weight' of shape \(5, 4\) like start"):
         interpolate(MLP((4, 5, 2)), MLP((4, 6, 2)))
+
+
+class Masked(MLP):
+    """Keeps a mask as attention does, with infinities."""
+
+    def __init__(self, seed):
+        super().__init__((3, 4, 3), seed=seed)
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return (super().forward(x)[:, None] + self.mask).softmax(-1)
+
+
+@pytest.mark.parametrize("at", [0, 0.5, 1])
+def test_infinities_that_both_models_have_stay(at):
+    start, end, x = Masked(0), Masked(1), torch.randn(2, 3)
+    new, _ = interpolate(start, end, at)
+    assert torch.equal(new.mask, start.mask) and bool(new(x).isfinite().all())
+    if at != 0.5:
+        assert torch.equal(new(x), (start, end)[at](x))
+    end.mask = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"end must have the buffer 'mask' of shape \(3, 3\) .* \(2, 2\)"):
+        interpolate(start, end, at)

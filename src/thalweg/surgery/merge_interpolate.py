@@ -164,11 +164,18 @@ def _mix(new: nn.Module, other: nn.Module, at: float) -> float:
     for name, own in (dict(new.named_parameters()) | dict(new.named_buffers())).items():
         if not own.is_floating_point() or name not in theirs:
             continue
+        if theirs[name].shape != own.shape:
+            raise ValueError(
+                f"end must have the buffer {name!r} of shape {tuple(own.shape)} like start, "
+                f"got {tuple(theirs[name].shape)}"
+            )
         end = theirs[name].to(own.device).double()
         if isinstance(own, nn.Parameter):
             square += (end - own.double()).square().sum().item()
         if at:
-            own.copy_(((1 - at) * own.double() + at * end).to(own.dtype))
+            mixed = ((1 - at) * own.double() + at * end).to(own.dtype)
+            # What both have stays: a mask of infinities, of which none would be NaN.
+            own.copy_(torch.where(own == end, own, mixed))
     return square**0.5
 
 
