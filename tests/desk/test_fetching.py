@@ -98,6 +98,23 @@ def test_classes_of_msc_and_acm_and_endless_names_cost_no_paper(tmp_path):
     assert len(rows[0]["organisation"]) == 200
 
 
+@pytest.mark.parametrize(
+    ("said", "repository"),
+    [
+        ("Code: https://github.com/ggerganov/llama.cpp.", "https://github.com/ggerganov/llama.cpp"),
+        ("At http://gitlab.com/a.b/c-d_e, 9 pages", "http://gitlab.com/a.b/c-d_e"),
+        ("See (https://github.com/a/b.git).", "https://github.com/a/b"),
+        ("See https://github.com/a and more", ""),
+    ],
+)
+def test_the_repository_is_the_one_that_the_comment_names(tmp_path, said, repository):
+    with arxiv_stub([replace(made_up(1)[0], comment=said)]) as stub:
+        desk = Desk(tmp_path, stub)
+        desk.fetcher.fetch("gradient spikes")
+    (row,) = desk.library.database.rows("SELECT repository FROM imported")
+    assert row["repository"] == repository
+
+
 def test_the_daily_feed_takes_papers_with_classes_of_msc_and_acm_too(tmp_path):
     papers = [replace(one, category=odd) for one, odd in zip(made_up(4), CLASSES, strict=True)]
     with arxiv_stub([], *[503] * 9, announced=[(one, "new") for one in papers]) as stub:

@@ -20,6 +20,10 @@ from thalweg.desk.manners import polite_client
 __all__ = ["ArxivSource", "Page", "Query"]
 
 
+# Its name may hold dots (llama.cpp), but the one behind it ends a sentence.
+REPOSITORY = re.compile(r"https?://(?:github|gitlab)\.com/[\w.-]+/[\w.-]*[\w-]")
+
+
 @dataclass(frozen=True)
 class Query:
     """``topic`` is words that must all occur, or phrases in quotation marks; between two moments."""
@@ -127,7 +131,7 @@ def _page(start: int, results: list[arxiv.Result]) -> Page:
 
 def _paper(one: arxiv.Result) -> Imported:
     """What is odd beside title and text costs no paper: classes of other catalogs, names without end."""
-    code = re.search(r"https?://(?:github|gitlab)\.com/[\w.-]+/[\w-]+", f"{one.comment or ''} {one.summary}")
+    code = REPOSITORY.search(f"{one.comment or ''} {one.summary}")
     institutes = [name for author in one.authors for name in author.affiliation]
     return checked(
         {
@@ -139,7 +143,7 @@ def _paper(one: arxiv.Result) -> Imported:
             "updated": one.updated.isoformat(),
             "categories": categories_among(one.categories),
             "organisation": institutes[0][: LONGEST["organisation"]] if institutes else "",
-            "repository": code[0] if code else "",
+            "repository": code[0].removesuffix(".git") if code else "",
         },
         source="arxiv",
     )
