@@ -1,4 +1,4 @@
-"""Sharpness of a network with batch normalisation is that of the loss that training sees."""
+"""Of a network with batch normalisation, sharpness and noise are those of the loss that training sees."""
 
 import copy
 
@@ -12,6 +12,7 @@ from thalweg import tasks
 from thalweg.watch import senses
 from thalweg.watch.moment import Moment
 from thalweg.watch.sensors.curvature import tracked_sharpness
+from thalweg.watch.sensors.gradient_noise import gradient_noise
 
 
 def loss_fn(model, batch):
@@ -78,3 +79,24 @@ def test_convolutions_with_biases_in_front_of_batch_norm_train_far_from_the_edge
     ratios = [one.extra["ratio"] for one in read if one.name == "sharpness"]
     assert len(ratios) > 1 and max(ratios[1:]) < 1
     assert "edge of stability" not in {one.name for one in run.findings}
+
+
+def test_biases_in_front_of_batch_norm_do_not_swell_what_noise_adds_under_adam():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
+    split = tasks.handwritten_digits(shape="image", seed=0)
+    opt = torch.optim.Adam(model.parameters(), lr=1e-3)
+    at = Moment(1, dict(model.named_parameters()), opt, model, loss_fn)
+    found = []
+    for step in range(1, 101):
+        chosen = torch.randint(0, len(split.train[0]), (64,))
+        at.step, at.batch = step, (split.train[0][chosen], split.train[1][chosen])
+        opt.zero_grad()
+        loss = loss_fn(model, at.batch)
+        loss.backward()
+        if step > 50 and step % 5 == 0:
+            found.append(gradient_noise.read(at)[0].extra)
+        opt.step()
+    # What a step of Adam can take away is a small part of the loss.
+    assert all(abs(one["gain"]) < 0.1 * loss.item() and one["step"] < 0.1 * loss.item() for one in found)

@@ -18,6 +18,7 @@ from thalweg.watch.optimizer_kind import innermost
 PARTS = 8
 EXAMPLES = 128, 256
 MEMORY = 0.9
+FELT = 1e-3
 
 
 def _passes(at: Moment) -> float:
@@ -129,8 +130,13 @@ def _rates(at: Moment, params: list[nn.Parameter]) -> list[Tensor] | None:
         return None
     gradients = [p.grad if p.grad is None or at.scale is None else p.grad / at.scale for p in params]
     groups = {id(p): group for group in at.optimizer.param_groups for p in group["params"]}
+    bounded = behind(at.optimizer, params, diagonals, gradients)
+    usual = math.sqrt(float(_square([1 / one for one in bounded])) / sum(one.numel() for one in bounded))
     rates = []
-    for p, diagonal in zip(params, behind(at.optimizer, params, diagonals, gradients), strict=True):
+    for p, diagonal in zip(params, bounded, strict=True):
+        # Where gradients are a thousandth of the usual ones they add as little. In front of batch
+        # normalisation they are rounding, which parts that are read by running statistics would not be.
+        diagonal = torch.where(1 / diagonal < FELT * usual, 0.0, diagonal)
         momentum = float(groups[id(p)].get("momentum", 0.0))
         rates.append(diagonal * (float(groups[id(p)]["lr"]) / (1 - momentum)))
     return rates
