@@ -17,6 +17,7 @@ from thalweg.probe import (
     boundary_points,
     curvature_gram,
     dormant_neurons,
+    effective_rank,
     example_gradient_norms,
     ggn_operator,
     gradient_starvation,
@@ -24,7 +25,9 @@ from thalweg.probe import (
     hvp_operator,
     input_energy,
     loss_line,
+    opposing_signals,
     scale_dependence,
+    softmax_collapse,
     train_curve,
 )
 
@@ -167,3 +170,31 @@ def test_a_table_with_sparse_gradients_reads_as_one_with_dense_ones():
         ]
 
     torch.testing.assert_close(readings(True), readings(False))
+
+
+def test_what_is_no_module_is_refused_by_name():
+    for probe in (
+        lambda: dormant_neurons(lambda x: x, X),
+        lambda: example_gradient_norms(lambda x: x, (X, LABELS), lambda m, b: m(b[0]).sum(1)),
+        lambda: loss_line(lambda m: 0.0, lambda x: x, {}, {}),
+    ):
+        with pytest.raises(ValueError, match=r"model must be a torch.nn.Module, got function"):
+            probe()
+
+
+def test_losses_by_position_are_refused_with_what_to_do():
+    model = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="average over the positions of each example"):
+        example_gradient_norms(model, (X, LABELS), lambda m, batch: m(batch[0]))
+
+
+def test_arrays_and_lists_are_read_as_tensors():
+    rows = X.double().numpy()
+    assert effective_rank(rows) == effective_rank(X.double())
+    losses = [[3.0, 1.0, 1.0], [1.0, 3.0, 1.0], [3.0, 1.0, 1.1]]
+    assert opposing_signals(losses).rising == opposing_signals(torch.tensor(losses)).rising
+
+
+def test_class_numbers_must_be_integers():
+    with pytest.raises(ValueError, match=r"targets must be class numbers, integers, got torch.float32"):
+        softmax_collapse(torch.zeros(12, 3), LABELS.float())

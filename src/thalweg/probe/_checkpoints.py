@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from thalweg._core.checks import nearest
+from thalweg.probe._wrapped import check_module
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 Weights = dict[str, Tensor]
@@ -17,6 +18,7 @@ Weights = dict[str, Tensor]
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside DDP, torch.compile or weight averaging."""
+    check_module(model)
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel | AveragedModel):
             model = model.module

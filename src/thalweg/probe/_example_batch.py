@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from thalweg.probe._untouched import untouched
+from thalweg.probe._wrapped import check_module
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -65,6 +66,8 @@ def losses_of(model: nn.Module, batch: Any, loss_fn: LossFn, examples: int) -> T
         hint = ""
         if isinstance(losses, Tensor) and losses.numel() == 1 and examples > 1:
             hint = "; a loss averaged over the batch no longer tells its examples apart (reduction='none')"
+        elif isinstance(losses, Tensor) and losses.dim() > 1 and losses.shape[0] == examples:
+            hint = "; average over the positions of each example (flatten(1).mean(1))"
         raise ValueError(
             f"loss_fn must return one loss an example, shape ({examples},) for {examples}, got {got}{hint}"
         )
@@ -81,6 +84,7 @@ def losses_of(model: nn.Module, batch: Any, loss_fn: LossFn, examples: int) -> T
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and torch.compile."""
+    check_module(model)
     while True:
         if isinstance(model, DistributedDataParallel):
             model = model.module

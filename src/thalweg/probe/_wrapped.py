@@ -11,12 +11,21 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
+def check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The module behind DDP, DataParallel and torch.compile: its own names, and no broadcast in its forward.
 
     A forward of DDP itself waits for the other processes where there are buffers, so that a probe called by
     one process alone would hang.
+
+    Raises:
+        ValueError: it is no module.
     """
+    check_module(model)
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module

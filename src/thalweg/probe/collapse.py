@@ -55,6 +55,8 @@ def softmax_collapse(
             f"targets must have the shape of logits without its last dimension, got {tuple(targets.shape)} "
             f"for logits {tuple(logits.shape)}"
         )
+    if targets.is_floating_point():
+        raise ValueError(f"targets must be class numbers, integers, got {targets.dtype}")
     dtype = dtype or logits.dtype
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating type, got {dtype}")

@@ -106,7 +106,7 @@ def opposing_signals(
     other steps: the correlation leaves out the step at which the groups were chosen.
 
     Args:
-        losses: of n examples over time, shape (steps + 1, n), finite.
+        losses: of n examples over time, shape (steps + 1, n), finite: a tensor, an array or rows in a list.
         group: examples in each group; by default 1% of n and at least 1; at most half of n.
         step: where to choose the groups; by default where the mean loss rose most.
         spike: a step spikes if the rise of its mean loss is this many robust standard deviations (1.4826
@@ -115,6 +115,7 @@ def opposing_signals(
     Raises:
         ValueError: an argument is out of range, or a loss is not finite.
     """
+    losses = torch.as_tensor(losses)
     if losses.dim() != 2 or losses.shape[0] < 2 or losses.shape[1] < 2:
         raise ValueError(f"losses must have shape (2 or more, 2 or more), got {tuple(losses.shape)}")
     if not bool(losses.isfinite().all()):

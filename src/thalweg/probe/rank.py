@@ -45,6 +45,7 @@ class FeatureRanks:
 
 
 def _singular_values(features: Tensor) -> Tensor:
+    features = torch.as_tensor(features)  # an array of numpy's does as well
     if features.dim() != 2 or not features.numel():
         raise ValueError(f"features must be a matrix (examples, features), got shape {tuple(features.shape)}")
     if not bool(features.isfinite().all()):
@@ -72,7 +73,7 @@ def effective_rank(features: Tensor) -> float:
     .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = \sigma_i / \sum_j \sigma_j
 
     Args:
-        features: shape (examples, features), not centred here.
+        features: tensor or array, shape (examples, features), not centred here.
 
     Returns:
         Between 1 and the smaller side; 0 for the zero matrix.
@@ -88,7 +89,7 @@ def stable_rank(features: Tensor) -> float:
     r"""Squared Frobenius norm over squared spectral norm, :math:`\sum_i \sigma_i^2 / \sigma_1^2`.
 
     Args:
-        features: shape (examples, features), not centred here.
+        features: tensor or array, shape (examples, features), not centred here.
 
     Returns:
         Between 1 and the rank; 0 for the zero matrix.
@@ -104,7 +105,7 @@ def feature_rank(features: Tensor, *, threshold: float = 0.01) -> int:
     """Number of singular values above ``threshold`` times the largest (as in arXiv 2303.01486).
 
     Args:
-        features: shape (examples, features), not centred here.
+        features: tensor or array, shape (examples, features), not centred here.
         threshold: share of the largest singular value, in [0, 1).
 
     Raises:
