@@ -203,3 +203,15 @@ def test_a_full_disk_is_said_and_survived(tmp_path):
         survives(tmp_path, FILLED)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_what_happened_once_is_told_for_a_month(tmp_path):
+    app = create_app(folder=tmp_path)
+    for what in ("long ago", "lately"):
+        app.state.problems.report("digest", what)
+    with app.state.database.write() as on:
+        on.execute("UPDATE problems SET last = last - 86400 * iif(what = 'lately', 29, 31)")
+    assert [one.what for one in app.state.problems.all()] == ["lately"]
+    app.state.problems.report("digest", "now")
+    rows = app.state.database.rows("SELECT what FROM problems ORDER BY last")
+    assert [row["what"] for row in rows] == ["lately", "now"]

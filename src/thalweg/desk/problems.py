@@ -22,8 +22,8 @@ SCHEMA = (
     """,
 )
 MOST = 200  # different problems that are kept; the oldest go first
-PAST = "source LIKE 'import %' AND last < ?"  # of a file that nobody imports again
-WEEK = 7 * 86400.0
+# Of a file that nobody imports again; and of what happened once, which nothing calls solved.
+PAST = "last < ? - CASE WHEN source LIKE 'import %' THEN 7 ELSE 30 END * 86400.0"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Problems:
                     "DO UPDATE SET last = excluded.last, times = times + 1",
                     (source, what, now, now),
                 )
-                on.execute(f"DELETE FROM problems WHERE {PAST}", (now - WEEK,))
+                on.execute(f"DELETE FROM problems WHERE {PAST}", (now,))
                 on.execute(
                     "DELETE FROM problems WHERE rowid NOT IN "
                     "(SELECT rowid FROM problems ORDER BY last DESC LIMIT ?)",
@@ -79,7 +79,7 @@ class Problems:
             return sorted(found, key=lambda one: -one.last)
         try:
             sql = f"SELECT source, what, first, last, times FROM problems WHERE NOT ({PAST})"
-            rows = self._database.rows(sql, (time.time() - WEEK,))
+            rows = self._database.rows(sql, (time.time(),))
         except sqlite3.Error as error:
             now = time.time()
             rows = []
