@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from thalweg.surgery import align, interpolate, match_statistics
+from thalweg.surgery import align, factorize, interpolate, match_statistics
 from thalweg.tasks import CNN, MLP
 
 
@@ -63,3 +63,21 @@ def test_distances_of_narrow_weights_are_those_of_their_exact_values(narrow):
         assert {name: parts[at] for name, parts in report.layers.items()} == pytest.approx(exact, rel=1e-6)
         whole = sum(part**2 for part in exact.values()) ** 0.5
         assert report.distance[at] == pytest.approx(whole, rel=1e-6)
+
+
+def test_autocast_changes_nothing():
+    model, reference = pair()
+    x = torch.randn(20, 4)
+    options = {"renormalise": "repair", "batches": [x]}
+    found = [align(model, reference, x, method=method) for method in ("weights", "correlations")]
+    found.append(interpolate(model, reference, **options))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = [align(model, reference, x, method=method) for method in ("weights", "correlations")]
+        again.append(interpolate(model, reference, **options))
+    for (one, _), (other, _) in zip(found, again, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        merged = factorize(model, 0.5, min_ratio=1, others="merged")[0]
+    expected = factorize(model, 0.5, min_ratio=1, others="merged")[0]
+    assert torch.equal(merged[2].weight, expected[2].weight)
+    assert all(layer.after == pytest.approx(1) for layer in again[2][1].layers.values())

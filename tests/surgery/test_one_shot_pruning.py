@@ -283,3 +283,18 @@ def test_inputs_behind_a_padding_mask_are_those_of_every_position():
 def test_numbers_may_be_written_as_others_write_them():
     given, plain = (prune(mlp(), share)[0] for share in ("0.5", 0.5))
     assert same(given, snapshot(plain))
+
+
+def test_under_autocast_later_blocks_see_pruned_earlier_ones_too():
+    model = Language()
+    with torch.autocast("cpu", torch.bfloat16):
+        pruned, _ = prune(model, 0.5, score="wanda", sequences=tokens())
+        first = {name: pruned.get_submodule(name).weight for name in LINEARS[:2]}
+        half = copy.deepcopy(model)
+        for name, weight in first.items():
+            half.get_submodule(name).weight.data.copy_(weight)
+        torch.clear_autocast_cache()
+        # In a copy whose first block is pruned, the second is as if it were alone.
+        second, _ = prune(half, 0.5, score="wanda", sequences=tokens(), layers=LINEARS[2:])
+    for name in LINEARS[2:]:
+        assert torch.equal(pruned.get_submodule(name).weight, second.get_submodule(name).weight)

@@ -72,6 +72,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.clear_autocast_cache()  # of casts of weights that have been pruned since
     model.eval()
     try:
         yield

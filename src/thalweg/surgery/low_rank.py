@@ -20,6 +20,7 @@ from thalweg.surgery._edit import (
     size_in_bytes,
     weight_of,
 )
+from thalweg.surgery._precision import without_autocast
 from thalweg.surgery._references import refuse_listed
 from thalweg.surgery.rank_allocation import RankAllocation, allocate_ranks
 
@@ -60,6 +61,7 @@ class LowRankLinear(nn.Module):
 
 
 @torch.no_grad()
+@without_autocast()
 def factorize(
     model: nn.Module,
     reduction: float = 0.5,

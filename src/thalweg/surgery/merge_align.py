@@ -17,6 +17,7 @@ from thalweg.surgery._calibration import LossFn, at_least_float
 from thalweg.surgery._edit import bare
 from thalweg.surgery._kept_function import matched
 from thalweg.surgery._matching import Matching
+from thalweg.surgery._precision import without_autocast
 from thalweg.surgery._same_shape import pair
 from thalweg.surgery._straight_through import Descent, StraightThrough
 from thalweg.surgery._symmetry import symmetry
@@ -65,6 +66,7 @@ class AlignReport:
         return "\n".join(lines)
 
 
+@without_autocast()
 def align(
     model: nn.Module,
     reference: nn.Module,

@@ -20,6 +20,7 @@ from thalweg.surgery._channel_statistics import (
     refresh_norms,
 )
 from thalweg.surgery._edit import bare, copied
+from thalweg.surgery._precision import without_autocast
 from thalweg.surgery._same_shape import pair
 
 __all__ = ["LayerStatistics", "MergeReport", "interpolate", "match_statistics"]
@@ -61,6 +62,7 @@ class MergeReport:
         return "\n".join(lines)
 
 
+@without_autocast()
 def interpolate(
     start: nn.Module,
     end: nn.Module,
@@ -110,6 +112,7 @@ def interpolate(
     return new, MergeReport(found, norms, apart)
 
 
+@without_autocast()
 def match_statistics(
     model: nn.Module,
     reference: nn.Module,
