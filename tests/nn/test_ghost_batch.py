@@ -106,6 +106,34 @@ def test_of_takes_over_the_parameters_themselves_and_evaluates_like_the_old_laye
     assert torch.equal(made(x), norm(x))
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [(torch.channels_last, (11, 6, 3, 4)), (torch.channels_last_3d, (8, 6, 2, 3, 2))]
+)
+def test_images_with_their_channels_last_stay_so(layout, shape, affine):
+    torch.manual_seed(0)
+    plain = GhostBatchNorm(6, 4, affine=affine).double()
+    for p in plain.parameters():
+        nn.init.uniform_(p, 0.5, 1.5)
+    other = copy.deepcopy(plain)
+    x = torch.randn(shape, dtype=torch.float64)
+    ends = []
+    for made, start in ((plain, x), (other, x.to(memory_format=layout))):
+        leaf = start.clone().requires_grad_()
+        out = made(leaf)
+        (out * torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view(shape)).sum().backward()
+        ends.append([out, leaf.grad, *[p.grad for p in made.parameters()], *made.buffers()])
+    assert all(torch.allclose(one, two, atol=1e-12) for one, two in zip(*ends, strict=True))
+    assert all(t.is_contiguous(memory_format=layout) for t in ends[1][:2])
+
+
+def test_without_statistics_it_runs_under_vmap_as_torchs_does():
+    made, x = GhostBatchNorm(4, 3, track_running_stats=False), torch.randn(2, 7, 4, 5)
+    for run in (made, nn.BatchNorm1d(4, track_running_stats=False)):
+        expected = torch.stack([run(one) for one in x])
+        assert torch.allclose(torch.func.vmap(run)(x), expected, atol=1e-6)
+
+
 def test_gradients_are_those_of_accumulating_over_equal_slices():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)).double()

@@ -113,18 +113,28 @@ class GhostBatchNorm(_BatchNorm):
         count, channels = input.shape[0] // size, self.num_features
         if size * input[0, 0].numel() < 2:
             raise ValueError(f"size must leave 2 values a channel in a slice, got {size}")
-        # Rows stay rows: with a third dimension of one the kernel is many times slower.
-        merged = (size, count * channels) if input.dim() == 2 else (size, count * channels, -1)
-        apart = input.reshape(count, size, channels, -1).transpose(0, 1).reshape(merged)
         # With momentum 1 the kernel leaves each slice's mean and unbiased variance here.
         like = next((t for t in (self.weight, self.running_mean) if t is not None), input)
-        means = torch.zeros(count * channels, dtype=like.dtype, device=input.device)
+        means = input.new_zeros(count * channels, dtype=like.dtype)
         variances = torch.ones_like(means)
-        gain, offset = (None if p is None else p.repeat(count) for p in (self.weight, self.bias))
-        output = functional.batch_norm(apart, means, variances, gain, offset, True, 1.0, self.eps)
+        if _channels_last(input):
+            # Put together, slices would be copied into another layout and come back in it.
+            parts = zip(input.split(size), means.split(channels), variances.split(channels), strict=True)
+            made = [
+                functional.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+                for x, mean, variance in parts
+            ]
+            output = torch.cat(made)
+        else:
+            # Rows stay rows: with a third dimension of one the kernel is many times slower.
+            merged = (size, count * channels) if input.dim() == 2 else (size, count * channels, -1)
+            apart = input.reshape(count, size, channels, -1).transpose(0, 1).reshape(merged)
+            gain, offset = (None if p is None else p.repeat(count) for p in (self.weight, self.bias))
+            normal = functional.batch_norm(apart, means, variances, gain, offset, True, 1.0, self.eps)
+            output = normal.view(size, count, channels, -1).transpose(0, 1).reshape(input.shape)
         if self.track_running_stats:
             self._follow(means.view(count, channels), variances.view(count, channels))
-        return output.view(size, count, channels, -1).transpose(0, 1).reshape(input.shape)
+        return output
 
     @torch.no_grad()
     def _follow(self, means: Tensor, variances: Tensor) -> None:
@@ -144,3 +154,10 @@ class GhostBatchNorm(_BatchNorm):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, size={self.size}, {super().extra_repr().split(', ', 1)[1]}"
+
+
+def _channels_last(input: Tensor) -> bool:
+    """Whether channels are what lies closest together; compiled, layouts are the compiler's matter."""
+    # By strides, since a batch of torch.func.vmap does not tell its layout.
+    apart = torch.compiler.is_compiling() or input.dim() < 4 or input.is_contiguous()
+    return not apart and input.stride(1) == 1
