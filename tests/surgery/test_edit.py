@@ -8,8 +8,9 @@ import pytest
 import torch
 from edited_models import LINEARS, Block, Language, mlp
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
-from thalweg.surgery import factorize, prune, quantize
+from thalweg.surgery import align, factorize, prune, quantize
 from thalweg.surgery._edit import (
     blocks_of,
     chosen_layers,
@@ -198,3 +199,23 @@ def test_a_module_compiled_in_place_is_copied_as_it_was_written():
     model = mlp()
     model.compile()
     assert copied(model)._compiled_call_impl is None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "made",
+    [nn.utils.weight_norm, lambda layer: l1_unstructured(layer, "weight", 0.5)],
+    ids=("weight_norm", "prune"),
+)
+def test_models_whose_weights_hooks_make_are_copied_after_training(made):
+    model, other, x = mlp(), mlp(), torch.randn(5, 4)
+    for one in (model, other):
+        made(one[0])
+        one(x).sum().backward()
+    new = copied(model)
+    assert torch.equal(new(x), model(x)) and new[0].weight is not model[0].weight
+    moved, report = align(model, other, x)
+    assert list(report.permutations) == ["2"] and report.error < 1e-5
+    torch.testing.assert_close(moved(x), model(x))
+    with pytest.raises(ValueError, match=r"layer '0' \(Linear\) must be with a plain weight, got Tensor"):
+        prune(model)

@@ -85,8 +85,10 @@ def copied(model: nn.Module, argument: str = "model") -> nn.Module:
     """
     model = checked(model, argument)
     refuse_captured(model, argument)
+    # Weights that hooks make of others (weight_norm, torch's own prune) have a graph, and are made anew.
+    made = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in made})
     except Exception as error:
         raise ValueError(
             f"{argument} must be copyable by copy.deepcopy, got {type(model).__name__} with "
