@@ -70,7 +70,10 @@ def checked(row: Any, source: str = "file") -> Imported:
     if found := arxiv_id(name):
         name = found
     elif not OTHER.fullmatch(name):
-        raise ValueError(f"id must be an arXiv id, or prefix:name such as doi:10.1000/1, got {_short(name)}")
+        raise ValueError(
+            "id must be an arXiv id, or prefix:name such as doi:10.1000/1 with a prefix of 2 to 20 lower-case "
+            f"letters and digits, got {_short(name)}"
+        )
     title = _text(row, "title")
     if not title:
         raise ValueError("title must not be empty")
