@@ -23,7 +23,7 @@ from thalweg.watch._store_schema import WIDTHS
 KILLS = 12
 
 WRITER = """
-import sys, time
+import os, sys, time
 from thalweg.watch.readings import Reading
 from thalweg.watch.store import RunStore
 store = RunStore(sys.argv[1], write=True)
@@ -35,11 +35,14 @@ for batch in range(1, batches + 1):
     store.write(run, steps[-1], [(0.0, Reading(s, "loss", float(-s), {"a": 1.0})) for s in steps], [])
     print(run, steps[-1], flush=True)
     time.sleep(0.001)
+    while 2 * batch == batches and len(sys.argv) > 4 and not os.path.exists(sys.argv[4]):
+        time.sleep(0.01)
 """
 
 
-def writer(path, name, batches):
-    command = [sys.executable, "-c", WRITER, str(path), name, str(batches)]
+def writer(path, name, batches, *gate):
+    """``gate``: a file without which it stops half way."""
+    command = [sys.executable, "-c", WRITER, str(path), name, str(batches), *map(str, gate)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -80,9 +83,9 @@ def test_whenever_a_process_is_killed_what_it_committed_is_there(tmp_path):
 
 
 def test_two_writers_at_once_lose_nothing_and_a_reader_sees_whole_batches_meanwhile(tmp_path):
-    path, batches = tmp_path / "s", 300
+    path, batches, gate = tmp_path / "s", 300, tmp_path / "gate"
     RunStore(path, write=True).close()
-    children = [writer(path, name, batches) for name in ("one", "two")]
+    children = [writer(path, name, batches, gate) for name in ("one", "two")]
     seen = {1: 0, 2: 0}
     looks = 0
     with RunStore(path) as store:
@@ -94,6 +97,8 @@ def test_two_writers_at_once_lose_nothing_and_a_reader_sees_whole_batches_meanwh
                 assert len(curve) <= 50 and (not count or curve[-1].step >= count)
                 seen[run] = count
                 looks += 0 < count < 10 * batches
+            if looks > 3:
+                gate.touch()
     for child in children:
         assert child.wait() == 0
         child.stdout.close()
