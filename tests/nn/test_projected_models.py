@@ -134,6 +134,28 @@ def test_gpt_trains_with_weights_of_one_length_with_a_readout_that_is_projected_
         assert made.head.layer.weight is made.tokens.weight
 
 
+class Patches(nn.Module):
+    """A class token and positions before a layer, as in a vision transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, 4, dtype=torch.float64))
+        self.places = nn.Parameter(torch.ones(1, 9, 4, dtype=torch.float64))
+        self.mix, self.head = nn.Linear(4, 4).double(), nn.Linear(4, 2).double()
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        return self.head(self.mix(x)[:, 0])
+
+
+@pytest.mark.parametrize("inputs", [None, torch.randn(2, 8, 4).double()])
+def test_class_tokens_and_embeddings_of_positions_stay_as_they_are(inputs):
+    model = Patches()
+    made = normalize_and_project(model, inputs=inputs)
+    assert list(layers(made)) == ["mix"]
+    assert torch.equal(made.token, model.token) and torch.equal(made.places, model.places)
+
+
 class Own(nn.Module):
     """A matrix of its own beside a layer."""
 

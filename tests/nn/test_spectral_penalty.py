@@ -173,6 +173,23 @@ def test_layers_of_the_room_are_understood():
     assert penalty().item() == pytest.approx(before + 1e-3 * ((3**2 - 1) ** 2 + 5**4), rel=1e-3)
 
 
+def test_class_tokens_and_embeddings_of_positions_are_left_out():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.ones(1, 1, 4))
+            self.places = nn.Parameter(torch.ones(1, 9, 4))
+            self.layer = nn.Linear(4, 4)
+
+    model = Patches()
+    assert list(spectral_regularization(model).norms()) == ["layer.weight"]
+    wasserstein_regularization(model)().backward()
+    assert model.token.grad is None and model.layer.weight.grad is not None
+    model.mixing = nn.Parameter(torch.ones(9, 9))
+    with pytest.raises(ValueError, match=r"module '' \(Patches\) has parameters that are not understood"):
+        spectral_regularization(model)
+
+
 def test_refusals():
     class Own(nn.Module):
         def __init__(self):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.checks import nearest
+from thalweg.nn._weighted_layers import one_for_all
 from thalweg.nn.batch_channel import BatchChannelNorm
 from thalweg.nn.recurrent import LayerNormGRU
 
@@ -62,14 +63,15 @@ def _roles(module: nn.Module) -> dict[str, tuple[str, int]] | None:
         kinds = {name: "bias" if name.startswith("bias") else "matrix" for name in names}
         # The projection of an LSTM's output has no gates.
         return {name: (kind, 1 if "_hr_" in name else gates) for name, kind in kinds.items()}
-    return None if list(module.parameters(recurse=False)) else {}
+    return {} if all(one_for_all(p) for p in module.parameters(recurse=False)) else None
 
 
 def pieces(model: nn.Module, skip: Collection[str] = ()) -> list[Piece]:
     """Every matrix, bias and gain of ``model``; a shared one once, under its first name.
 
     Understood are linear and convolution layers, normalisations, ``MultiheadAttention`` and recurrent layers;
-    their weights may be parametrized. Embeddings are left out.
+    their weights may be parametrized. Embeddings are left out, and so are class tokens and embeddings of
+    positions that a module holds with a batch dimension of one.
 
     Raises:
         ValueError: another module has parameters of its own and is not skipped, one is on the meta device, or

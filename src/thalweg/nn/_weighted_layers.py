@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -27,6 +27,11 @@ class Place:
     readout: bool
 
 
+def one_for_all(parameter: Tensor) -> bool:
+    """Whether it has a batch dimension of one, as class tokens and embeddings of positions have."""
+    return parameter.dim() > 2 and parameter.shape[0] == 1
+
+
 def check_understood(model: nn.Module) -> None:
     """Refuse weights in other modules than linear and convolution layers, normalisations and embeddings.
 
@@ -35,7 +40,8 @@ def check_understood(model: nn.Module) -> None:
     """
     known = (*WEIGHTED, *NORMS, nn.Embedding, nn.EmbeddingBag, nn.PReLU, ParametrizationList)
     for name, module in model.named_modules():
-        if not isinstance(module, known) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        own = module.parameters(recurse=False)
+        if not isinstance(module, known) and any(p.dim() > 1 and not one_for_all(p) for p in own):
             raise ValueError(
                 f"module {name!r} ({type(module).__name__}) is not understood: it has weights of its own and "
                 "is no Linear or convolution; name in layers those to normalise"

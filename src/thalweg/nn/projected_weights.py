@@ -108,7 +108,7 @@ def normalize_and_project(
 
     Args:
         model: traced symbolically with ``torch.fx`` unless ``inputs`` or ``layers`` are given. Embeddings
-            stay as they are.
+            stay as they are, those of positions and class tokens with a batch dimension of one, too.
         inputs: one small example batch, a tensor, a tuple of positional or a mapping of keyword arguments: a
             copy of the model runs on it once, which needs no symbols, so that any forward will do.
         norm: ``"layer"``, for convolutions over channels and space together, or ``"rms"``.

@@ -116,7 +116,8 @@ def spectral_regularization(
     :math:`\sigma_1` is estimated by one power iteration a call, from where the last one ended, with the
     gradient :math:`u v^\top` of the estimate. A convolution's weight is seen as (out, the rest); the norm
     of its operator is another. The gain of a normalisation counts as a diagonal matrix, its offset as a bias.
-    Projections that are stored as one tensor (attention, gates) are taken apart. Embeddings are left out.
+    Projections that are stored as one tensor (attention, gates) are taken apart. Embeddings are left out,
+    those of positions and class tokens with a batch dimension of one, too.
 
     Args:
         model: layers that are not understood are refused.
