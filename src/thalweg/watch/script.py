@@ -6,21 +6,23 @@ A hook on every optimizer's step finds the model that owns the parameters, and o
 
 from __future__ import annotations
 
+import functools
 import gc
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from thalweg.watch._cross_entropies import CrossEntropies
 from thalweg.watch._endings import release, without_optimizer
 from thalweg.watch.hooks import Listener
 from thalweg.watch.observe import Run, watch
@@ -30,15 +32,6 @@ __all__ = ["run_script", "watching_everything"]
 
 # So many runs at once are more likely many trainings than one with many optimizers.
 MANY = 4
-# What torch.nn.CrossEntropyLoss passes on when nothing was asked of it.
-USUAL = {
-    "weight": None,
-    "size_average": None,
-    "ignore_index": -100,
-    "reduce": None,
-    "reduction": "mean",
-    "label_smoothing": 0.0,
-}
 
 
 def run_script(
@@ -70,16 +63,6 @@ def run_script(
     return watched
 
 
-@dataclass
-class Seen:
-    """The latest cross entropy of the training loop."""
-
-    logits: Tensor | None = None
-    targets: Tensor | None = None
-    loss: Tensor | None = None
-    plain: bool = False
-
-
 @contextmanager
 def watching_everything(
     *,
@@ -97,43 +80,60 @@ def watching_everything(
     known: WeakKeyDictionary[torch.optim.Optimizer, tuple[Run, Listener, dict[str, Any]]] = (
         WeakKeyDictionary()
     )
-    seen = Seen()
-    plain_loss = F.cross_entropy
+    unwatched: WeakSet[torch.optim.Optimizer] = WeakSet()
+    seen = CrossEntropies()
 
-    def listening_loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        loss = plain_loss(input, target, *args, **kwargs)
-        if loss.requires_grad and not target.is_floating_point():
-            seen.logits, seen.targets, seen.loss = input.detach(), target, loss.detach()
-            seen.plain = not args and kwargs.items() <= USUAL.items()
-        return loss
+    def begin(optimizer: torch.optim.Optimizer) -> None:
+        _close_what_is_over(runs)
+        model = _owner(optimizer)
+        run = watch(model, optimizer, name=f"{name} {len(runs) + 1}", on_finding=on_finding, **options)
+        calls: dict[str, Any] = {}
+        listener = Listener(model, _remember(calls))
+        if model is not None:
+            hooks.append(model.register_forward_hook(listener, with_kwargs=True))
+        known[optimizer] = run, listener, calls
+        runs.append(run)
 
-    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if any(getattr(outer, "inner", None) is optimizer for outer in known):
-            return  # a wrapper such as optim.SAM steps the optimizer inside it
-        if optimizer not in known:
-            _close_what_is_over(runs)
-            model = _owner(optimizer)
-            run = watch(model, optimizer, name=f"{name} {len(runs) + 1}", on_finding=on_finding, **options)
-            calls: dict[str, Any] = {}
-            listener = Listener(model, _remember(calls))
-            if model is not None:
-                hooks.append(model.register_forward_hook(listener, with_kwargs=True))
-            known[optimizer] = run, listener, calls
-            runs.append(run)
+    def before_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        if optimizer in unwatched or inside(optimizer):
+            return
+        try:
+            if optimizer not in known:
+                begin(optimizer)
+            note(optimizer, _has_closure(args, kwargs))
+        except Exception as error:
+            # The script is somebody else's: it goes on as it would alone.
+            unwatched.add(optimizer)
+            _say(f"{type(optimizer).__name__} is not watched: {type(error).__name__}: {error}")
+
+    def note(optimizer: torch.optim.Optimizer, closure: bool) -> None:
         run, listener, calls = known[optimizer]
         listener.take()
         if seen.logits is None or seen.targets is None:
             return
-        run.log(loss=seen.loss)
+        run.log(loss=seen.taken(closure))
         moment = run.moment
         moment.output, moment.targets = seen.logits, seen.targets
         output = calls.get("output")
         if output is not None and seen.plain and _same(output, seen.logits):
             moment.loss_fn = _cross_entropy
             moment.batch = (calls["inputs"], seen.targets)
-        seen.logits = seen.targets = seen.loss = None
+        seen.forget()
 
-    hooks = [register_optimizer_step_pre_hook(before_step)]
+    def after_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        # Sensors have run the model meanwhile.
+        if not inside(optimizer):
+            seen.forget(_has_closure(args, kwargs))
+
+    def inside(optimizer: torch.optim.Optimizer) -> bool:
+        """A wrapper such as optim.SAM steps the optimizer inside it."""
+        return any(getattr(outer, "inner", None) is optimizer for outer in known)
+
+    @functools.wraps(seen.original)
+    def listening_loss(*args: Any, **kwargs: Any) -> Tensor:
+        return seen(*args, **kwargs)
+
+    hooks = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
     F.cross_entropy = listening_loss
     outcome = "finished"
     try:
@@ -144,9 +144,21 @@ def watching_everything(
     finally:
         for hook in hooks:
             hook.remove()
-        F.cross_entropy = plain_loss
+        F.cross_entropy = seen.original
         for run in runs:
             run.close(outcome)
+
+
+def _has_closure(args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
+
+
+def _say(message: str) -> None:
+    try:
+        warnings.warn(f"thalweg: {message}", stacklevel=2)
+    except Warning:
+        # The script turns warnings into errors; this one is not about it.
+        return
 
 
 def _close_what_is_over(runs: Sequence[Run]) -> None:
