@@ -203,8 +203,8 @@ def continual_backprop(
     Args:
         model: traced with ``torch.fx``; not run. If it is compiled, before its first run. Between two
             ``Linear`` or convolutions, run once each: activations, dropout, pooling, batch and layer
-            normalisation, flattening, and modules with an attribute ``unitwise`` that is true, as ``Elephant``
-            and ``RateDropout`` have, by which they say that they treat every unit alone.
+            normalisation, flattening, and modules that say by an attribute ``unitwise = True`` that they
+            treat every unit alone.
         optimizer: trains ``model``; any torch optimizer with state shaped like its parameters.
         rate: share of the mature units renewed per step, in [0, 1]. The paper's are 1e-6 to 1e-4; short runs
             need more.
