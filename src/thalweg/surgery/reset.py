@@ -129,9 +129,9 @@ def reset_dormant(
 
     Understood between two ``Linear`` or ``Conv2d`` layers: activations, dropout, pooling, batch and layer
     normalisation, flattening, and modules that say by an attribute ``unitwise = True`` that they treat every
-    unit alone. Parts of the model may be compiled; names of what is inside then have an ``_orig_mod``. A unit
-    that is read twice (a skip connection), a layer that runs twice, a tied, grouped or parametrized weight are
-    refused by name.
+    unit alone. Parts of the model may be compiled; names of what is inside then have an ``_orig_mod``.
+    Refused by name are a unit that is read twice (a skip connection), a layer that runs twice, a tied,
+    grouped or parametrized weight.
 
     Args:
         model: traced symbolically with ``torch.fx``, behind DDP, DataParallel and torch.compile; not run.
