@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from thalweg.probe import (
     curvature_gram,
     example_gradient_norms,
+    feature_ranks,
     gauss_newton_sharpness,
     ggn_operator,
     gradient_starvation,
@@ -132,3 +133,15 @@ def test_a_recurrent_network_has_features_also_with_arguments_that_are_no_tensor
     torch.testing.assert_close(
         found.strengths, torch.linalg.svdvals(torch.stack(rows)).double(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_parts_that_were_compiled_on_their_own_are_heard_and_keep_the_short_way():
+    plain, batch = Classifier(None), (INPUTS, LABELS)
+    model = Classifier(None)
+    model.block = torch.compile(model.block, backend="aot_eager")
+    model(INPUTS).sum().backward()  # it is compiled by now
+    found = example_gradient_norms(model, batch, each)
+    assert found.materialised == ()
+    torch.testing.assert_close(found.norms, example_gradient_norms(plain, batch, each).norms)
+    inside = feature_ranks(model, INPUTS, layers=["block._orig_mod.qkv"])
+    assert list(inside.values()) == list(feature_ranks(plain, INPUTS, layers=["block.qkv"]).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from thalweg.probe._untouched import untouched
-from thalweg.probe._wrapped import check_module
+from thalweg.probe._wrapped import check_module, uncompiled
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -118,12 +118,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     In training mode batch normalisation mixes the examples, and none has a gradient of its own.
     """
     flags = [(module, module.training) for module in model.modules()]
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module, _ in flags)
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     devices = {p.get_device() for p in model.parameters() if p.device.type != "cpu"}
     kinds = {p.device.type for p in model.parameters() if p.device.type != "cpu"} or {"cuda"}
     again = torch.random.fork_rng(devices=sorted(devices), device_type=kinds.pop())
-    with untouched(model), again, torch.inference_mode(False), torch.enable_grad(), eager:
+    with untouched(model), again, torch.inference_mode(False), torch.enable_grad(), uncompiled():
         model.eval()
         try:
             yield

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from thalweg.probe._wrapped import uncompiled
+
 Function = Callable[[Tensor], Tensor]
 Before = Callable[[str, Function, Tensor], None]
 After = Callable[[str, Tensor], None]
@@ -115,7 +117,7 @@ def functions_heard(
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         # A part compiled on its own calls nothing that can be heard.
-        with torch.compiler.set_stance("force_eager"), listener:
+        with uncompiled(), listener:
             yield listener.runs
     finally:
         for handle in handles:

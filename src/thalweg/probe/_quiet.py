@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import nearest
 from thalweg.probe._untouched import untouched
+from thalweg.probe._wrapped import uncompiled
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, ``untouched``; each module's own ``training`` flag returns."""
+    """Evaluation mode without gradients, ``untouched``; each module's own ``training`` flag returns.
+
+    Parts compiled on their own run as plain Python: a compiled part calls no hook that came after it.
+    """
     # Not model.train(True) at the end: that would switch on modules which the user had frozen one by one.
     flags = [(module, module.training) for module in model.modules()]
     try:
-        with untouched(model), torch.no_grad():
+        with untouched(model), torch.no_grad(), uncompiled():
             model.eval()
             yield
     finally:

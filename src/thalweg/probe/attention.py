@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from thalweg.probe._quiet import call, quiet
-from thalweg.probe._wrapped import bare, over_processes, uncompiled
+from thalweg.probe._wrapped import bare, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["AttentionLogits", "attention_logits"]
@@ -63,7 +63,7 @@ def attention_logits(model: nn.Module, batch: Any, *, group: Any = None) -> Atte
     """
     model = bare(model)
     seen: dict[str, Tensor] = {}
-    with quiet(model), _current_module(model) as name, uncompiled():
+    with quiet(model), _current_module(model) as name:
 
         def note(heads: Tensor) -> None:
             repeats = sum(other == name() or other.startswith(f"{name()}[") for other in seen)
