@@ -257,3 +257,38 @@ def test_a_finding_that_comes_while_an_older_page_is_read_gets_a_mark_there_and_
         old.locator('.panel .mark[data-numbers="31"]').first.click()
         old.wait_for_url("**?findings=31#finding-31")
         expect(old.locator("#finding-31")).to_be_focused()
+
+
+INKED = """([name, place]) => {
+  const probe = document.createElement('i');
+  probe.className = name;
+  document.querySelector(place).append(probe);
+  const wanted = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+  probe.remove();
+  return [...document.querySelectorAll(`${place} canvas`)].some((canvas) => {
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    for (let n = 0; n < data.length; n += 4)
+      if (data[n + 3] === 255 && wanted.every((one, k) => Math.abs(data[n + k] - one) < 3)) return true;
+    return false;
+  });
+}"""
+
+
+def test_values_between_gaps_and_a_run_of_one_value_beside_others_are_seen(new_desk, reader):
+    nan = float("nan")
+    with RunStore(new_desk.store, write=True) as store:
+        for name, values in (("gaps", [nan, 1.0, nan, 2.0, nan, 3.0, nan]), ("one", [2.0])):
+            run = store.begin(name, {})
+            store.write(run, 9, [(0.0, Reading(step, "loss", one)) for step, one in enumerate(values, 2)], [])
+            store.end(run, "finished")
+    page = reader(new_desk)
+    page.goto("/runs/1")
+    page.wait_for_function(INKED, arg=["line-0", "#panels"])
+    page.goto("/runs/compare?run=1&run=2")
+    for line in ("line-0", "line-1"):
+        page.wait_for_function(INKED, arg=[line, "figure.panel"])
+    places = page.evaluate(
+        "async () => (await import('/static/series.js')).alone("
+        "[null, 1, null, 2, 3, null, undefined, 4, undefined, null, 5, undefined, 6, null, undefined, 7])"
+    )
+    assert places == [1, 7, 15]

@@ -1,6 +1,6 @@
 // Curves over steps: lines that are told apart without colour, findings as marks, phases as bands.
 import { gravity, linked, together } from "./marks.js";
-import { short, smoothed, summary, ticked, whole } from "./series.js";
+import { alone, short, smoothed, summary, ticked, whole } from "./series.js";
 
 const DASHES = [[], [10, 5], [2, 3], [10, 4, 2, 4], [16, 4], [5, 2, 1, 2, 1, 2]];
 
@@ -75,8 +75,9 @@ export class Plot {
     for (let n = 0; n < this.lines; n++) {
       const stroke = this.ink(`line-${n}`);
       const dash = this.dashes ? DASHES[n] : [];
-      // A course of one or two points has no line to be seen by.
-      const points = { show: (u) => u.data[0].length < 3, size: 6, fill: stroke };
+      // What has no line to be seen by: a course of one or two points, and a value between gaps.
+      const filter = (u, place, all) => (all ? null : alone(u.data[place]));
+      const points = { show: (u) => u.data[0].length < 3, filter, size: 6, fill: stroke };
       if (this.smooth) series.push({ stroke, width: 1, alpha: 0.3, points });
       series.push({ stroke, width: 2, dash, points });
     }

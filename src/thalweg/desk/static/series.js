@@ -89,6 +89,21 @@ export function smoothed({ step, value }) {
   };
 }
 
+// Places of the values that no line shows, since nothing but gaps is beside them; undefined is no gap.
+export function alone(values) {
+  const found = [];
+  let last = -1;
+  let gap = true;
+  for (let n = 0; n <= values.length; n++) {
+    const one = n < values.length ? values[n] : null;
+    if (one === undefined) continue;
+    if (one === null && last >= 0) found.push(last);
+    last = one !== null && gap ? n : -1;
+    gap = one === null;
+  }
+  return found;
+}
+
 const brief = (value) => Number(value.toPrecision(3)).toExponential().replace("e+", "e");
 
 export function short(value) {
