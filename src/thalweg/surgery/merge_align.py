@@ -100,6 +100,8 @@ def align(
     modules that run several times. Whatever else an operation touches keeps its order and is reported as
     ``fixed`` with the operation and the module. So do constants, weights behind a parametrization, what
     ``inputs`` do not reach (another branch, later positions), and units that an unreached weight may carry.
+    All that the model answers with keeps its order: of a model of transformers also the keys and values of
+    its cache, unless ``inputs`` hold ``use_cache=False``.
 
     Args:
         model: to be permuted; untouched itself.
