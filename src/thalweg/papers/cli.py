@@ -32,7 +32,7 @@ def search(
     question: Annotated[str, typer.Argument(help="What you want to know, in plain words.")],
     limit: Annotated[int, typer.Option(help="How many papers at most.")] = 10,
 ) -> None:
-    """Find papers by word and by meaning."""
+    """Find papers of the built-in catalog by word and by meaning; the desk searches imported ones as well."""
     with user_errors("thalweg papers"):
         hits = search_catalog(question, limit)
     if not hits:
