@@ -119,6 +119,19 @@ def test_the_edge_is_three_above_one_five_near_it_or_one_above_two(ratios, sever
 @pytest.mark.parametrize(
     ("ratios", "steps"),
     [
+        ([3.0, 0.8, 0.5], []),  # a fresh network that flattens its path by itself
+        ([5.9, 2.5], [22]),  # it does not
+        ([6.5, 0.5], [2]),  # from there none comes back
+    ],
+)
+def test_gradient_descent_may_begin_above_its_limit(ratios, steps):
+    found = feed(sharp(ratios, start=2), "SGD")
+    assert [one.step for one in found if one.severity == "warning"] == steps
+
+
+@pytest.mark.parametrize(
+    ("ratios", "steps"),
+    [
         ([900.0, 10.5, 3.0, 0.3, 0.2], []),  # the preconditioner of rare gradients settles
         ([900.0, 10.5, 0.3, 0.2, 4.0, 0.2], []),  # a rare gradient
         ([900.0, 10.5, 0.3, 0.2, 4.0, 4.0], [102]),

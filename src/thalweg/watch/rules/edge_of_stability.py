@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.remedies import lower, warmed
-from thalweg.watch.rule import Rule
+from thalweg.watch.rule import GRACE, Rule
 
 IN_A_ROW = 3
 NEAR = 0.9
 NEAR_IN_A_ROW = 5
 FAR = 2.0
+FAR_AT_FIRST = 6.0
 
 
 class EdgeOfStability(Rule):
@@ -19,7 +20,9 @@ class EdgeOfStability(Rule):
 
     The limit is 2/lr for gradient descent, 2(1+b)/lr with momentum b, and 2(1+b1)/((1-b1) lr) for Adam,
     whose sharpness is that of the preconditioned Hessian. Hovering near 1 at a constant learning rate is
-    normal, hence ``info``; far above it, or a learning rate that has just risen, is what breaks runs.
+    normal, hence ``info``; far above it, or a learning rate that has just risen, is what breaks runs. A fresh
+    network comes back by itself from up to six times the limit, 12/lr (arXiv 2003.02218): in the first 20
+    steps only what is above that is far.
     Adam's first 20 steps are not judged: where no gradient has come yet its preconditioner is 1/eps, which
     says nothing about the steps to come (the same grace as in SPAM, arXiv 2501.06842). Where gradients are
     rare that lasts longer: until it has once been below 2, only five in a row above 2 that do not fall count,
@@ -58,10 +61,14 @@ class EdgeOfStability(Rule):
     def _far(self) -> bool:
         ratios = [one.extra["ratio"] for one in self.near[-NEAR_IN_A_ROW:]]
         if not self.adaptive:
-            return ratios[-1] > FAR
+            return ratios[-1] > self._least_far()
         if self.settled:
             return len(ratios) > 1 and min(ratios[-2:]) > FAR
         return len(ratios) == NEAR_IN_A_ROW and min(ratios) > FAR and ratios[-1] >= ratios[0]
+
+    def _least_far(self) -> float:
+        fresh = self.near[-1].step - int(self.about.get("since", 0)) <= GRACE
+        return FAR_AT_FIRST if fresh and not self.adaptive else FAR
 
     def _finding(self, reading: Reading, ratio: float, level: int) -> Finding:
         lr = reading.extra.get("lr", self.lr)
@@ -76,7 +83,7 @@ class EdgeOfStability(Rule):
                 "sharpness": reading.value,
                 "limit": limit,
                 "ratio": ratio,
-                "threshold": FAR if level == 2 else NEAR,
+                "threshold": self._least_far() if level == 2 else NEAR,
             },
             "warning" if level == 2 else "info",
             tuple(sorted(reading.layers, key=lambda name: -reading.layers[name]))[:3],
