@@ -82,6 +82,9 @@ def run(
     script: Annotated[
         Path, typer.Argument(help="A Python training script; what follows are its own arguments.")
     ],
+    module: Annotated[
+        bool, typer.Option("-m", help="The script is the name of a module, as for python -m.")
+    ] = False,
     budget: Annotated[float, typer.Option(help="Seconds of watching per second of training.")] = 0.03,
     store: Annotated[Path, typer.Option(help="The run store (SQLite).")] = STORE,
     report: Annotated[Path | None, typer.Option(help="Also write a page about the run.")] = None,
@@ -92,14 +95,17 @@ def run(
     with user_errors():
         from thalweg.report._whole_file import check_page
         from thalweg.watch import RunStore, run_script
+        from thalweg.watch.script import script_file
 
         RunStore(store, write=True).close()
-        if not script.is_file():
-            raise ValueError(f"script must be a Python file, got {str(script)!r}: no such file")
+        file = script_file(script, module)
         if not 0 <= budget < float("inf"):
             raise ValueError(f"budget must be in [0, inf), got {budget}")
         if report is not None:
             check_page("--report", report)
+            report = report.absolute()
+        # The script may go to another folder.
+        place = store.absolute()
     arguments = context.args[1:] if context.args[:1] == ["--"] else context.args
     runs: list[Any] = []
     said: set[str] = set()
@@ -107,9 +113,10 @@ def run(
         run_script(
             script,
             arguments,
+            module=module,
             runs=runs,
             budget=budget,
-            store=store,
+            store=place,
             on_finding=lambda one: _say(screen, one, said),
         )
     except SystemExit as stop:
@@ -121,9 +128,10 @@ def run(
     except Exception as error:
         # The script's own error, shown as Python would, from the script's first line on.
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+        while trace is not None and trace.tb_frame.f_code.co_filename != str(file):
             trace = trace.tb_next
-        traceback.print_exception(type(error), error, trace or error.__traceback__)
+        unread = isinstance(error, SyntaxError)
+        traceback.print_exception(type(error), error, trace or (None if unread else error.__traceback__))
         code = 1
     _summary(screen, runs, store)
     if report is not None and runs:
@@ -131,7 +139,7 @@ def run(
             from thalweg.report import write_report
 
             written = write_report(
-                store, report, runs=[one.id for one in runs], title=f"{script.name}, watched"
+                place, report, runs=[one.id for one in runs], title=f"{script.name}, watched"
             )
             screen.print(f"report: {written}", soft_wrap=True)
     raise typer.Exit(code)

@@ -28,6 +28,14 @@ def test_a_missing_script_is_named():
     assert "'train.py': no such file" in refused("run", "train.py")
 
 
+def test_what_is_no_script_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert "script must be a Python file, got 'folder': a folder" in refused("run", "folder")
+    for module in ("no.such.module", "folder", "train.py"):
+        said = refused("run", "-m", module)
+        assert f"script must be a module that can be run from here, got {module!r}" in said
+
+
 def test_a_budget_below_zero_is_named(tmp_path):
     (tmp_path / "train.py").write_text("")
     assert "budget must be in [0, inf), got -1.0" in refused("run", "--budget", "-1", "train.py")

@@ -102,3 +102,40 @@ def test_two_optimizers_are_two_runs(script, tmp_path):
     assert thalweg(tmp_path, "run", "train.py").returncode == 0
     with RunStore(tmp_path / "runs" / "thalweg.sqlite") as store:
         assert [(run.about["optimizer"], run.steps) for run in store.runs()] == [("SGD", 60), ("Adam", 60)]
+
+
+def test_a_module_is_run_as_python_would_run_it(script, tmp_path):
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sizes.py").write_text("WIDTH = 16\n")
+    told = SCRIPT.replace("import sys\n", "import sys\nfrom .sizes import WIDTH\nprint(sys.argv[0])\n", 1)
+    (package / "train.py").write_text(told)
+    alone = subprocess.run(
+        [sys.executable, "-m", "mine.train", "-m", "3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    watched = thalweg(tmp_path, "run", "-m", "mine.train", "-m", "3")
+    assert (watched.returncode, watched.stdout) == (0, alone.stdout)
+    with RunStore(tmp_path / "runs" / "thalweg.sqlite") as store:
+        assert [(one.name, one.steps) for one in store.runs()] == [("mine.train 1", 60)]
+
+
+def test_a_script_may_go_to_another_folder(script, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    script.write_text("import os\nos.chdir('elsewhere')\n" + SCRIPT)
+    done = thalweg(tmp_path, "run", "--report", "page.html", "train.py")
+    assert done.returncode == 0
+    assert (tmp_path / "page.html").is_file() and not list((tmp_path / "elsewhere").iterdir())
+    with RunStore(tmp_path / "runs" / "thalweg.sqlite") as store:
+        assert [one.steps for one in store.runs()] == [60]
+
+
+def test_a_script_that_cannot_be_read_is_shown_as_python_would(script, tmp_path):
+    script.write_text("x = (1,\n")
+    done = thalweg(tmp_path, "run", "train.py")
+    assert done.returncode == 1 and "SyntaxError: '(' was never closed" in done.stderr
+    assert "runpy" not in done.stderr and "cli.py" not in done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.util
 import runpy
 import sys
 import warnings
@@ -35,7 +36,12 @@ MANY = 4
 
 
 def run_script(
-    path: str | Path, arguments: Sequence[str] = (), *, runs: list[Run] | None = None, **options: Any
+    path: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    module: bool = False,
+    runs: list[Run] | None = None,
+    **options: Any,
 ) -> list[Run]:
     """Run a Python file as ``__main__`` with every optimizer in it watched; give one run an optimizer.
 
@@ -43,24 +49,48 @@ def run_script(
 
     Args:
         arguments: what the script finds in ``sys.argv[1:]``.
+        module: ``path`` is the name of a module, which is run as by ``python -m``.
         runs: a list to which the runs are added as they begin, for when the script raises.
         options: ``budget``, ``store`` and ``on_finding`` of :func:`thalweg.watch.watch`.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file or module.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"script must be a Python file, got {str(path)!r}: no such file")
+    file = script_file(path, module)
     before = sys.argv, sys.path[:]
-    sys.argv = [str(path), *arguments]
-    sys.path.insert(0, str(file.resolve().parent))
+    sys.argv = [str(file), *arguments]
+    sys.path.insert(0, str(Path.cwd() if module else file.resolve().parent))
     try:
-        with watching_everything(name=file.name, runs=runs, **options) as watched:
-            runpy.run_path(str(path), run_name="__main__")
+        with watching_everything(name=str(path) if module else file.name, runs=runs, **options) as watched:
+            if module:
+                runpy.run_module(str(path), run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(path), run_name="__main__")
     finally:
         sys.argv, sys.path[:] = before
     return watched
+
+
+def script_file(path: str | Path, module: bool = False) -> Path:
+    """The file that is run; raises ValueError if there is none."""
+    if not module:
+        if not Path(path).is_file():
+            why = "a folder" if Path(path).is_dir() else "no such file"
+            raise ValueError(f"script must be a Python file, got {str(path)!r}: {why}")
+        return Path(path)
+    name, here = str(path), str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = importlib.util.find_spec(name)
+        if found is not None and found.submodule_search_locations is not None:
+            found = importlib.util.find_spec(f"{name}.__main__")
+    except (ImportError, ValueError):
+        found = None
+    finally:
+        sys.path.remove(here)
+    if found is None or found.origin is None:
+        raise ValueError(f"script must be a module that can be run from here, got {name!r}")
+    return Path(found.origin)
 
 
 @contextmanager
