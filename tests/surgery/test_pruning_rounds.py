@@ -306,5 +306,17 @@ def test_what_cannot_train_cut_or_be_compared_is_refused():
     for given in ({"train": None, "cut": share_cut()}, {"train": lambda model, masks: None, "cut": 0.2}):
         with pytest.raises(ValueError, match=r"must be a function, got"):
             prune_in_rounds(mlp(), **given)
+    with pytest.raises(ValueError, match="masks must map names of parameters to tensors, got list"):
+        hold_masks(torch.optim.SGD(mlp().parameters()), mlp(), [])
+    with pytest.raises(ValueError, match="weights must be a tensor, got list"):
+        pq_index([1.0])
+
+    def diverge(model, masks):
+        model[0].weight.data[0, 0] = torch.nan
+
+    rounds = prune_in_rounds(mlp(), diverge, share_cut(), rounds=1)
+    assert next(rounds).level == 0
+    with pytest.raises(ValueError, match=r"train must leave finite weights .* got others in '0\.weight'"):
+        next(rounds)
     with pytest.raises(ValueError, match="masks must name at least one parameter, got none"):
         ticket_distance(mlp(), mlp(), {})

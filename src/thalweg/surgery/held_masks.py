@@ -67,6 +67,8 @@ def random_masks(masks: Mapping[str, Tensor], generator: torch.Generator | None 
 
 
 def checked_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(masks, Mapping):
+        raise ValueError(f"masks must map names of parameters to tensors, got {type(masks).__name__}")
     known = dict(bare(model).named_parameters())
     for name, mask in masks.items():
         if name not in known:

@@ -73,7 +73,8 @@ def prune_in_rounds(
 
     Raises:
         ValueError: for a bad argument; a layer is unknown, shared, tied, parametrized or on the meta device;
-            ``train`` let masked weights move; ``cut`` gave masks of other shapes or brought weights back.
+            ``train`` let masked weights move or left some that are not finite; ``cut`` gave masks of other
+            shapes or brought weights back.
     """
     check_count("rounds", rounds, low=0)
     for name, given in (("train", train), ("cut", cut)):
@@ -109,6 +110,11 @@ def _rounds(
         density = sum(int(mask.sum()) for mask in masks.values()) / total
         yield PruningRound(level, density, {n: mask.clone() for n, mask in masks.items()}, current, result)
         if level < rounds:
+            for name, weight in weights.items():
+                if not bool(weight.isfinite().all()):
+                    raise ValueError(
+                        f"train must leave finite weights to choose from, got others in {name!r}"
+                    )
             masks = _narrower(start, masks, cut(weights, masks))
 
 

@@ -31,6 +31,8 @@ def pq_index(weights: Tensor, p: float = 0.5, q: float = 1.0) -> float:
         ValueError: for other p and q, or entries that are not finite.
     """
     _check_powers(p, q)
+    if not isinstance(weights, Tensor):
+        raise ValueError(f"weights must be a tensor, got {type(weights).__name__}")
     sizes = weights.detach().double().abs().flatten()
     if not bool(sizes.isfinite().all()):
         raise ValueError("weights must be finite")
