@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.nn import GhostBatchNorm
+from thalweg.nn import GhostBatchNorm, RandomizedLinear, TrActLinear
 
 LAYERS = {1: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -96,6 +96,34 @@ def test_a_compiled_tail_of_large_values_in_half_precision_is_normalised(monkeyp
     out = GhostBatchNorm(3, 4)(x)
     assert out.dtype == torch.bfloat16
     assert torch.allclose(out.double(), GhostBatchNorm(3, 4).double()(x.double()), atol=0.02)
+
+
+@pytest.mark.parametrize("examples", [64, 60])
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_under_autocast_statistics_are_as_exact_as_without(backend, examples):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    plain, x = GhostBatchNorm(6, 16), torch.randn(examples, 6, 3, 2) * 3 + 2
+    other = copy.deepcopy(plain)
+    expected, run = plain(x), other if backend is None else torch.compile(other, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run(x)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(other.running_mean, plain.running_mean, rtol=1e-5)
+    assert torch.allclose(other.running_var, plain.running_var, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [GhostBatchNorm, TrActLinear, lambda size, other: RandomizedLinear(size, other, ratio=0.5)],
+    ids=["GhostBatchNorm", "TrActLinear", "RandomizedLinear"],
+)
+def test_what_takes_care_of_autocast_gives_shapes_on_the_meta_device(make):
+    made = make(6, 4).to("meta")
+    x = torch.randn(11, 6, device="meta", requires_grad=True)
+    out = made(x)
+    out.sum().backward()
+    assert out.shape[0] == 11 and x.grad.shape == x.shape and made.weight.grad.shape == made.weight.shape
 
 
 def test_of_takes_over_the_parameters_themselves_and_evaluates_like_the_old_layer():

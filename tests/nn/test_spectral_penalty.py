@@ -173,6 +173,18 @@ def test_layers_of_the_room_are_understood():
     assert penalty().item() == pytest.approx(before + 1e-3 * ((3**2 - 1) ** 2 + 5**4), rel=1e-3)
 
 
+def test_under_autocast_values_and_vectors_are_as_exact_as_without():
+    torch.manual_seed(0)
+    model = nn.Linear(20, 30)
+    penalty, other = (spectral_regularization(model, 1.0, warmup=30) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = other()
+    assert found.item() == pytest.approx(penalty().item(), rel=1e-6)
+    assert torch.allclose(penalty.left0, other.left0, atol=1e-6)
+    found.backward()
+    assert model.weight.grad.norm() > 0
+
+
 def test_class_tokens_and_embeddings_of_positions_are_left_out():
     class Patches(nn.Module):
         def __init__(self):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg._core.checks import check_positive
+from thalweg.nn._full_precision import full_precision
 
 __all__ = ["TrAct", "TrActConv2d", "TrActLinear"]
 
@@ -17,7 +18,7 @@ def _fitted(rows: Tensor, grad: Tensor, ridge: float) -> Tensor:
     """G^T X (X^T X / b + ridge)^-1 for X (..., b, n) and G (..., b, m), by the smaller of two systems."""
     wide = torch.promote_types(torch.promote_types(rows.dtype, grad.dtype), torch.float32)
     count, size = rows.shape[-2:]
-    with torch.autocast(rows.device.type, enabled=False):
+    with full_precision(rows):
         x, g = rows.to(wide), grad.to(wide)
         small = size <= count
         gram = (x.mT @ x if small else x @ x.mT) / max(1, count)

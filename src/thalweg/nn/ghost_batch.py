@@ -8,6 +8,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.checks import check_count, check_not_negative, check_number
+from thalweg.nn._full_precision import full_precision
 
 __all__ = ["GhostBatchNorm"]
 
@@ -78,7 +79,8 @@ class GhostBatchNorm(_BatchNorm):
         if not tail:
             return self._slices(input, self.size)
         if torch.compiler.is_compiling() and input.dim() > 2:
-            return self._uneven(input)
+            with full_precision(input):
+                return self._uneven(input)
         last = self.size + tail
         head, rest = input.split([input.shape[0] - last, last])
         return torch.cat([self._slices(head, self.size), self._slices(rest, last)])
@@ -150,7 +152,8 @@ class GhostBatchNorm(_BatchNorm):
                 wide = torch.promote_types(seen.dtype, torch.float32)
                 later = torch.arange(count - 1, -1, -1, dtype=wide, device=seen.device)
                 shares = (self.momentum * (1 - self.momentum) ** later).to(seen.dtype)
-                running.mul_((1 - self.momentum) ** count).add_(shares @ seen)
+                with full_precision(seen):  # a product, but of statistics
+                    running.mul_((1 - self.momentum) ** count).add_(shares @ seen)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, size={self.size}, {super().extra_repr().split(', ', 1)[1]}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg._core.checks import check_choice, check_count, check_number
+from thalweg.nn._full_precision import full_precision
 
 __all__ = ["RandomizedLinear", "RandomizedVariance", "randomized_linear_variance"]
 
@@ -50,7 +51,7 @@ def _project(x: Tensor, seed: Tensor, samples: int, distribution: str) -> Tensor
         for place, sign, rows in zip(*(t.split(size) for t in (places, signs, x)), strict=True):
             total.index_add_(0, place, sign * rows.to(wide))
         return total
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         for rows in x.split(max(1, AT_ONCE // samples)):
             shape = (samples, len(rows))
             if distribution == "gaussian":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from thalweg._core.checks import check_count, check_not_negative
+from thalweg.nn._full_precision import full_precision
 from thalweg.nn._penalized import Piece, pieces
 
 __all__ = ["SpectralPenalty", "spectral_regularization"]
@@ -48,8 +49,9 @@ class SpectralPenalty(nn.Module):
         for index, piece in enumerate(self._matrices):
             matrix = _matrix(piece)
             left, right = self._vectors(index)
-            right.copy_(_direction(matrix.mT @ left, right))
-            left.copy_(_direction(matrix @ right, left))
+            with full_precision(matrix):
+                right.copy_(_direction(matrix.mT @ left, right))
+                left.copy_(_direction(matrix @ right, left))
 
     def _vectors(self, index: int) -> tuple[Tensor, Tensor]:
         return getattr(self, f"left{index}"), getattr(self, f"right{index}")
@@ -60,7 +62,9 @@ class SpectralPenalty(nn.Module):
         for index, piece in enumerate(self._matrices):
             # Copies, since the backward pass reads them when the next iteration may have changed them.
             left, right = (vector.clone() for vector in self._vectors(index))
-            found[piece.name] = left @ _matrix(piece) @ right
+            matrix = _matrix(piece)
+            with full_precision(matrix):
+                found[piece.name] = left @ matrix @ right
         return found
 
     def forward(self) -> Tensor:
