@@ -126,3 +126,22 @@ def test_a_run_without_a_with_block_is_closed_when_the_script_ends(tmp_path):
     info, readings, _ = read(tmp_path / "s")
     assert (info.outcome, info.steps) == ("LookupError", 50) and info.ended is not None
     assert [one.value for one in readings["loss"]] == [float(step) for step in range(1, 51)]
+
+
+def test_a_run_whose_closing_is_interrupted_has_ended(small, tmp_path, monkeypatch):
+    run = thalweg.watch(small.model, small.opt, budget=0, store=tmp_path / "s")
+    for step in range(5):
+        run.log(loss=float(step))
+        small.opt.step()
+
+    def interrupted():
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.recorder, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.close()
+    run.recorder.join()
+    info, readings, _ = read(tmp_path / "s")
+    assert info.outcome == "finished" and info.ended is not None
+    assert len(readings["loss"]) == 5

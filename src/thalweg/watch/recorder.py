@@ -135,12 +135,11 @@ class Recorder(threading.Thread):
         """Judge and store the rest, mark the run as ended, and stop; ``about`` is stored with it."""
         self._ending = True
         self._wake.set()
-        self.join()
-        if self.store is not None:
-            try:
-                self.store.end(self.run_id, outcome, **about)
-            except sqlite3.Error as error:
-                self._complain(error)
+        try:
+            self.join()
+        finally:
+            # Somebody who interrupts the waiting has ended the run all the same.
+            self._end(outcome, about)
         for sink in self.sinks:
             sink.close(outcome)
         # A sink may have failed only now.
@@ -156,6 +155,13 @@ class Recorder(threading.Thread):
         if self.lost or self._unsaved:
             what = f"{self.lost} readings and {len(self._unsaved)} findings"
             warnings.warn(f"thalweg: {what} could not be stored: {'; '.join(self.problems)}", stacklevel=3)
+
+    def _end(self, outcome: str, about: Mapping[str, Any]) -> None:
+        if self.store is not None:
+            try:
+                self.store.end(self.run_id, outcome, **about)
+            except sqlite3.Error as error:
+                self._complain(error)
 
     def run(self) -> None:
         ending = False
