@@ -239,3 +239,24 @@ def test_steps_that_a_grad_scaler_skips_are_counted_as_the_trainer_counts_them(t
     assert list(readings["loss"]) == list(range(1, 13))
     assert list(readings["gradient norm"])[-1] == 12
     assert len(readings["gradient norm"]) <= 12 - skipped
+
+
+class Untrained(Module):
+    def configure_optimizers(self):
+        return None
+
+
+class Manual(Untrained):
+    """Steps an optimizer that Lightning knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+@pytest.mark.parametrize("kind", [Untrained, Manual])
+def test_a_module_without_an_optimizer_is_fitted_as_it_would_be_alone(tmp_path, kind):
+    module, callback = kind(), LightningCallback(store=tmp_path / "s")
+    with pytest.warns(UserWarning, match="the LightningModule has no optimizer, and is not watched"):
+        fit(module, callback)
+    assert len(module.losses) == 12 and callback.run is None and not (tmp_path / "s").exists()

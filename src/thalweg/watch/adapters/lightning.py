@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,12 @@ class LightningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close("left open")
-        optimizers = trainer.optimizers
+        self.run = None
+        # Where configure_optimizers gives none, Lightning puts one in its place that holds nothing.
+        optimizers = [one for one in trainer.optimizers if any(group["params"] for group in one.param_groups)]
+        if not optimizers:
+            warnings.warn("thalweg: the LightningModule has no optimizer, and is not watched", stacklevel=2)
+            return
         model = self.model(pl_module) if self.model else _trained(pl_module, optimizers)
         # Lightning counts the steps of all optimizers together.
         start = trainer.global_step // len(optimizers)
