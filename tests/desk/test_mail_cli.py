@@ -182,3 +182,20 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(thalweg, ada, bring, ser
     full_disk(False)
     assert answer.exit_code == 2 and re.search(r"cannot be used: .+", answer.output)
     assert post_office.messages == []
+
+
+def test_imports_that_cannot_be_read_hold_a_digest_up_which_is_on_health_and_lose_nothing(
+    thalweg, ada, bring, server, post_office, database
+):
+    bring(1)
+    with database.write() as on:
+        on.execute("ALTER TABLE labelled RENAME TO lost")
+    answer = thalweg("digest", **server)
+    assert answer.exit_code == 2 and "no such table: labelled; nothing more was sent" in answer.output
+    assert [one.what.split(":")[0] for one in Problems(database).all()] == ["nothing more was sent"]
+    assert post_office.messages == []
+    with database.write() as on:
+        on.execute("ALTER TABLE lost RENAME TO labelled")
+    assert thalweg("digest", **server).exit_code == 0
+    (message,) = post_office.messages
+    assert "Paper 1 on gradient spikes" in message["Subject"]

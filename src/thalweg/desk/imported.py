@@ -71,7 +71,7 @@ def checked(row: Any, source: str = "file") -> Imported:
         name = found
     elif not OTHER.fullmatch(name):
         raise ValueError(
-            "id must be an arXiv id, or prefix:name such as doi:10.1000/1 with a prefix of 2 to 20 lower-case "
+            "id must be an arXiv id, or prefix:name such as doi:10.1000/1 with a prefix of 2 to 20 small "
             f"letters and digits, got {_short(name)}"
         )
     title = _text(row, "title")

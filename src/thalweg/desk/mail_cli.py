@@ -72,6 +72,8 @@ def digest(
                 f"{error} ({settings.host}:{settings.port}); what was not sent is sent next time"
             ) from None
         except sqlite3.Error as error:
+            # The catalog's news alone would be sent for all, and what was imported since would never be.
+            problems.report("digest", f"nothing more was sent: {error}")
             raise OSError(f"{database.path} cannot be used: {error}; nothing more was sent") from None
         finally:
             if postman.counts.total():
