@@ -72,8 +72,8 @@ def daily(one: Paper, tally: tuple[int, int] = (0, 0)) -> dict[str, Any]:
     """The same as an item of a list: the paper inside, what the list says of it outside."""
     whole = record(one, tally)
     # The client takes 0 votes inside for none said, and reads topics and repository outside alone.
-    outside = ("title", "summary", "publishedAt", "submittedOnDailyAt", "upvotes", "numComments")
-    outside += ("organization", "ai_keywords", "githubRepo")
+    said = ("title", "summary", "publishedAt", "submittedOnDailyAt", "upvotes", "numComments")
+    outside = (*said, "organization", "ai_keywords", "githubRepo")
     return {"paper": whole, **{name: whole[name] for name in outside}}
 
 
