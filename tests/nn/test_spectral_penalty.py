@@ -185,6 +185,20 @@ def test_under_autocast_values_and_vectors_are_as_exact_as_without():
     assert model.weight.grad.norm() > 0
 
 
+def test_a_model_that_is_moved_alone_takes_the_vectors_along():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    penalty = spectral_regularization(model, 1.0, warmup=50)
+    before = penalty().item()
+    model.double()
+    assert penalty.half()().item() == pytest.approx(before, rel=1e-3)
+    assert penalty.left0.dtype == penalty.right1.dtype == torch.float64
+    assert set(penalty.state_dict()) == {"left0", "right0", "left1", "right1"}
+    values = wasserstein_regularization(model)
+    model.to("meta")  # the only other device that there always is
+    assert penalty().is_meta and values().is_meta and values.first0.is_meta
+
+
 def test_class_tokens_and_embeddings_of_positions_are_left_out():
     class Patches(nn.Module):
         def __init__(self):

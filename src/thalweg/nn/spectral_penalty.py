@@ -18,8 +18,8 @@ __all__ = ["SpectralPenalty", "spectral_regularization"]
 class SpectralPenalty(nn.Module):
     """What :func:`spectral_regularization` gives: call it once a step and add the result to the loss.
 
-    It holds one vector for each side of a matrix, in float32 at least, as buffers: they move with ``to`` and
-    are saved, the model's weights are not.
+    It holds one vector for each side of a matrix, in float32 at least, as buffers: they follow the model when
+    it is moved, and are saved; the model's weights are not.
     """
 
     def __init__(
@@ -48,12 +48,17 @@ class SpectralPenalty(nn.Module):
         """One power iteration."""
         for index, piece in enumerate(self._matrices):
             matrix = _matrix(piece)
-            left, right = self._vectors(index)
+            left, right = self._vectors(index, matrix)
             with full_precision(matrix):
                 right.copy_(_direction(matrix.mT @ left, right))
                 left.copy_(_direction(matrix @ right, left))
 
-    def _vectors(self, index: int) -> tuple[Tensor, Tensor]:
+    def _vectors(self, index: int, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of a matrix, brought to where it is now: the model may have been moved alone."""
+        for name in (f"left{index}", f"right{index}"):
+            vector: Tensor = getattr(self, name)
+            if (vector.device, vector.dtype) != (matrix.device, matrix.dtype):
+                setattr(self, name, vector.to(matrix))
         return getattr(self, f"left{index}"), getattr(self, f"right{index}")
 
     def norms(self) -> dict[str, Tensor]:
@@ -61,8 +66,8 @@ class SpectralPenalty(nn.Module):
         found = {}
         for index, piece in enumerate(self._matrices):
             # Copies, since the backward pass reads them when the next iteration may have changed them.
-            left, right = (vector.clone() for vector in self._vectors(index))
             matrix = _matrix(piece)
+            left, right = (vector.clone() for vector in self._vectors(index, matrix))
             with full_precision(matrix):
                 found[piece.name] = left @ matrix @ right
         return found

@@ -30,10 +30,12 @@ class WassersteinPenalty(nn.Module):
 
     def forward(self) -> Tensor:
         """The penalty: a scalar."""
-        distances = [
-            (_ordered(piece) - getattr(self, f"first{index}")).square().mean()
-            for index, piece in enumerate(self._pieces)
-        ]
+        distances = []
+        for index, piece in enumerate(self._pieces):
+            now, first = _ordered(piece), getattr(self, f"first{index}")
+            if first.device != now.device:  # the model has been moved alone
+                setattr(self, f"first{index}", first := first.to(now.device))
+            distances.append((now - first).square().mean())
         return self.coefficient * torch.stack(distances).sum()
 
     def extra_repr(self) -> str:
