@@ -13,6 +13,7 @@ from thalweg.probe._example_batch import LossFn
 from thalweg.probe._example_pass import example_sums
 from thalweg.probe._example_ranks import group_of, summed
 from thalweg.probe._example_reduce import Wanted
+from thalweg.probe._wrapped import one_state
 
 
 def check_chunk(chunk_size: int | None) -> int | None:
@@ -38,10 +39,10 @@ def gradient_moments(
     chunk_size: int | None,
     verify: bool,
 ) -> Moments:
-    sums = example_sums(
-        model, batch, loss_fn, Wanted(totals=True), chunk_size=check_chunk(chunk_size), verify=verify
-    )
-    group, names = group_of(model), tuple(sums.norms)
+    group, chunk = group_of(model), check_chunk(chunk_size)
+    with one_state(model, group):
+        sums = example_sums(model, batch, loss_fn, Wanted(totals=True), chunk_size=chunk, verify=verify)
+    names = tuple(sums.norms)
     squared = torch.stack([sums.norms[name].double().sum() for name in names])
     counts = squared.new_tensor([len(sums.losses), sums.losses.double().sum().item()])
     examples, loss = summed(counts, group).tolist()

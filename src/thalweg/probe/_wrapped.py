@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,30 @@ def uncompiled() -> AbstractContextManager[Any]:
     """Whatever ``torch.compile`` made runs as the Python that it was made from."""
     # Where nothing was compiled the compiler is not loaded, and loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def one_state(model: nn.Module, group: Any) -> Iterator[None]:
+    """Floating buffers as on the first process of ``group``; every process's own return afterwards.
+
+    So DDP's own forward pass sees them. In between each process gathers running statistics from its data.
+    """
+    buffers = [b for b in bare(model).buffers() if b.is_floating_point() and b.numel()]
+    if group is None or not buffers:
+        yield
+        return
+    first = distributed.get_global_rank(group, 0)
+    # Through aliases, for which no version counts: a graph that saved a buffer still stands.
+    kept = [(b.data, b.detach().clone(memory_format=torch.contiguous_format)) for b in buffers]
+    try:
+        for alias, own in kept:
+            theirs = own.clone()
+            distributed.broadcast(theirs, first, group=group)
+            alias.copy_(theirs)
+        yield
+    finally:
+        for alias, own in kept:
+            alias.copy_(own)
 
 
 def over_processes(tensor: Tensor, group: Any, how: str = "sum") -> Tensor:

@@ -16,7 +16,7 @@ from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of
 from thalweg.probe._functions import functions_heard
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import activations, overhear
-from thalweg.probe._wrapped import bare
+from thalweg.probe._wrapped import bare, one_state
 from thalweg.probe.cost import costs
 
 __all__ = ["NeuralCollapse", "class_variability", "neural_collapse", "neural_collapse_of"]
@@ -192,6 +192,20 @@ def neural_collapse(
     if not len(labels):
         raise ValueError("data must hold at least one example, got none")
     model = bare(model)
+    with one_state(model, group):
+        return _collapse(model, inputs, labels, classifier, layers, batch_size, ignore_index, group)
+
+
+def _collapse(
+    model: nn.Module,
+    inputs: Any,
+    labels: Tensor,
+    classifier: str | None,
+    layers: Iterable[str] | None,
+    batch_size: int,
+    ignore_index: int,
+    group: Any,
+) -> NeuralCollapse:
     parts = [slice(start, start + batch_size) for start in range(0, len(labels), batch_size)]
     batches = [(take(inputs, part, len(labels)), labels[part]) for part in parts]
     name = classifier or _classifier(model, batches[0][0], len(batches[0][1]))

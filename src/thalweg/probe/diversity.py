@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.probe._units import overhear_units
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.rank import feature_rows
 
@@ -141,5 +141,6 @@ def feature_diversity(
         correlation, constant, rows = _correlation(features, group)
         found[run] = FeatureDiversity(whole, same, different, correlation, constant, rows, features.shape[1])
 
-    overhear_units(model, batch, measure, layers, inputs_of)
+    with one_state(model, group):
+        overhear_units(model, batch, measure, layers, inputs_of)
     return found

@@ -26,6 +26,7 @@ from thalweg.probe._example_moments import check_chunk
 from thalweg.probe._example_pass import example_sums
 from thalweg.probe._example_ranks import gathered, group_of, summed
 from thalweg.probe._example_reduce import Wanted
+from thalweg.probe._wrapped import one_state
 from thalweg.probe.cost import costs
 
 __all__ = [
@@ -104,12 +105,12 @@ def example_losses(model: nn.Module, batch: Any, loss_fn: LossFn, *, chunk_size:
     Raises:
         ValueError: as there.
     """
-    inner, examples = unwrapped(model), count(batch)
+    inner, examples, group = unwrapped(model), count(batch), group_of(model)
     size = check_chunk(chunk_size) or examples
-    with undisturbed(inner), torch.no_grad():
+    with one_state(inner, group), undisturbed(inner), torch.no_grad():
         parts = [taken(batch, examples, slice(at, at + size)) for at in range(0, examples, size)]
         losses = torch.cat([losses_of(inner, part, loss_fn, count(part)) for part in parts])
-    return gathered(losses, group_of(model))
+    return gathered(losses, group)
 
 
 @costs(2, 2, memory=MEMORY)
@@ -153,8 +154,9 @@ def example_gradient_norms(
             loss depends on the others; the model has no parameter to differentiate, or complex or sharded
             ones; ``batch`` holds no tensor.
     """
-    sums = example_sums(model, batch, loss_fn, Wanted(), chunk_size=check_chunk(chunk_size), verify=verify)
-    group = group_of(model)
+    group, chunk = group_of(model), check_chunk(chunk_size)
+    with one_state(model, group):
+        sums = example_sums(model, batch, loss_fn, Wanted(), chunk_size=chunk, verify=verify)
     squared = {name: gathered(norms.double(), group) for name, norms in sums.norms.items()}
     return ExampleGradientNorms(
         norms=torch.stack(list(squared.values())).sum(0).sqrt(),
@@ -210,9 +212,9 @@ def example_alignment(
     group, chunk = group_of(model), check_chunk(chunk_size)
     params = trainable(unwrapped(model))
     if direction is None and group is not None:
-        totals = example_sums(
-            model, batch, loss_fn, Wanted(totals=True), chunk_size=chunk, verify=verify
-        ).totals
+        with one_state(model, group):
+            first = example_sums(model, batch, loss_fn, Wanted(totals=True), chunk_size=chunk, verify=verify)
+        totals = first.totals
         examples = int(summed(torch.tensor(count(batch), device=next(iter(totals.values())).device), group))
         direction = {name: summed(totals[name], group) / examples for name in params}
     if direction is not None:
@@ -220,7 +222,8 @@ def example_alignment(
         wanted = Wanted(direction={name: direction[name].detach() for name in params})
     else:
         wanted = Wanted(totals=True, own_direction=True)
-    sums = example_sums(model, batch, loss_fn, wanted, chunk_size=chunk, verify=verify)
+    with one_state(model, group):
+        sums = example_sums(model, batch, loss_fn, wanted, chunk_size=chunk, verify=verify)
     given, scale = (sums.totals, count(batch)) if direction is None else (direction, 1)
     sizes = [torch.linalg.vector_norm(given[name], dtype=torch.float64) for name in params]
     length = torch.linalg.vector_norm(torch.stack(sizes)) / scale

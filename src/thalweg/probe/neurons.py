@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_not_negative
 from thalweg.probe._units import overhear_units, unit_rows
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["DormantNeurons", "dormant_neurons"]
@@ -56,7 +56,8 @@ def activity_scores(
         # The number of entries rides along, so that one exchange between processes does.
         sums[run] = torch.cat([rows.abs().sum(1), rows.new_tensor([float(rows.shape[1])])])
 
-    overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
+    with one_state(model, group):
+        overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
     scores = {}
     for run, packed in sums.items():
         packed = over_processes(packed, group)

@@ -22,6 +22,7 @@ from thalweg.probe._example_batch import (
 )
 from thalweg.probe._example_ranks import group_of, summed
 from thalweg.probe._graphs import check_reachable
+from thalweg.probe._wrapped import one_state
 from thalweg.probe.cost import costs
 
 __all__ = ["OpposingGradients", "OpposingSignals", "opposing_gradients", "opposing_signals"]
@@ -196,7 +197,7 @@ def opposing_gradients(
     inner, examples, group = unwrapped(model), count(batch), group_of(model)
     params = trainable(inner)
     gradients: list[list[Tensor]] = []
-    with undisturbed(inner):
+    with one_state(model, group), undisturbed(inner):
         for name, members in (("rising", rising), ("falling", falling)):
             listed = [int(index) for index in members]
             if group is None and not listed:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_number
 from thalweg.probe._example_ranks import gathered
 from thalweg.probe._units import overhear_units
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = [
@@ -186,7 +186,8 @@ def feature_ranks(
             columns=features.shape[1],
         )
 
-    overhear_units(model, batch, measure, layers, inputs_of)
+    with one_state(model, group):
+        overhear_units(model, batch, measure, layers, inputs_of)
     return found
 
 

@@ -14,7 +14,7 @@ from thalweg._core.checks import check_count, check_positive
 from thalweg.probe._batches import take
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import activations, overhear, overhear_functions
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["LocalComplexity", "local_complexity"]
@@ -151,15 +151,16 @@ def local_complexity(
         else:
             overhear(model, batch, outputs, inputs, compare)
 
-    for start in range(0, count, chunk):
-        part = take(points, slice(start, start + chunk), count)
-        if at is None:
-            run_on(_around(part, steps(part)))
-        else:
-            index = torch.arange(min(chunk, count - start)).repeat_interleave(vertices)
-            module = modules_named(model, [at])[at]
-            with _displacing(module, steps):
-                run_on(take(part, index, len(index) // vertices))
+    with one_state(model, group):
+        for start in range(0, count, chunk):
+            part = take(points, slice(start, start + chunk), count)
+            if at is None:
+                run_on(_around(part, steps(part)))
+            else:
+                index = torch.arange(min(chunk, count - start)).repeat_interleave(vertices)
+                module = modules_named(model, [at])[at]
+                with _displacing(module, steps):
+                    run_on(take(part, index, len(index) // vertices))
     counts = {run: torch.cat(parts) for run, parts in switched.items()}
     means = {run: _mean(number, group) for run, number in counts.items()}
     return LocalComplexity(

@@ -13,7 +13,7 @@ from thalweg._core.checks import check_number, check_positive
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._sequences import as_sequences
 from thalweg.probe._units import activations, overhear, overhear_functions, unit_rows
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.neurons import share as shares
 
@@ -145,7 +145,7 @@ def saturated_units(
         cases[run] = torch.cat([flat, flat.new_tensor([slopes.shape[1]])])
         lowest[run], highest[run] = slopes.amin(1), slopes.amax(1)
 
-    with as_sequences(model) as arranged:
+    with one_state(model, group), as_sequences(model) as arranged:
         _overhear(model, batch, layers, measure)
     flat, full, linear = {}, {}, {}
     for run, packed in cases.items():

@@ -14,6 +14,7 @@ from thalweg.probe._example_moments import check_chunk
 from thalweg.probe._example_pass import example_sums
 from thalweg.probe._example_ranks import group_of, summed
 from thalweg.probe._example_reduce import Wanted
+from thalweg.probe._wrapped import one_state
 from thalweg.probe.cost import costs
 from thalweg.probe.example_gradients import MEMORY
 
@@ -67,8 +68,9 @@ def gradient_signal_to_noise(
         ValueError: as there; there is only one example.
     """
     wanted = Wanted(totals=True, squares=True)
-    sums = example_sums(model, batch, loss_fn, wanted, chunk_size=check_chunk(chunk_size), verify=verify)
-    group = group_of(model)
+    group, chunk = group_of(model), check_chunk(chunk_size)
+    with one_state(model, group):
+        sums = example_sums(model, batch, loss_fn, wanted, chunk_size=chunk, verify=verify)
     like = sums.losses.new_tensor([len(sums.losses)], dtype=torch.float64)
     b = int(summed(like, group).item())
     if b < 2:
