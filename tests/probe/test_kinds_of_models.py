@@ -198,3 +198,13 @@ def test_arrays_and_lists_are_read_as_tensors():
 def test_class_numbers_must_be_integers():
     with pytest.raises(ValueError, match=r"targets must be class numbers, integers, got torch.float32"):
         softmax_collapse(torch.zeros(12, 3), LABELS.float())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_part_is_run_and_not_looked_into():
+    torch.manual_seed(0)
+    inner, head = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)
+    plain, model = (nn.Sequential(one, head, nn.ReLU()) for one in (inner, torch.jit.script(inner)))
+    expected = dormant_neurons(plain, X, layers=["2"]).scores["2"]
+    torch.testing.assert_close(dormant_neurons(model, X, layers=["2"]).scores["2"], expected)
+    torch.testing.assert_close(dormant_neurons(model, X).scores["2"], expected)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from thalweg.probe._sequences import with_weights
 from thalweg.probe._wrapped import uncompiled
 
 Function = Callable[[Tensor], Tensor]
@@ -100,19 +101,13 @@ def functions_heard(
 
         return hook
 
-    makers = {
-        name: module
-        for name, module in model.named_modules()
-        if any(p.dim() > 1 for p in module.parameters(recurse=False))
-    }
-
     def enter(module: nn.Module, inputs: Any) -> None:
         listener.inside += 1
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         listener.inside -= 1
 
-    handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
+    handles = [module.register_forward_hook(note(name)) for name, module in with_weights(model).items()]
     for module in modules:
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:

@@ -46,7 +46,11 @@ def call(model: nn.Module, batch: Any) -> Any:
         return model(*given, **named)
     except TypeError as error:
         try:
-            inspect.signature(model.forward).bind(*given, **named)
+            signature = inspect.signature(model.forward)
+        except ValueError:  # written in C++, it has none
+            raise error from None
+        try:
+            signature.bind(*given, **named)
         except TypeError as why:
             raise ValueError(
                 f"the batch must be what {type(model).__name__} takes, without targets: a tensor, a tuple of "

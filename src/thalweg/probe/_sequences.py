@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+def with_weights(model: nn.Module) -> dict[str, nn.Module]:
+    """Name to module: those that take hooks (scripted ones do not) and own a weight matrix or kernel."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(p.dim() > 1 for p in module.parameters(recurse=False))
+        and not isinstance(module, torch.jit.ScriptModule)
+    }
 
 
 @contextmanager
@@ -27,9 +38,7 @@ def as_sequences(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
         channels = last[0].out_channels
         return values.movedim(1, 2) if values.shape[1] in (channels, channels / 2) else values
 
-    makers = [
-        module for module in model.modules() if any(p.dim() > 1 for p in module.parameters(recurse=False))
-    ]
+    makers = with_weights(model).values()
     handles = [module.register_forward_hook(note) for module in makers]
     try:
         yield arranged
