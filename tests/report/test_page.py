@@ -55,6 +55,15 @@ def test_the_latest_run_is_the_default(store, tmp_path):
     assert "one: " not in page
 
 
+@pytest.mark.parametrize(
+    ("about", "words"), [({"lr": 0.1}, "Adafactor at learning rate 0.1; 0"), ({}, "Adafactor; 0")]
+)
+def test_a_learning_rate_is_told_where_there_is_one(tmp_path, about, words):
+    with RunStore(tmp_path / "s", write=True) as store:
+        store.begin("one", {"optimizer": "Adafactor", **about})
+    assert words in write_report(tmp_path / "s", tmp_path / "page.html").read_text(encoding="utf8")
+
+
 def test_what_was_left_out_is_a_list_of_one_line_each(tmp_path):
     left_out = {"sharpness": "never ran", "log <Z>": "ran every 9 steps rather than every 5"}
     with RunStore(tmp_path / "s", write=True) as store:
@@ -80,6 +89,23 @@ def test_a_long_name_is_cut_where_a_plot_has_no_room_for_it(tmp_path):
     page = write_report(tmp_path / "s", tmp_path / "page.html", runs=[1, 2]).read_text(encoding="utf8")
     assert f"<h2>{'x' * 300}: no findings</h2>" in page
     assert f'aria-label="Weight norm: {"x" * 29}… 1; {"y" * 30} 1 at the end"' in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_many_runs_a_plot_shows_some_and_says_so(tmp_path):
+    with RunStore(tmp_path / "s", write=True) as store:
+        for run in range(1, 31):
+            store.begin(f"run {run}", {})
+            both = ("train accuracy", "test accuracy", "weight norm")
+            store.write(run, 2, [(0.0, Reading(step, one, 0.5)) for step in (1, 2) for one in both], [])
+    every = list(range(1, 31))
+    page = write_report(tmp_path / "s", tmp_path / "page.html", runs=every).read_text(encoding="utf8")
+    accuracy, weights = re.findall(r'aria-label="(.*?)"', page)
+    ends = "; ".join(f"run {run} test 0.5" for run in (1, 2, 3))
+    assert accuracy == f"Accuracy: {ends} at the end (3 of 30 runs)"
+    ends = "; ".join(f"run {run} 0.5" for run in range(1, 7))
+    assert weights == f"Weight norm: {ends} at the end (6 of 30 runs)"
+    assert page.count("<h2>run ") == 30
 
 
 def test_a_picture_says_in_words_what_it_shows(store, tmp_path):

@@ -16,6 +16,7 @@ __all__ = ["Line", "draw"]
 # A colour a run, grey for the one that is compared against; a dash a curve of the same run.
 COLOURS = ("#8a8a8a", "#0b5fa5", "#b3541e", "#2f7d4f", "#6b4fa0", "#111111")
 DASHES = ("-", "--", ":")
+CURVES = 6  # more in one plot nobody can tell apart
 # Names of findings are written across; closer than this share of the width they would lie on each other.
 NAMED_APART = 0.025
 # In a line of a plot's title.
@@ -51,7 +52,7 @@ def draw(
     with rc_context(settings):
         figure = Figure(figsize=(5.2, 2.9), layout="constrained")
         axes = figure.add_subplot()
-        for line in lines[:6]:
+        for line in lines[:CURVES]:
             shown = [one for one in line.readings if one.finite and (not log or one.value > 0)]
             colour = COLOURS[line.run % len(COLOURS)]
             dash = DASHES[line.part % len(DASHES)]

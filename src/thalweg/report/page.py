@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 
 from thalweg import papers
 from thalweg.report._whole_file import check_page, write_whole
-from thalweg.report.figures import Line, draw
+from thalweg.report.figures import CURVES, Line, draw
 from thalweg.watch.store import RunInfo, RunStore
 
 __all__ = ["write_report"]
@@ -98,8 +98,11 @@ def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[tuple[str, str]]:
     """Pictures, each behind what it shows."""
     drawn = []
     for panel in PANELS:
-        lines, last = [], []
+        lines: list[Line] = []
+        last: list[str] = []
         for run, info in enumerate(infos):
+            if len(lines) >= CURVES:
+                break
             for part, (name, label) in enumerate(panel.parts.items()):
                 readings = store.overview(info.id, name)
                 if not readings:
@@ -111,6 +114,8 @@ def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[tuple[str, str]]:
                     last.append(" ".join([*words, f"{readings[-1].value:.3g}"]))
         if lines:
             title = f"{panel.title}: {'; '.join(last)} at the end" if last else panel.title
+            if (shown := len({line.run for line in lines[:CURVES]})) < len(infos) and len(lines) >= CURVES:
+                title += f" ({shown} of {len(infos)} runs)"
             marks = store.findings(infos[0].id) if len(infos) == 1 else []
             drawn.append((title, draw(title, panel.unit, lines, marks, panel.log)))
     return drawn
