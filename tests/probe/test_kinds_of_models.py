@@ -208,3 +208,17 @@ def test_a_scripted_part_is_run_and_not_looked_into():
     expected = dormant_neurons(plain, X, layers=["2"]).scores["2"]
     torch.testing.assert_close(dormant_neurons(model, X, layers=["2"]).scores["2"], expected)
     torch.testing.assert_close(dormant_neurons(model, X).scores["2"], expected)
+
+
+def test_a_layer_with_a_normalised_weight_keeps_its_name_and_its_channels():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 5, 1))
+            self.fc = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 6))
+
+        def forward(self, x):
+            return self.fc(self.conv(x[..., None]).relu()[..., 0]).tanh()
+
+    found = dormant_neurons(Normalised(), X)
+    assert {name: scores.shape for name, scores in found.scores.items()} == {"conv": (5,), "fc": (6,)}

@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def with_weights(model: nn.Module) -> dict[str, nn.Module]:
-    """Name to module: those that take hooks (scripted ones do not) and own a weight matrix or kernel."""
+    """Name to module: those that take hooks (scripted ones do not) and own a weight matrix or kernel.
+
+    One that computes its weight (spectral or weight normalisation) owns it, not the part that computes it.
+    """
     return {
         name: module
         for name, module in model.named_modules()
-        if any(p.dim() > 1 for p in module.parameters(recurse=False))
+        if (is_parametrized(module) or any(p.dim() > 1 for p in module.parameters(recurse=False)))
+        and "parametrizations" not in name.split(".")
         and not isinstance(module, torch.jit.ScriptModule)
     }
 
