@@ -154,6 +154,8 @@ def test_functional_gradients_are_those_of_the_backward_pass_and_forward_mode_se
     tangents = {name: torch.randn_like(p) for name, p in given.items()}
     expected = directional_derivative(copy.deepcopy(made).eval(), x, loss, tangents)
     torch.testing.assert_close(directional_derivative(made, x, loss, tangents), expected)
+    along = torch.func.jvp(made, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(along, torch.func.jvp(made.eval(), (x,), (torch.ones_like(x),)))
 
 
 def test_a_model_is_converted_in_one_line_and_its_state_dict_fits():

@@ -211,6 +211,12 @@ def test_what_a_relu_or_a_sibling_keeps_is_not_saved():
     assert held(small) > held(plain)
 
 
+def test_forward_mode_sees_the_plain_layer():
+    plain, layer, x = pair(20, 4, ratio=0.2)
+    tangents = (torch.randn(20, 4),)
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), tangents), torch.func.jvp(plain, (x,), tangents))
+
+
 def test_in_evaluation_or_with_as_many_samples_as_rows_it_is_linear():
     for options, prepare in (({"ratio": 0.1}, nn.Module.eval), ({"ratio": 1.0}, nn.Module.train)):
         plain, randomized, x = pair(20, 3, **options)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg._core.checks import check_positive
+from thalweg.nn._forward_mode import in_forward_mode
 from thalweg.nn._full_precision import full_precision
 
 __all__ = ["TrAct", "TrActConv2d", "TrActLinear"]
@@ -164,7 +165,8 @@ class TrAct(nn.Module):
         return made.train(layer.training)
 
     def _fits(self) -> bool:
-        return self.training and torch.is_grad_enabled() and self.weight.requires_grad
+        backward = self.training and torch.is_grad_enabled() and self.weight.requires_grad
+        return backward and not in_forward_mode()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ridge={self.ridge:g}"

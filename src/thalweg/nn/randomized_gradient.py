@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg._core.checks import check_choice, check_count, check_number
+from thalweg.nn._forward_mode import in_forward_mode
 from thalweg.nn._full_precision import full_precision
 
 __all__ = ["RandomizedLinear", "RandomizedVariance", "randomized_linear_variance"]
@@ -135,9 +136,9 @@ class RandomizedLinear(nn.Linear):
 
     Nothing is saved where another operation keeps the same input: a ReLU before the layer, which keeps its
     output, or a sibling such as the other two of query, key and value, until all are replaced. In evaluation,
-    without gradients, or with p >= rows, it is ``nn.Linear``. Gradients of gradients are refused; those of
-    single examples by ``torch.func.vmap`` need its ``randomness``. Seeds come from the global generator of
-    the CPU: give ranks of a data-parallel run different ones, or they share S.
+    without gradients, in forward mode, or with p >= rows, it is ``nn.Linear``. Gradients of gradients are
+    refused; those of single examples by ``torch.func.vmap`` need its ``randomness``. Seeds come from the
+    global generator of the CPU: give ranks of a data-parallel run different ones, or they share S.
 
     Args:
         in_features, out_features, bias: of ``nn.Linear``.
@@ -198,6 +199,7 @@ class RandomizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         exact = not (self.training and torch.is_grad_enabled() and self.weight.requires_grad)
+        exact = exact or in_forward_mode()
         rows = input.numel() // max(1, self.in_features)
         if exact or (samples := self.samples(rows)) >= rows:
             return functional.linear(input, self.weight, self.bias)
