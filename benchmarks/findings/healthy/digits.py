@@ -1,4 +1,4 @@
-"""Handwritten digits: constant and decaying rates, dropout, norms, averaging, small and large batches."""
+"""Handwritten digits: constant and decaying rates, dropout, norms, averaging, shortcuts, small and large batches."""
 
 from __future__ import annotations
 
@@ -26,6 +26,23 @@ def layer_norm(seed: int) -> Outcome:
     lion = partial(optim.Lion, lr=3e-4, weight_decay=0.1)
     split = tasks.handwritten_digits(seed=seed)
     return train(model, split, seed, 300, lion, warm=True, before_step=clipping(1.0))
+
+
+def biased(seed: int) -> Outcome:
+    """Convolutions with biases in front of batch norm, as most people write them: no gradient moves those."""
+    layers: list[nn.Module] = []
+    for incoming, outgoing, stride in ((1, 8, 1), (8, 16, 2), (16, 16, 2)):
+        convolution = nn.Conv2d(incoming, outgoing, 3, stride, padding=1)
+        layers += [convolution, nn.BatchNorm2d(outgoing), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    split = tasks.handwritten_digits(shape="image", seed=seed)
+    return train(model, split, seed, 200, partial(torch.optim.Adam, lr=3e-3))
+
+
+def residual(seed: int) -> Outcome:
+    model = tasks.ResNet(width=8, stages=3, blocks=1, seed=seed)
+    split = tasks.handwritten_digits(shape="image", seed=seed)
+    return train(model, split, seed, 150, partial(torch.optim.SGD, lr=0.1), batch=128)
 
 
 def averaged(params: Iterator[Tensor]) -> torch.optim.Optimizer:
@@ -56,3 +73,5 @@ mlp_averaged = Healthy(
     lambda seed: digits_mlp(seed, 400, averaged),
     accuracy=0.9,
 )
+cnn_biased = Healthy("digits", "CNN, biases before batch norm", "Adam", biased, accuracy=0.9)
+resnet = Healthy("digits, batches of 128", "ResNet, batch norm", "SGD", residual, accuracy=0.9)
