@@ -66,6 +66,21 @@ def test_over_accumulated_batches_it_is_their_mean(net, tmp_path):
     assert [value for _, value in losses(tmp_path)] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_an_evaluation_with_gradients_on_is_no_part_of_it(net, tmp_path):
+    opt, wanted = torch.optim.SGD(net.parameters(), lr=0.1), []
+    with watching_everything(name="script", store=tmp_path / "s", budget=0):
+        for _ in range(6):
+            for noise in range(3):
+                F.cross_entropy(net(X + noise), Y)
+            loss = F.cross_entropy(net(X), Y)
+            loss.backward(retain_graph=True)
+            loss.backward()
+            wanted.append(loss.item())
+            opt.step()
+            opt.zero_grad()
+    assert [value for _, value in losses(tmp_path)] == pytest.approx(wanted)
+
+
 def sharpness_aware(params):
     return optim.SAM(torch.optim.SGD(params, lr=0.1), radius=0.1)
 

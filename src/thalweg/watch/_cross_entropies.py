@@ -48,13 +48,23 @@ class CrossEntropies:
             self._last = loss.detach(), target, asked["ignore_index"], summed
             # Within somebody's compiled region what is read here would be compiled again when it changes.
             if not torch.compiler.is_compiling():
-                mean = _mean(*self._last)
-                self._total = mean if self._total is None else self._total + mean
-                self._calls += 1
+                self._count(loss, _mean(*self._last))
         return loss
 
+    def _count(self, loss: Tensor, mean: Tensor) -> None:
+        """Add it once it is differentiated: many evaluate without ``no_grad``, which is no training."""
+        waiting = [mean]
+
+        def differentiated(_: Tensor) -> None:
+            if waiting:
+                mean = waiting.pop()
+                self._total = mean if self._total is None else self._total + mean
+                self._calls += 1
+
+        loss.register_hook(differentiated)
+
     def taken(self, closure: bool) -> Tensor | None:
-        """The mean loss of an example since the last step, over the batches that were accumulated.
+        """The mean loss of an example since the last step, over the batches that were differentiated.
 
         Args:
             closure: the step that begins has one, which has not been called yet: the last loss is the latest.
