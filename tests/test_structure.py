@@ -71,6 +71,14 @@ def test_every_exported_name_exists_and_is_documented(room):
                 assert thing.__doc__, f"{module.__name__}.{name}"
 
 
+@pytest.mark.parametrize("room", ["nn", "optim", "probe"])
+def test_a_star_imports_what_a_room_lists(room):
+    names = {}
+    exec(f"from thalweg.{room} import *", names)
+    listed = {name for module in modules(f"thalweg.{room}") for name in getattr(module, "__all__", ())}
+    assert listed and listed == names.keys() - {"__builtins__"}
+
+
 def test_files_hold_one_idea():
     long = {
         str(file.relative_to(SOURCE)): count

@@ -1,4 +1,4 @@
-"""Handwritten digits: constant and decaying rates, dropout, norms, averaging, shortcuts, small and large batches."""
+"""Handwritten digits: constant and decaying rates, dropout, norms, averaging, shortcuts, batch sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digits that a variational autoencoder draws again: random numbers in the model, pixels that are mostly black."""
+"""Digits that a variational autoencoder draws again: a random model, and pixels that are mostly black."""
 
 from __future__ import annotations
 

@@ -32,6 +32,8 @@ def exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
     """
 
     def get(name: str) -> Any:
+        if name == "__all__":
+            return sorted(_places(package))
         if name.startswith("_"):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         # Only what is asked for: a name may bring a heavy import of its own.
