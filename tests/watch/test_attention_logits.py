@@ -55,7 +55,7 @@ def test_a_model_without_attention_is_asked_once_and_never_run_again(monkeypatch
             return super().forward(x)
 
     monkeypatch.setattr("thalweg.watch.senses.all_sensors", lambda: [attention_logit])
-    model, steps = Counted(8, 4), 40
+    model, steps = nn.Sequential(nn.Flatten(), Counted(8, 4)), 40
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     with thalweg.watch(model, opt, budget=1e9, store=None) as run:
         for _ in range(steps):

@@ -25,7 +25,7 @@ def attention_logit(at: Moment) -> list[Raw]:
         found = attention_logits(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
     except ValueError:
         # No attention that could be seen, so there will be none later.
-        named = any("atten" in type(module).__name__.lower() for module in at.model.modules())
-        return at.over(UNSEEN if named else None)
+        kinds = {type(module).__name__.lower() for module in at.model.modules()}
+        return at.over(UNSEEN if any("attention" in kind or "attn" in kind for kind in kinds) else None)
     largest = torch.stack([heads.amax() for heads in found.per_head.values()])
     return [Raw("attention logit", found.largest, tuple(found.per_head), largest)]
