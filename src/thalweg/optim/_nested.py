@@ -72,6 +72,20 @@ def run_inner(
     return (update.clone() if taken else update), new  # the caller may write to it
 
 
+def diagonal_of(inner: Transform, state: State, k: Scalars) -> Any:
+    """What ``inner`` multiplies the gradient of ``k.parameter`` by; ones for momentum, None if unknown."""
+    if inner.precondition is None:
+        return None if inner.stability is None else torch.ones_like(k.parameter)
+    return inner.precondition(state, k)
+
+
+def innermost(transform: Transform) -> Transform:
+    """What is left when everything that runs another transform inside is taken away."""
+    while isinstance(inside := transform.arguments.get("inner"), Transform):
+        transform = inside
+    return transform
+
+
 def element_work(inner: Transform) -> Work:
     """The inner transform in place: ``out`` becomes the update of ``u`` (of ``out``, if there is none)."""
 

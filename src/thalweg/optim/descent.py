@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg._core.checks import check_choice, check_not_negative, nearest
+from thalweg._core.factored import Factored
 from thalweg.optim._chain import GROUP_KEYS, Link, applied, link, numbers, rebuilt
 from thalweg.optim._finite import ANSWERS
 from thalweg.optim._layout import is_sharded
@@ -18,7 +19,7 @@ from thalweg.optim._place import Place
 from thalweg.optim._rounding import ROUNDINGS
 from thalweg.optim._state import refuse_foreign_state, restore_dtypes
 from thalweg.optim._sweep import Sweep
-from thalweg.optim.transform import State, Transform
+from thalweg.optim.transform import Scalars, State, Transform
 
 __all__ = ["Descent"]
 
@@ -203,8 +204,13 @@ class Descent(Optimizer):
         super().load_state_dict(state_dict)
         restore_dtypes(self, state_dict)
 
-    def preconditioner(self, p: Tensor) -> Tensor | None:
-        """The diagonal, shaped like ``p``, that multiplies the gradient; None before the first step.
+    def preconditioner(self, p: Tensor) -> Tensor | Factored | None:
+        """What multiplies the gradient, with its state as it is; None before the first step.
+
+        Mostly a diagonal, shaped like ``p``. Within a subspace (``project``), or of lengths and directions
+        (``normalized``), a symmetric matrix that is known by a factor: ``factor``, ``transposed`` and
+        ``times`` are its products. None also where a step is no multiple of the gradient: signs, Fira's
+        scaled residual, DiffGrad's friction.
 
         Raises:
             ValueError: for a complex parameter, whose real and imaginary parts are scaled apart.
@@ -221,7 +227,8 @@ class Descent(Optimizer):
                 plain = line.layout.pack(group, float(state["step"]))
                 packed = torch.tensor(plain, dtype=torch.float64).unbind()
                 slots = State({slot: state[key] for slot, key in one.slots.items()})
-                return one.transform.precondition(slots, line.layout.unpack(index, packed, ()))
+                k = line.layout.unpack(index, packed, ())
+                return one.transform.precondition(slots, Scalars({**k.values, "parameter": p}))
         return None
 
     def stability_limit(self, group: dict[str, Any]) -> float:

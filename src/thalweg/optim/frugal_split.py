@@ -13,9 +13,10 @@ from thalweg._core.checks import (
     check_not_negative,
     check_number,
 )
+from thalweg._core.factored import InSubspace
 from thalweg.optim._kernel import made
 from thalweg.optim._loop import entries
-from thalweg.optim._nested import check_inner, inner_slots, run_inner
+from thalweg.optim._nested import check_inner, diagonal_of, inner_slots, run_inner
 from thalweg.optim._pieces import finite
 from thalweg.optim._subspace import add_up, down, factors, is_matrix, leading, tall
 from thalweg.optim.adaptive import adam
@@ -175,6 +176,24 @@ def split(
         clock = Scalars({**k.values, "step": (k.step - 1) % every + 1})
         return dict(inner.scalars(clock)) if inner.scalars else {}
 
+    def precondition(state, k):
+        p, kept = k.parameter, state.part
+        # A sign moves by no multiple of its gradient.
+        linear = rest.stability is not None or not k.rest_scale
+        outside = torch.full_like(p, float(k.rest_scale)) if linear else None
+        if by == "blocks" and not kept.item():
+            return outside
+        exact = Scalars({"density": float(k.density)})
+        template = p if by == "blocks" else low(p, exact)
+        inside = diagonal_of(inner, state, Scalars({**k.values, "parameter": template}))
+        if inside is None or by == "blocks":
+            return inside if inside is None else k.inner_scale * inside
+        if outside is None:
+            return None
+        if by in ("random", "svd"):
+            return InSubspace(p.shape, kept, inside, float(k.inner_scale), float(k.rest_scale))
+        return outside.index_copy(int(by == "columns"), kept, k.inner_scale * inside)
+
     fresh: dict[str, Any] = {"part": first, **inner_slots(inner, low)}
     return matrix(
         update,
@@ -183,6 +202,7 @@ def split(
         scalars=scalars,
         applies=lambda p, k: is_matrix(p) and k.density < 1,
         otherwise=inner,
+        precondition=precondition,
         density=density,
         inner_scale=inner_scale,
         rest_scale=rest_scale,

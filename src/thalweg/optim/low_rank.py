@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from thalweg._core.checks import check_choice, check_count, check_number, check_positive
-from thalweg.optim._nested import check_inner, inner_slots, run_inner
+from thalweg._core.factored import InSubspace
+from thalweg.optim._nested import check_inner, diagonal_of, inner_slots, run_inner
 from thalweg.optim._pieces import finite
 from thalweg.optim._residual import left_squares
 from thalweg.optim._subspace import (
@@ -25,7 +26,7 @@ from thalweg.optim._subspace import (
 )
 from thalweg.optim.adaptive import adam
 from thalweg.optim.range_finder import METHODS
-from thalweg.optim.transform import Transform, matrix, part
+from thalweg.optim.transform import Scalars, Transform, matrix, part
 
 __all__ = ["project"]
 
@@ -149,6 +150,13 @@ def project(
         state = state.replace(norm=torch.where(counts, now * cut, last))
         return factor * (cut * correction).to(factor.dtype), state
 
+    def precondition(state, k):
+        if basis.missing(state):
+            return None
+        inside = diagonal_of(inner, state, Scalars({**k.values, "parameter": low(k.parameter, k)}))
+        held = basis.read(state, k.parameter, int(k.rank))
+        return None if inside is None else InSubspace(k.parameter.shape, held, inside, float(k.scale))
+
     return matrix(
         update,
         slots=tuple(fresh),
@@ -156,6 +164,8 @@ def project(
         scalars=inner.scalars,
         applies=lambda p, k: is_matrix(p) and k.rank != 0 and check_rank(p, k.rank) > 0,
         otherwise=inner,
+        precondition=precondition if residual == "none" else None,
+        stability=inner.stability if residual == "none" else None,
         rank=rank,
         scale=scale,
         lazy_threshold=lazy_threshold,

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from thalweg._core.checks import check_not_negative
+from thalweg._core.factored import OfLengths
 from thalweg.optim._betas import check_betas
-from thalweg.optim._nested import ALONE, check_inner, inner_slots, run_inner
+from thalweg.optim._nested import ALONE, check_inner, diagonal_of, inner_slots, innermost, run_inner
 from thalweg.optim._pieces import pieces
 from thalweg.optim._subspace import is_matrix
 from thalweg.optim.adaptive import adam
@@ -92,6 +93,18 @@ def normalized(
         direction *= torch.where(there & (after > 0), (before - k.lr * longer) / after, 1.0)
         return direction.neg_().add_(p).div_(k.lr), state
 
+    def precondition(state, k):
+        assert lengths.precondition is not None
+        turning = diagonal_of(inner, state, k)
+        if turning is None:
+            return None
+        p = k.parameter.detach()
+        size = p.norm(dim=1, keepdim=True)
+        found = {name: k.values[f"length_{name}"] for name in ("unbias", "unbias_root", "added")}
+        means = State({"mean": state.length_mean, "square": state.length_square})
+        along = lengths.precondition(means, Scalars({**steering(k), **found}))
+        return OfLengths(torch.where(size > 0, p / size, 0.0), along, turning)
+
     like = inner_slots(inner, lambda p, k: p)
     fresh: dict[str, Any] = {**like, "length_mean": rows, "length_square": rows}
 
@@ -105,6 +118,9 @@ def normalized(
         scalars=scalars,
         applies=applies,
         otherwise=inner,
+        precondition=precondition,
+        # At a minimum lengths and directions move as any weight does: the same betas have the same limit.
+        stability=inner.stability if innermost(inner).name == "adam" and not own else None,
         **own,
         **inner.hyper,
     )

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 
 from thalweg._core.checks import check_choice, check_count
-from thalweg.optim._blocks import pack, read, store, table_of, unpack
+from thalweg.optim._blocks import by_block, pack, read, store, table_of, unpack
 from thalweg.optim._codes import state_code
 from thalweg.optim._kernel import made
 from thalweg.optim._loop import loop
@@ -116,6 +116,17 @@ def quantized(inner: Transform, bits: int = 8, block: int | None = None, smalles
             for one, new in zip(packed, filled[len(moving) :], strict=True):
                 one.copy_(pack(new.view(-1)[:count], bits))
 
+    def precondition(state, k):
+        assert inner.precondition is not None
+        shape = k.parameter.shape
+        full = {}
+        for slot, kind in zip(inner.slots, kinds, strict=True):
+            number = unpack(state.slots[slot], bits, count(k.parameter))
+            values = by_block(read(number, table_of(kind, number.device)), size)
+            scaled = values * state.slots[f"{slot}_scale"][:, None]
+            full[slot] = scaled.reshape(-1)[: count(k.parameter)].view(shape)
+        return inner.precondition(State(full), k)
+
     return whole(
         update,
         slots=tuple(name for slot in inner.slots for name in (slot, f"{slot}_scale")),
@@ -125,6 +136,7 @@ def quantized(inner: Transform, bits: int = 8, block: int | None = None, smalles
         scalars=inner.scalars,
         applies=lambda p, k: count(p) >= smallest,
         otherwise=inner,
+        precondition=precondition if inner.precondition else None,
         stability=inner.stability,
         **inner.hyper,
     )

@@ -88,7 +88,9 @@ class Transform:
         shards: whether it works on a part of a tensor; element transforms and sums over a tensor do.
         restart: ``k`` as plain floats to whether the chain's state is zeroed before this step.
         borrows: slots that are read from the next transform that keeps one of the same name, if any does.
-        precondition: ``(state, k)`` to the diagonal by which the gradient is multiplied.
+        precondition: ``(state, k)`` to the diagonal by which the gradient is multiplied, to a
+            :class:`thalweg._core.factored.Factored` if that is a matrix, or to None where it is neither;
+            ``k.parameter`` is the parameter.
         stability: ``k`` as plain floats to the largest stable product of learning rate and sharpness.
         name, arguments: the part that made it and with what, for specs and error messages.
     """
@@ -109,7 +111,7 @@ class Transform:
     shards: bool = True
     restart: Callable[[Scalars], bool] | None = None
     borrows: tuple[str, ...] = ()
-    precondition: Callable[[State, Scalars], Tensor] | None = None
+    precondition: Callable[[State, Scalars], Any] | None = None
     stability: Callable[[Scalars], float] | None = None
     name: str = "custom"
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg._core.factored import Factored
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenpairs import Sharpness, most_products, preconditioned, top_eigenpairs
 from thalweg.probe.gauss_newton import ggn_operator
@@ -32,7 +33,7 @@ def sharpness(
     iterations: int | None = None,
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
-    preconditioner: Sequence[Tensor | None] | None = None,
+    preconditioner: Sequence[Tensor | Factored | None] | None = None,
     generator: torch.Generator | None = None,
     group: Any = None,
 ) -> Sharpness:
@@ -58,8 +59,9 @@ def sharpness(
             :func:`top_eigenpairs`.
         tol: largest residual over eigenvalue at which to stop; 0 spends all iterations.
         warm_start: flat vectors of shape (n,), such as ``Sharpness.vectors``.
-        preconditioner: :math:`P`, one non-negative tensor shaped like each parameter (None for ones):
-            eigenvalues of :math:`P^{1/2} H P^{1/2}`, which are those of :math:`P H`.
+        preconditioner: :math:`P`, as :func:`preconditioned` takes it, one non-negative tensor shaped like
+            each parameter (None for ones): eigenvalues of :math:`P^{1/2} H P^{1/2}`, which are those of
+            :math:`P H`.
         generator: draws the start; by default a private one with seed 0, so that readings repeat.
         group: process group whose members each hold an equal part of the batch and all call this, with the
             same arguments otherwise; None for one.
@@ -86,7 +88,7 @@ def gauss_newton_sharpness(
     iterations: int | None = None,
     tol: float = 1e-2,
     warm_start: Sequence[Tensor] | None = None,
-    preconditioner: Sequence[Tensor | None] | None = None,
+    preconditioner: Sequence[Tensor | Factored | None] | None = None,
     generator: torch.Generator | None = None,
     group: Any = None,
 ) -> Sharpness:
@@ -125,10 +127,10 @@ def preconditioned_sharpness(
 ) -> Sharpness:
     r"""Sharpness as an adaptive optimizer sees it: of :math:`P^{1/2} H P^{1/2}` (arXiv 2110.04369).
 
-    :math:`P` comes from :func:`preconditioner_of`; it is ones for SGD, before the first step and for chains
-    without a diagonal (Lion's signs). Learning rates that differ between groups are not part of it. For the
-    Gauss-Newton matrix, give :func:`gauss_newton_sharpness` the
-    ``preconditioner=preconditioner_of(optimizer, params)``.
+    :math:`P` comes from :func:`preconditioner_of`: a diagonal, or a matrix for an Adam within a subspace
+    (GaLore); ones for SGD, before the first step and for chains without either (Lion's signs). Learning
+    rates that differ between groups are not part of it. For the Gauss-Newton matrix, give
+    :func:`gauss_newton_sharpness` the ``preconditioner=preconditioner_of(optimizer, params)``.
 
     Args:
         optimizer: holds every one of ``params``; a ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop``,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from thalweg._core.checks import check_count
+from thalweg._core.factored import Factored, sound
 from thalweg.probe._continued import continued
 from thalweg.probe._named import NamedParams
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenvalues import lanczos
-from thalweg.probe.operator import CurvatureOperator, flatten
+from thalweg.probe.operator import CurvatureOperator, flatten, split
 from thalweg.probe.parameter_shares import layer_shares
 
 __all__ = ["Sharpness", "preconditioned", "top_eigenpairs"]
@@ -34,6 +36,8 @@ class Sharpness:
         eigenvalues: the ``top=`` largest, in falling order.
         vectors: their unit vectors, each flat of shape (n,), in the order of ``params``; the next call's
             ``warm_start``. Of the preconditioned matrix, if there was a preconditioner.
+        sizes: how many entries of a vector belong to each parameter: its own number, but behind a
+            preconditioner within a subspace that of the subspace.
         hvps: products with the matrix that were spent.
         residual: length of ``H v - top v``: some eigenvalue lies within this distance of ``top``.
     """
@@ -43,6 +47,7 @@ class Sharpness:
     vectors: list[Tensor]
     hvps: int
     residual: float
+    sizes: tuple[int, ...] = ()
 
     def shares(self, model_or_named_params: NamedParams) -> list[dict[str, float]]:
         """Which parameters each eigenvector lives in: their shares of its squared length.
@@ -50,7 +55,8 @@ class Sharpness:
         Args:
             model_or_named_params: as for :func:`layer_shares`, in the order of ``params``.
         """
-        return [layer_shares(vector, model_or_named_params) for vector in self.vectors]
+        sizes = self.sizes or None
+        return [layer_shares(vector, model_or_named_params, sizes) for vector in self.vectors]
 
 
 def drawn(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,13 +94,18 @@ def _checked(operator: CurvatureOperator, warm: Sequence[Tensor]) -> Tensor:
 
 
 @costs(0, 0, memory="one more vector")
-def preconditioned(operator: CurvatureOperator, preconditioner: Sequence[Tensor | None]) -> CurvatureOperator:
-    r""":math:`P^{1/2} A P^{1/2}` for a diagonal :math:`P`: its eigenvalues are those of :math:`P A`.
+def preconditioned(
+    operator: CurvatureOperator, preconditioner: Sequence[Tensor | Factored | None]
+) -> CurvatureOperator:
+    r""":math:`F^\top A F` for :math:`P = F F^\top`: its eigenvalues other than 0 are those of :math:`P A`.
+
+    Of a diagonal :math:`P` this is :math:`P^{1/2} A P^{1/2}`. Of one within a subspace (GaLore's) its vectors
+    have as many entries as the subspace, and so has the operator.
 
     Args:
         operator: :math:`A`.
-        preconditioner: :math:`P`, one non-negative tensor shaped like each parameter, None for ones; such as
-            :func:`preconditioner_of` gives.
+        preconditioner: :math:`P`, one non-negative tensor or :class:`Factored` shaped like each parameter,
+            None for ones; such as :func:`preconditioner_of` gives.
 
     Raises:
         ValueError: the number of tensors or a shape differs, or an entry is negative or not finite.
@@ -102,18 +113,39 @@ def preconditioned(operator: CurvatureOperator, preconditioner: Sequence[Tensor 
     diagonals = list(preconditioner)
     if len(diagonals) != len(operator.shapes):
         raise ValueError(f"preconditioner must hold {len(operator.shapes)} tensors, got {len(diagonals)}")
-    filled = []
+    filled: list[Tensor | Factored] = []
     for index, (diagonal, shape) in enumerate(zip(diagonals, operator.shapes, strict=True)):
         diagonal = operator.like.new_ones(shape) if diagonal is None else diagonal
         if diagonal.shape != shape:
             raise ValueError(
                 f"preconditioner[{index}] must have shape {tuple(shape)}, got {tuple(diagonal.shape)}"
             )
-        if not bool((diagonal.isfinite() & (diagonal >= 0)).all()):
+        if not (sound(diagonal) if isinstance(diagonal, Tensor) else diagonal.finite()):
             raise ValueError(f"preconditioner[{index}] must be finite and not negative")
         filled.append(diagonal)
-    root = flatten(filled, operator.like).sqrt()
+    if any(isinstance(one, Factored) for one in filled):
+        return _by_factors(operator, filled)
+    root = flatten(cast(list[Tensor], filled), operator.like).sqrt()
     return operator._replace(matvec=lambda vector: root * operator.matvec(root * vector))
+
+
+def _by_factors(operator: CurvatureOperator, parts: Sequence[Tensor | Factored]) -> CurvatureOperator:
+    """With vectors of as many entries as the factors have columns."""
+    like = operator.like
+    factors = [part.to(like).sqrt() if isinstance(part, Tensor) else part for part in parts]
+    shapes = tuple(part.shape if isinstance(part, Tensor) else torch.Size([part.size]) for part in parts)
+
+    def matvec(vector: Tensor) -> Tensor:
+        pairs = zip(factors, split(vector, shapes), strict=True)
+        raised = [by * x if isinstance(by, Tensor) else by.factor(x) for by, x in pairs]
+        product = split(operator.matvec(flatten(raised, like)), operator.shapes)
+        back = [
+            by * y if isinstance(by, Tensor) else by.transposed(y)
+            for by, y in zip(factors, product, strict=True)
+        ]
+        return flatten(back, like)
+
+    return CurvatureOperator(matvec, sum(shape.numel() for shape in shapes), like, shapes)
 
 
 @costs(0, 0, hvps=20, memory="as many parameter copies as iterations")
@@ -151,6 +183,7 @@ def top_eigenpairs(
     iterations = most_products(top, iterations, warm_start)
     if top > operator.n:
         raise ValueError(f"top must be at most the number of parameters ({operator.n}), got {top}")
+    sizes = tuple(shape.numel() for shape in operator.shapes)
     start = drawn(operator.n, operator.like, private_generator(generator))
     if warm_start:
         noise, warm = NOISE * start / torch.linalg.vector_norm(start), _checked(operator, warm_start)
@@ -165,9 +198,11 @@ def top_eigenpairs(
                 least=max(LEAST, top + 1),
             )
             pairs = tuple(more.values.tolist())
-            return Sharpness(pairs[0], pairs, list(more.vectors), more.products, more.residuals[0].item())
+            residual = more.residuals[0].item()
+            return Sharpness(pairs[0], pairs, list(more.vectors), more.products, residual, sizes)
         mean = warm.sum(0)
         start = mean / torch.linalg.vector_norm(mean) + noise
     found = lanczos(operator.matvec, start, iterations, tol, wanted=top, least=LEAST)
     values = tuple(found.eigenvalues[:top].tolist())
-    return Sharpness(values[0], values, list(found.vectors), found.products, found.residuals[0].item())
+    residual = found.residuals[0].item()
+    return Sharpness(values[0], values, list(found.vectors), found.products, residual, sizes)

@@ -1,4 +1,4 @@
-"""The diagonal by which an optimizer multiplies its gradient, read from its state."""
+"""What an optimizer multiplies its gradient by, read from its state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from thalweg._core.factored import Factored
 from thalweg.probe.cost import costs
 
 __all__ = ["preconditioner_of"]
@@ -28,21 +29,23 @@ def _root(optimizer: torch.optim.Optimizer, group: dict, state: dict) -> Tensor:
 
 @torch.no_grad()
 @costs(0, 0, memory="one tensor a parameter")
-def preconditioner_of(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> list[Tensor]:
-    r"""The frozen diagonal :math:`P` of each parameter: a step is rate times :math:`P` times momentum.
+def preconditioner_of(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> list[Tensor | Factored]:
+    r"""The frozen :math:`P` of each parameter, mostly a diagonal: a step is rate times P times momentum.
 
     Adam and AdamW: :math:`1/(\sqrt{v/(1-\beta_2^t)}+\epsilon)`, with the largest :math:`v` so far under
     AMSGrad. RMSprop: :math:`1/(\sqrt{v}+\epsilon)`. SGD, and any parameter not yet stepped: ones. Any other
-    optimizer is asked: ``optimizer.preconditioner(p)`` returns a tensor shaped like ``p``, or None for ones.
-    So answers a :class:`thalweg.optim.Descent` without a diagonal, also one whose steps are no multiple of
-    the gradient: signs (Lion), an Adam within a subspace. No stability limit is known for these either.
+    optimizer is asked: ``optimizer.preconditioner(p)`` returns a tensor shaped like ``p``, a matrix known by
+    a factor (an Adam within a subspace, GaLore's), or None for ones. None is also what a
+    :class:`thalweg.optim.Descent` answers whose steps are no multiple of the gradient: signs (Lion), Fira's
+    residual, DiffGrad's friction. No stability limit is known for these either.
 
     Args:
         optimizer: holds every one of ``params``.
         params: tensors.
 
     Returns:
-        One tensor a parameter, of its shape, in units of parameter over gradient.
+        One a parameter, of its shape, in units of parameter over gradient; what is no tensor has products
+        ``times(g)``, ``factor(x)`` and ``transposed(g)``.
 
     Raises:
         ValueError: a parameter is not in the optimizer; the optimizer neither has a ``preconditioner`` method
@@ -56,7 +59,7 @@ def preconditioner_of(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]
             f"optimizer must be one of {KNOWN}, or have a method preconditioner(p); "
             f"got {type(optimizer).__name__}"
         )
-    diagonals = []
+    diagonals: list[Tensor | Factored] = []
     for index, p in enumerate(params):
         if id(p) not in groups:
             raise ValueError(f"params[{index}] must belong to the optimizer, got one that it does not hold")
@@ -74,5 +77,5 @@ def preconditioner_of(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]
                 f"optimizer.preconditioner(params[{index}]) must have shape {tuple(p.shape)}, "
                 f"got {tuple(diagonal.shape)}"
             )
-        diagonals.append(diagonal.detach())
+        diagonals.append(diagonal.detach() if isinstance(diagonal, Tensor) else diagonal)
     return diagonals

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from thalweg._core.factored import Factored
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
 from thalweg.watch.coming_step import behind
@@ -61,14 +62,14 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
             one.train()
         params = [p for p in at.named.values() if p.requires_grad]
         warm = memory.get("vectors")
-        if warm and len(warm[0]) != sum(p.numel() for p in params):
-            warm = None
         diagonal = _known(lambda: preconditioner_of(at.optimizer, params))
         if diagonal is not None:
             gradients = torch.autograd.grad(loss(), params, allow_unused=True)
             diagonal = behind(at.optimizer, params, diagonal, gradients)
         if not alike:
             diagonal = _to_one_limit(params, diagonal, groups, [limit / one for one in limits])
+        if warm and len(warm[0]) != sum(map(_columns, diagonal or params)):
+            warm = None
         found = sharpness(loss, params, iterations=PRODUCTS, warm_start=warm, preconditioner=diagonal)
     memory["vectors"] = found.vectors
     memory["products"] = memory.get("products", 0) + found.hvps
@@ -93,10 +94,10 @@ def _normalises_by_batch(module: nn.Module) -> bool:
 
 def _to_one_limit(
     params: list[nn.Parameter],
-    diagonal: list[Tensor] | None,
+    diagonal: list[Tensor | Factored] | None,
     groups: list[dict[str, Any]],
     scales: list[float],
-) -> list[Tensor]:
+) -> list[Tensor | Factored]:
     """The preconditioner times, group by group, one limit over the group's own.
 
     With L the limit of each parameter, steps with momentum start to grow where H x = L x has a solution: an
@@ -104,7 +105,13 @@ def _to_one_limit(
     """
     scale = {id(p): one for group, one in zip(groups, scales, strict=True) for p in group["params"]}
     plain = [torch.ones_like(p) for p in params] if diagonal is None else diagonal
-    return [scale[id(p)] * one for p, one in zip(params, plain, strict=True)]
+    pairs = [(scale[id(p)], one) for p, one in zip(params, plain, strict=True)]
+    return [one.scaled(by) if isinstance(one, Factored) else by * one for by, one in pairs]
+
+
+def _columns(part: Tensor | Factored) -> int:
+    """How many entries of an eigenvector belong to a parameter or its preconditioner."""
+    return part.size if isinstance(part, Factored) else part.numel()
 
 
 def _known(ask: Callable[[], Any]) -> Any:
