@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from thalweg.desk.app import create_app
 from thalweg.desk.run_findings import page_of
 from thalweg.watch import Finding, Remedy, RunStore
+from thalweg.watch.store_findings import StoredFindings
 
 REMEDY = Remedy("clip it", "clip_gradients(opt, 1)", "gradient-clipping")
 CODE = "opt = optim.Descent(model.parameters(), lr=1e-3)  # <-- <this> & <that>\n"
@@ -77,8 +78,10 @@ def many(tmp_path_factory):
 
 def test_of_thousands_of_findings_all_are_reached_and_no_page_is_heavy(many):
     with RunStore(many.app.state.store) as store:
-        findings = store.findings(1)
-    later, earlier = ([*through(findings, way, start)] for way, start in (("later", 1), ("earlier", None)))
+        findings = StoredFindings(store, 1)
+        later, earlier = (
+            [*through(findings, way, start)] for way, start in (("later", 1), ("earlier", None))
+        )
     for pages in (later, earlier[::-1]):
         assert (pages[0][0], pages[-1][-1]) == (1, MANY) and len(pages) < MANY / 8
         assert all(those == [*range(those[0], those[-1] + 1)] and len(those) <= 25 for those in pages)
@@ -91,6 +94,30 @@ def test_of_thousands_of_findings_all_are_reached_and_no_page_is_heavy(many):
     assert max(weights) < 75_000, "scripts and styles without those of plots take 121 kB more"
     assert numbers(many.get("/runs/1").text) == earlier[0]
     assert numbers(many.get("/runs/1?all=1").text) == later[0]
+
+
+@pytest.mark.parametrize("address", ["/runs/1", "/runs/1?findings=1", "/runs/1?findings=2000"])
+def test_a_page_reads_no_more_findings_than_it_and_its_neighbours_show(many, monkeypatch, address):
+    read = []
+    monkeypatch.setattr(Finding, "from_dict", lambda data, of=Finding.from_dict: read.append(1) or of(data))
+    assert len(numbers(many.get(address).text)) > 1 and 0 < len(read) <= 3 * 25
+    read.clear()
+    assert numbers(many.get("/runs/1/findings/2999").text) == [2999] and len(read) == 1
+
+
+def test_what_a_page_says_of_findings_that_it_does_not_show_is_what_a_loop_over_all_says(many):
+    with RunStore(many.app.state.store) as store:
+        stored, all_of_them = StoredFindings(store, 1), store.findings(1)
+        assert len(stored) == MANY and stored.between(2990, 9999) == all_of_them[2990:]
+        assert stored.between(-5, 3) == all_of_them[:3] and stored.between(7, 7) == []
+        marks = [(one.name, one.severity, one.step) for one in all_of_them]
+        assert stored.marks(0, MANY) == marks and stored.marks(10, 12) == marks[10:12]
+        for end in (0, 1, 1500, MANY, MANY + 9):
+            assert stored.critical(end) == sum(one.severity == "critical" for one in all_of_them[:end])
+            known = {one.name for one in all_of_them[:end]}
+            assert stored.known_before({*(one.name for one in all_of_them), "never"}, end) == known
+        names = [one.name for one in all_of_them]
+        assert list(stored.counts().items()) == [(one, names.count(one)) for one in dict.fromkeys(names)]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -103,6 +105,30 @@ def test_rules_remember_and_findings_are_made_once(small, tmp_path):
     assert [(one.name, one.step) for one in third.findings] == [("not finite", 11)]
     with RunStore(path) as store:
         assert len(store.findings(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("update findings set finding = '{'", "row 1 of the findings of run 1 cannot be read"),
+        ("update runs set about = '['", None),
+        ("update runs set about = '[]'", None),
+    ],
+)
+def test_damaged_rows_do_not_keep_a_run_from_going_on(small, tmp_path, damage, told):
+    path = tmp_path / "s"
+    attempt(small, path, 20, [1.0] * 10 + [float("inf")] * 30)
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert attempt(small, path, 20, resume=True).id == 1
+    said = [str(one.message) for one in caught if "thalweg" in str(one.message)]
+    assert said == [] if told is None else len(said) == 1 and told in said[0]
+    info, losses = read(path)[0][0], [one.step for one in read(path)[1]["loss"]]
+    assert (info.outcome, info.steps, info.about["resumed"]) == ("finished", 40, [20])
+    assert losses == [*range(1, 41)]
 
 
 def test_a_rule_that_needs_a_history_has_it_at_once(small, tmp_path):

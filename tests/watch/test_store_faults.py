@@ -17,7 +17,7 @@ import warnings
 import pytest
 
 import thalweg
-from thalweg.watch import RunStore
+from thalweg.watch import Reading, RunStore
 from thalweg.watch._store_schema import WIDTHS
 
 KILLS = 12
@@ -109,6 +109,36 @@ def test_two_writers_at_once_lose_nothing_and_a_reader_sees_whole_batches_meanwh
             steps = [one.step for one in store.readings(run, "loss")]
             assert steps == list(range(1, 10 * batches + 1))
     whole(path)
+
+
+def test_threads_that_share_a_store_take_turns_and_lose_nothing(tmp_path):
+    sys_interval = sys.getswitchinterval()
+    failed = []
+    with RunStore(tmp_path / "s", write=True) as store:
+
+        def work():
+            try:
+                run = store.begin("mine", {})
+                for step in range(1, 120):
+                    store.write(run, step, [(0.0, Reading(step, "loss", 1.0 / step))], [], at=step)
+                    assert len(store.overview(run, "loss")) == step
+                store.end(run, "finished")
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        try:
+            sys.setswitchinterval(1e-5)
+            for one in threads:
+                one.start()
+            for one in threads:
+                one.join()
+        finally:
+            sys.setswitchinterval(sys_interval)
+        assert failed == []
+        for run in (1, 2, 3):
+            assert [one.step for one in store.readings(run, "loss")] == [*range(1, 120)]
+            assert (store.run(run).outcome, store.run(run).about) == ("finished", {"at": 119})
 
 
 def test_a_writer_waits_while_another_holds_the_store_and_training_does_not(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
@@ -33,6 +33,7 @@ def compare(
     run: Annotated[list[int] | None, Query(max_length=64)] = None,
     reading: Annotated[str, Query(max_length=300)] = "",
 ) -> Response:
+    from thalweg.watch.store_findings import StoredFindings
     from thalweg.watch.store_tail import finding_counts
 
     ids = list(dict.fromkeys(run or ()))
@@ -57,7 +58,7 @@ def compare(
                 "state": state_of(one),
                 "kind": kind_of(state_of(one)).replace(" ", "-"),
                 "findings": counts[one.id],
-                "names": _names(store, one.id, source),
+                "names": [*StoredFindings(store, one.id).counts()],
                 "overhead": overhead(one),
                 **_ends(store, one.id, reading),
             }
@@ -75,10 +76,6 @@ def compare(
         mark=max(max(one.seen, one.ended or 0.0) for one in infos),
         most=MOST,
     )
-
-
-def _names(store: RunStore, run: int, source: Any) -> list[str]:
-    return list(dict.fromkeys(one.name for one in store.findings(run, damaged=source.damaged)))
 
 
 def _best(reading: str) -> str:

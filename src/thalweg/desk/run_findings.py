@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, HTTPException, Request
@@ -15,9 +15,10 @@ from thalweg.desk.run_source import run_of, source_of
 from thalweg.desk.views import page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from thalweg.watch import Finding
+    from thalweg.watch.store_findings import StoredFindings
 
 router = APIRouter()
 MOST = 25  # findings on a page
@@ -49,55 +50,66 @@ class FindingsPage:
     total: int
 
 
-def page_of(findings: list[Finding], start: int | None = None) -> FindingsPage:
-    """The findings from number ``start`` on, or the latest where it is None or there are not so many."""
+def page_of(findings: StoredFindings, start: int | None = None) -> FindingsPage:
+    """The findings from number ``start`` on, or the latest where it is None or there are not so many.
+
+    Reads no more of them than the page, its neighbours and the marks need.
+    """
     total = len(findings)
-    latest = total - _fit(reversed(findings))
+    latest = total - _fit(findings.between(total - MOST, total)[::-1])
     first = latest if start is None or start > total else start - 1
-    last = first + _fit(findings[first:])
-    names: dict[str, int] = {}
-    for number, one in enumerate(findings):
-        names.setdefault(one.name, number)
+    here = findings.between(first, first + MOST)
+    here = here[: _fit(here)]
+    last = first + len(here)
+    known = findings.known_before({one.name for one in here}, first)
+    listed = []
+    for number, one in enumerate(here, first + 1):
+        listed.append((number, one, one.name not in known))
+        known.add(one.name)
+    before = findings.between(first - MOST, first)
     return FindingsPage(
-        listed=[
-            (number + 1, findings[number], names[findings[number].name] == number)
-            for number in range(first, last)
-        ],
-        others=_others(findings, first, last),
-        earlier=first - _fit(reversed(findings[:first])) + 1 if first else None,
+        listed=listed,
+        others=_others(findings, first, last, total),
+        earlier=first - _fit(before[::-1]) + 1 if first else None,
         later=None if last == total else 0 if last >= latest else last + 1,
-        critical=sum(one.severity == "critical" for one in findings[:first]),
+        critical=findings.critical(first),
         total=total,
     )
 
 
-def _others(findings: list[Finding], first: int, last: int) -> list[tuple[str, str, list[tuple[int, int]]]]:
+def _others(
+    findings: StoredFindings, first: int, last: int, total: int
+) -> list[tuple[str, str, list[tuple[int, int]]]]:
     """Those before ``first`` and from ``last`` on, the nearest of them, as many as may have marks."""
-    near = [*range(max(first - MARKED, 0), first), *range(last, min(last + MARKED, len(findings)))]
-    near.sort(key=lambda number: max(first - number, number - last + 1))
+    low, high = max(first - MARKED, 0), min(last + MARKED, total)
+    marks = dict(enumerate(findings.marks(low, first), low))
+    marks |= enumerate(findings.marks(last, high), last)
+    near = sorted(marks, key=lambda number: max(first - number, number - last + 1))
     groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
     weight = 0
     for number in near[:MARKED]:
-        one = findings[number]
-        key = one.name[:NAME], one.severity
+        name, severity, step = marks[number]
+        key = str(name)[:NAME], str(severity)
         weight += 20 + (len(htmlsafe_json_dumps(key)) if key not in groups else 0)
         if weight > MARKS_WEIGHT:
             break
-        groups.setdefault(key, []).append((number + 1, one.step))
+        groups.setdefault(key, []).append((number + 1, step))
     return [(*key, marks) for key, marks in groups.items()]
 
 
 @router.get("/runs/{run:int}/findings/{number:int}", include_in_schema=False)
 def one_finding(request: Request, run: int, number: int) -> Response:
     """A finding as the page of its run shows it; they are counted from 1."""
+    from thalweg.watch.store_findings import StoredFindings
+
     source = source_of(request)
     with source.open() as store:
         run_of(store, run, source)
-        found = store.findings(run, damaged=source.damaged)[:number]
-    if len(found) < number or number < 1:
-        raise HTTPException(404, f"run {run} has no finding {number}")
-    one = found[-1]
-    first = all(before.name != one.name for before in found[:-1])
+        findings = StoredFindings(store, run, source.damaged)
+        if not 1 <= number <= len(findings):
+            raise HTTPException(404, f"run {run} has no finding {number}")
+        (one,) = findings.between(number - 1, number)
+        first = not findings.known_before([one.name], number - 1)
     return page(
         request, "_finding.html", one=one, number=number, first=first, papers=papers_of(request, [one])
     )
@@ -110,11 +122,10 @@ def papers_of(request: Request, findings: Iterable[Finding]) -> dict[str, Any]:
     return {key: known[key] for key in keys if key in known}
 
 
-def _fit(findings: Iterable[Finding]) -> int:
+def _fit(findings: Sequence[Finding]) -> int:
     """How many of these, in their order, a page takes; one always."""
-    first = [*islice(findings, MOST)]
-    weights = accumulate(map(_weight, first))
-    return max(sum(weight <= WEIGHT for weight in weights), min(1, len(first)))
+    weights = accumulate(map(_weight, findings[:MOST]))
+    return max(sum(weight <= WEIGHT for weight in weights), min(1, len(findings)))
 
 
 def _weight(one: Finding) -> int:

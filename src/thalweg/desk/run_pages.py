@@ -87,17 +87,18 @@ def one_run(
     phases: Annotated[str, Query(max_length=10)] = "",
     layers: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
+    from thalweg.watch.store_findings import StoredFindings
     from thalweg.watch.store_tail import last_row, layered_names
 
     source = source_of(request)
-    with source.open() as store:
+    with source.open() as store, store.moment():
         found = run_of(store, run, source)
-        # Taken first: what is stored while this page is made comes live, once more rather than never.
+        # Of the same moment as all else: what is stored while this page is made comes live.
         row = last_row(store)
         names = in_order(store.names(run))
-        everything = store.findings(run, damaged=source.damaged)
+        stored = StoredFindings(store, run, source.damaged)
+        findings = page_of(stored, start or (1 if every else None))
         layered = layered_names(store, run)
-    findings = page_of(everything, start or (1 if every else None))
     return page(
         request,
         "run.html",

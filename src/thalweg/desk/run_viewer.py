@@ -170,11 +170,8 @@ class RunViewer(Viewer):
 
     def look(self, store: RunStore, source: RunSource, viewers: Sequence[RunViewer]) -> RunLook:
         # Run, readings and findings of one moment, so that the cursor fits them all.
-        store.db.execute("begin")
-        try:
+        with store.moment():
             return self._look(store, source, {name for one in viewers for name in one.names})
-        finally:
-            store.db.execute("commit")
 
     def _look(self, store: RunStore, source: RunSource, names: set[str]) -> RunLook:
         from thalweg.watch.store_tail import finding_counts, last_row, layered_names, readings_behind

@@ -30,10 +30,17 @@ WIDTHS = (16, 256, 4096, 65536)
 FINITE = "abs(value) < 9e999"
 GAP = "(value is null or abs(value) >= 9e999)"
 
+# Of a finding that others have damaged neither is known, and no index may fail for it.
+NAME, SEVERITY = (
+    f"case when json_valid(finding) then json_extract(finding, '$.{key}') end" for key in ("name", "severity")
+)
+
 # Indexes are no new schema: an earlier thalweg keeps them up as well, and reads a store without them.
 INDEXES = f"""
 create index if not exists gaps on readings (series, step) where {GAP};
 create index if not exists findings_by_run on findings (run);
+create index if not exists findings_by_name on findings (run, {NAME});
+create index if not exists findings_by_severity on findings (run, {SEVERITY});
 """
 
 

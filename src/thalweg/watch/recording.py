@@ -82,7 +82,7 @@ def begin_recording(
         on_finding,
         titles={one.label: one.title for one in optimizers},
         past=lambda: _past(store, run, rules, start) if store and earlier else iter(()),
-        findings=store.findings(run) if store and earlier else (),
+        findings=store.findings(run, damaged=_warned) if store and earlier else (),
     )
     recorder.step = start
 
@@ -98,6 +98,10 @@ def begin_recording(
     for label, why in failures:
         failed(label, why)
     return recorder
+
+
+def _warned(why: str) -> None:
+    warnings.warn(f"thalweg: {why}", stacklevel=2)
 
 
 def _past(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import array
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ class RunStore:
     def __init__(self, path: str | Path, *, write: bool = False, wait: float = 5.0):
         self.path = Path(path)
         self.series: dict[tuple[int, str, tuple[str, ...]], int] = {}
+        self._turn = threading.RLock()
         self.db = open_file(self.path, write, wait)
         # A script may go to another folder meanwhile.
         self._place = self.path.absolute()
@@ -55,6 +58,25 @@ class RunStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
+    def moment(self, kind: str = "deferred") -> Iterator[None]:
+        """What is read within is of one moment, what is written is stored whole or not at all.
+
+        Threads that share this store take turns; within a moment another is part of it.
+        """
+        with self._turn:
+            if self.db.in_transaction:
+                yield
+                return
+            self.db.execute(f"begin {kind}")
+            try:
+                yield
+                self.db.execute("commit")
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("rollback")
+                raise
+
     # Writing.
 
     def begin(self, name: str, about: dict[str, Any]) -> int:
@@ -65,34 +87,29 @@ class RunStore:
         """
         now = time.time()
         row = (name, now, now, json.dumps(about))
+        insert = "insert into runs (name, started, seen, about) values (?, ?, ?, ?)"
         try:
-            cursor = self.db.execute("insert into runs (name, started, seen, about) values (?, ?, ?, ?)", row)
+            with self.moment("immediate"):
+                run = self.db.execute(insert, row).lastrowid
         except sqlite3.Error as error:
             raise ValueError(f"store {str(self.path)!r} cannot be written: {error}") from None
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        assert run is not None
+        return run
 
     def resume(self, run: int, step: int, **about: Any) -> None:
         """Go on with a run behind ``step``: what an earlier attempt stored behind it makes way."""
-        self.db.execute("begin immediate")
-        try:
+        with self.moment("immediate"):
             mine = "series in (select id from series where run = ?)"
             self.db.execute(f"delete from readings where step > ? and {mine}", (step, run))
             ids = [one for (one,) in self.db.execute("select id from series where run = ?", (run,))]
             _store_coarse.cut(self.db, ids, step)
-            told = "coalesce(json_extract(finding, '$.found'), step)"
+            told = "coalesce(case when json_valid(finding) then json_extract(finding, '$.found') end, step)"
             self.db.execute(f"delete from findings where {told} > ? and run = ?", (step, run))
-            (before,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
-            known = json.loads(before)
+            known = self._about(run)
             known |= {**about, "resumed": [*known.get("resumed", ()), step]}
             row = (time.time(), step, json.dumps(known), run)
             state = "ended = null, outcome = null, seen = ?, steps = ?, about = ?"
             self.db.execute(f"update runs set {state} where id = ?", row)
-            self.db.execute("commit")
-        except BaseException:
-            if self.db.in_transaction:
-                self.db.execute("rollback")
-            raise
 
     def write(
         self,
@@ -113,9 +130,8 @@ class RunStore:
             # SQLite would go on writing into what nobody can open any more.
             raise sqlite3.OperationalError(f"{str(self.path)!r} was deleted or moved during the run")
         now = time.time()
-        series = dict(self.series)
-        self.db.execute("begin immediate")
-        try:
+        with self.moment("immediate"):
+            series = dict(self.series)
             rows = [
                 (
                     self._series(series, run, r),
@@ -135,22 +151,28 @@ class RunStore:
             self.db.execute("update runs set seen = ?, steps = ? where id = ?", (now, step, run))
             if about:
                 self._join(run, about)
-            self.db.execute("commit")
-        except BaseException:
-            if self.db.in_transaction:
-                self.db.execute("rollback")
-            raise
         self.series = series
 
     def end(self, run: int, outcome: str, **about: Any) -> None:
         """Mark a run as ended: ``finished`` or the name of an exception; ``about`` joins what is known."""
-        self._join(run, about)
-        self.db.execute("update runs set ended = ?, outcome = ? where id = ?", (time.time(), outcome, run))
+        with self.moment("immediate"):
+            self._join(run, about)
+            self.db.execute(
+                "update runs set ended = ?, outcome = ? where id = ?", (time.time(), outcome, run)
+            )
 
     def _join(self, run: int, about: Mapping[str, Any]) -> None:
-        (before,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
-        known = json.dumps({**json.loads(before), **about})
+        known = json.dumps({**self._about(run), **about})
         self.db.execute("update runs set about = ? where id = ?", (known, run))
+
+    def _about(self, run: int) -> dict[str, Any]:
+        """What is known of a run; what somebody has damaged is not, and makes way."""
+        (text,) = self.db.execute("select about from runs where id = ?", (run,)).fetchone()
+        try:
+            known = json.loads(text)
+        except (ValueError, TypeError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
     def _series(self, series: dict, run: int, reading: Reading) -> int:
         key = (run, reading.name, tuple(reading.layers))
@@ -213,12 +235,8 @@ class RunStore:
         check_count("points", points, 8)
         if not (series := self._series_of(run, name)):
             return []
-        # One transaction, so that a run that goes on meanwhile is seen at one moment.
-        self.db.execute("begin")
-        try:
+        with self.moment():
             pairs = _store_curve.extremes(self.db, series, points, version(self.db) >= 2, low, high)
-        finally:
-            self.db.execute("commit")
         return [Reading(step, name, value) for step, value in pairs]
 
     def gaps(
@@ -235,19 +253,20 @@ class RunStore:
         return [one for (one,) in found]
 
     def findings(
-        self, run: int, after: int = 0, *, damaged: Callable[[str], None] | None = None
+        self, run: int, after: int = 0, *, most: int = -1, damaged: Callable[[str], None] | None = None
     ) -> list[Finding]:
         """The findings of a run, in order, without the first ``after``.
 
         Args:
+            most: how many; all if it is negative.
             damaged: told of rows that cannot be read, for each of which a finding stands that says so.
 
         Raises:
             ValueError: a row cannot be read and ``damaged`` is not given.
         """
-        query = "select id, finding from findings where run = ? order by id limit -1 offset ?"
+        query = "select id, finding from findings where run = ? order by id limit ? offset ?"
         found = []
-        for row, text in self.db.execute(query, (run, after)):
+        for row, text in self.db.execute(query, (run, most, after)):
             try:
                 found.append(Finding.from_dict(json.loads(text)))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
