@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -172,3 +174,46 @@ def test_the_classifier_must_be_known():
         neural_collapse(soft, (x, torch.arange(6)), classifier="0")
     with pytest.raises(ValueError, match=r"weight must have shape \(classes, 4\)"):
         neural_collapse_of(x, labels, torch.ones(2, 4))
+
+
+def test_a_mean_far_from_the_origin_hides_no_scatter():
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(5).repeat(40)
+    near = torch.randn(5, 20, dtype=torch.float64, generator=source)[labels]
+    near = near + 1e-5 * torch.randn(200, 20, dtype=torch.float64, generator=source)
+    assert class_variability(near, labels) == pytest.approx(1.04e-10, rel=0.1)
+    far = near + 1e4  # by which the features themselves are rounded
+    assert class_variability(far, labels) == pytest.approx(class_variability(far - 1e4, labels), rel=1e-6)
+
+
+def test_batches_of_any_size_add_up_to_the_scatter_of_all():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)).double(),
+        torch.randn(50, 6).double(),
+    )
+    labels = (torch.arange(50) ** 2) % 4
+    whole = neural_collapse(model, (x, labels))
+    for size in (1, 7, 49):
+        found = neural_collapse(model, (x, labels), batch_size=size)
+        assert found.layers == pytest.approx(whole.layers, rel=1e-12)
+        assert found.variability == pytest.approx(class_variability(model[:2](x), labels), rel=1e-12)
+
+
+def test_a_silent_layer_has_no_variability_and_the_others_keep_theirs():
+    class Skipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.dead, self.act, self.live, self.head = nn.Linear(6, 9), nn.ReLU(), nn.Tanh(), nn.Linear(6, 3)
+            nn.init.constant_(self.dead.bias, -100)
+
+        def forward(self, x):
+            return self.head(self.live(x) + self.act(self.dead(x)).sum(1, keepdim=True))
+
+    x, labels = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    found = neural_collapse(Skipped(), (x, labels))
+    assert math.isnan(found.layers["act"])
+    assert found.layers["live"] == pytest.approx(class_variability(x.tanh(), labels), rel=1e-6)
+    with pytest.raises(ValueError, match="class means that coincide"):
+        neural_collapse_of(torch.zeros(4, 3), torch.arange(4) % 2)

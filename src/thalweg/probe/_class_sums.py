@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +41,29 @@ def rows_of(name: str, features: Tensor, labels: Tensor, ignore_index: int) -> t
 
 
 class ClassSums:
-    """Sums of rows and of their squared norms by class; grows with the largest label seen."""
+    """Sums of rows by class, and their scatter about its mean; grows with the largest label seen.
+
+    The scatter is never a difference of squares: beside a mean far from the origin nothing would be left.
+    """
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
         self.counts = torch.zeros(0)
-        self.squares = 0.0
+        self.within = 0.0
 
     def add(self, rows: Tensor, labels: Tensor) -> None:
         if self.sums is None:
             self.sums, self.counts = rows.new_zeros(0, rows.shape[1]), rows.new_zeros(0)
         top = int(labels.max()) + 1 if len(labels) else 0
         self._grow(top)
-        self.sums = self.sums.index_add(0, labels, rows)
-        self.counts = self.counts.index_add(0, labels, torch.ones_like(rows[:, 0]))
-        self.squares += rows.square().sum().item()
+        assert self.sums is not None
+        sums = torch.zeros_like(self.sums).index_add(0, labels, rows)
+        counts = torch.zeros_like(self.counts).index_add(0, labels, torch.ones_like(rows[:, 0]))
+        means = sums / counts.clamp_min(1)[:, None]
+        apart = (means - self.every_mean).square().sum(1)
+        shared = counts * self.counts / (counts + self.counts).clamp_min(1)
+        self.within += (rows - means[labels]).square().sum().item() + (shared * apart).sum().item()
+        self.sums, self.counts = self.sums + sums, self.counts + counts
 
     def _grow(self, top: int) -> None:
         assert self.sums is not None
@@ -62,21 +71,23 @@ class ClassSums:
             self.sums = torch.cat([self.sums, self.sums.new_zeros(more, self.sums.shape[1])])
             self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
 
-    def over(self, group: Any) -> ClassSums:
+    def over(self, group: Any, *, coincide: bool = False) -> ClassSums:
         """The same, summed over processes, and checked.
 
         Raises:
-            ValueError: fewer than two classes have examples, or their means coincide.
+            ValueError: fewer than two classes have examples, or, unless ``coincide``, their means are equal.
         """
         assert self.sums is not None
         top = over_processes(torch.tensor(len(self.counts), device=self.sums.device), group, "max")
         self._grow(int(top))
         whole = ClassSums()
         whole.sums, whole.counts = over_processes(self.sums, group), over_processes(self.counts, group)
-        whole.squares = over_processes(self.sums.new_tensor(self.squares), group).item()
+        apart = (self.every_mean - whole.every_mean).square().sum(1)
+        own = self.sums.new_tensor(self.within) + ((self.counts * apart).sum() if group is not None else 0)
+        whole.within = over_processes(own, group).item()
         if (classes := int((whole.counts > 0).sum())) < 2:
             raise ValueError(f"labels must hold examples of two classes or more, got {classes}")
-        if not bool(whole.centred.any()):
+        if not coincide and not bool(whole.centred.any()):
             raise ValueError("features must differ between classes, got class means that coincide")
         return whole
 
@@ -90,10 +101,15 @@ class ClassSums:
         return int(self.counts.sum())
 
     @property
+    def every_mean(self) -> Tensor:
+        """Means of all classes, zero for those without examples."""
+        assert self.sums is not None
+        return self.sums / self.counts.clamp_min(1)[:, None]
+
+    @property
     def means(self) -> Tensor:
         """Means of the classes that have examples, shape (classes, width)."""
-        assert self.sums is not None
-        return self.sums[self.present] / self.counts[self.present, None]
+        return self.every_mean[self.present]
 
     @property
     def centred(self) -> Tensor:
@@ -103,12 +119,9 @@ class ClassSums:
 
     @property
     def variability(self) -> float:
-        """Tr S_W / Tr S_B."""
-        means = self.means
-        explained = (self.counts[self.present] * means.square().sum(1)).sum().item()
-        # Rounding may leave a hair below zero where collapse is complete.
-        within = max(self.squares - explained, 0.0) / self.examples
-        return within / self.centred.square().sum(1).mean().item()
+        """Tr S_W / Tr S_B; of class means that coincide infinite, NaN if the features do as well."""
+        within, between = self.within / self.examples, self.centred.square().sum(1).mean().item()
+        return within / between if between else math.inf if within else math.nan
 
 
 @dataclass(frozen=True)

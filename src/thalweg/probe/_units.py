@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.probe._functions import ALONE, Before, functions_heard
 from thalweg.probe._quiet import call, listening, modules_named, quiet
-from thalweg.probe._sequences import as_sequences
 
 Hear = Callable[[str, Tensor], None]
+Found = TypeVar("Found")
 
 ACTIVATIONS = (
     nn.CELU,
@@ -84,59 +82,16 @@ def chosen(
     return outputs, inputs
 
 
-def overhear_units(
-    model: nn.Module,
-    batch: Any,
-    hear: Hear,
-    layers: Iterable[str] | None = None,
-    inputs_of: Iterable[str] | None = None,
-    *,
-    sequences: bool = True,
-) -> Any:
-    """As :func:`overhear`, of the modules named; by default of every activation, module or function call.
-
-    What an activation module calls is heard once, as the module. With ``sequences`` the (batch, channels,
-    time) behind 1-D convolutions is heard as (batch, time, channels).
+def first_tensor(name: str, positional: tuple, keywords: dict[str, Any]) -> Tensor:
+    """The first argument of a layer's call.
 
     Raises:
-        ValueError: as :func:`overhear` and :func:`chosen`; there is no activation.
+        ValueError: it is no tensor.
     """
-    with as_sequences(model) as arranged:
-
-        def told(run: str, tensor: Tensor) -> None:
-            hear(run, arranged(tensor) if sequences else tensor)
-
-        if layers is not None or inputs_of is not None:
-            return overhear(model, batch, *chosen(model, layers, inputs_of), told)
-        return _overhear_activations(model, batch, told)
-
-
-def _overhear_activations(model: nn.Module, batch: Any, hear: Hear) -> Any:
-    heard: Counter[str] = Counter()
-
-    def note(name: str, tensor: Tensor) -> None:
-        hear(f"{name}[{heard[name]}]" if heard[name] else name, tensor.detach())
-        heard[name] += 1
-
-    modules = activations(model)
-    with functions_heard(model, after=hear, modules=modules.values()) as runs, listening(modules, note):
-        result = _run(model, batch)
-    if not runs and not heard:
-        raise NoActivationsError(NAME_THEM)
-    return result
-
-
-def overhear_functions(model: nn.Module, batch: Any, hear: Before, remedy: str) -> Any:
-    """Run the model once, quietly; ``hear(run, function, input)`` before each activation function.
-
-    Raises:
-        ValueError: there is none that acts on each entry alone.
-    """
-    with functions_heard(model, before=hear, heard=ALONE) as runs:
-        result = _run(model, batch)
-    if not runs:
-        raise NoActivationsError(remedy)
-    return result
+    first = next(iter((*positional, *keywords.values())), None)
+    if not isinstance(first, Tensor):
+        raise ValueError(f"layer {name!r} must be given a tensor, got {type(first).__name__}")
+    return first
 
 
 @contextmanager
@@ -150,7 +105,7 @@ def _step_by_step() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _run(model: nn.Module, batch: Any) -> Any:
+def run_quietly(model: nn.Module, batch: Any) -> Any:
     with quiet(model), _step_by_step():
         return call(model, batch)
 
@@ -183,10 +138,7 @@ def overhear(
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, positional: tuple, keywords: dict[str, Any]) -> None:
-            first = next(iter((*positional, *keywords.values())), None)
-            if not isinstance(first, Tensor):
-                raise ValueError(f"layer {name!r} must be given a tensor, got {type(first).__name__}")
-            count(name, first)
+            count(name, first_tensor(name, positional, keywords))
 
         return hook
 
@@ -195,11 +147,26 @@ def overhear(
         for name, module in inputs.items():
             handle = module.register_forward_pre_hook(before(name), with_kwargs=True)
             stack.callback(handle.remove)
-        result = _run(model, batch)
+        result = run_quietly(model, batch)
     silent = [name for name, times in runs.items() if not times]
     if len(silent) == len(runs) or (all_run and silent):
         raise ValueError(f"layers must run when the model is called, got {', '.join(silent) or 'none'}")
     return result
+
+
+def some(found: dict[str, Found]) -> dict[str, Found]:
+    """What was found by layer.
+
+    Raises:
+        ValueError: that is nothing, since no example came to any of the layers.
+    """
+    if not found:
+        raise ValueError("batch must bring an example to at least one of the layers, got none")
+    return found
+
+
+def no_units(name: str, shape: torch.Size) -> ValueError:
+    return ValueError(f"layer {name!r} must return (batch, units, ...), got shape {tuple(shape)}")
 
 
 def unit_rows(name: str, values: Tensor, unit_dim: int | None) -> Tensor:
@@ -210,9 +177,7 @@ def unit_rows(name: str, values: Tensor, unit_dim: int | None) -> Tensor:
     """
     if unit_dim is None:
         if values.dim() < 2:
-            raise ValueError(
-                f"layer {name!r} must return (batch, units, ...), got shape {tuple(values.shape)}"
-            )
+            raise no_units(name, values.shape)
         unit_dim = -1 if values.dim() == 3 else 1
     elif not -values.dim() <= unit_dim < values.dim():
         raise ValueError(f"unit_dim must be a dimension of {tuple(values.shape)} of {name!r}, got {unit_dim}")

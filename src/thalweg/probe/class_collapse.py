@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_count
 from thalweg.probe._batches import take
 from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of
-from thalweg.probe._functions import functions_heard
+from thalweg.probe._hidden import activations_heard
 from thalweg.probe._quiet import modules_named
-from thalweg.probe._units import activations, overhear
+from thalweg.probe._units import overhear
 from thalweg.probe._wrapped import bare, one_state
 from thalweg.probe.cost import costs
 
@@ -38,7 +38,8 @@ class NeuralCollapse:
         nc3: Frobenius distance between the head's weight and the centred means, each of norm 1; None
             without a head.
         nc4: share of examples for which the head and the nearest class mean disagree; None without a head.
-        layers: layer to its variability, in order of running; empty if only features were given.
+        layers: layer to its variability, in order of running; infinite where class means coincide, NaN where
+            all features do; empty if only features were given.
         classes: how many have examples.
         examples: how many were counted.
     """
@@ -151,7 +152,7 @@ def neural_collapse_of(
 
 
 @torch.no_grad()
-@costs(2, 0, memory="a mean a class for each layer, and one layer's features of one batch in float64")
+@costs(2, 0, memory="a mean a class for each layer, and two copies of one layer's features in float64")
 def neural_collapse(
     model: nn.Module,
     data: tuple[Any, Tensor],
@@ -176,9 +177,9 @@ def neural_collapse(
         data: (inputs, labels): inputs a tensor, a tuple of positional or a mapping of keyword arguments;
             labels int64 of shape (examples,), or (examples, time) for a class at every position.
         classifier: name of the last ``nn.Linear``; by default the one whose output is the model's output.
-        layers: names of modules for the profile; by default every activation, module or function call, as
-            for :func:`dormant_neurons`, if there is any. Features are flattened to a row an example (or
-            position).
+        layers: names of modules for the profile; by default every activation before the classifier, module or
+            function call, named as for :func:`dormant_neurons`, that has a row for each label: not what an
+            expert makes of a part of them. Features are flattened to a row an example (or position).
         batch_size: examples a forward pass.
         ignore_index: label of positions that do not count.
         group: process group whose members each hold a part of the data and all call this; None for one.
@@ -212,25 +213,29 @@ def _collapse(
     head = modules_named(model, [name])[name]
     if not isinstance(head, nn.Linear):
         raise ValueError(f"classifier must name an nn.Linear, got {name!r} ({type(head).__name__})")
-    profile = activations(model) if layers is None else modules_named(model, list(layers))
-    functional = layers is None and not profile
+    profile = {} if layers is None else modules_named(model, list(layers))
     profile.pop(name, None)
     found: dict[str, ClassSums] = {}
+    headed: set[str] = set()  # the head, once it has run
     for batch, wanted in batches:
 
         def collect(run: str, output: Tensor, wanted: Tensor = wanted) -> None:
+            headed.update({run} & {name})
             found.setdefault(run, ClassSums()).add(*rows_of(run, output, wanted, ignore_index))
 
-        def collect_called(run: str, output: Tensor, examples: int = len(wanted)) -> None:
-            # What follows the head is no feature, nor is what has another number of examples.
-            if (run.rpartition("[")[0] or run) != name and len(output) == examples:
+        def collect_any(run: str, output: Tensor, wanted: Tensor = wanted) -> None:
+            # What follows the head is no feature, nor is what has other examples: an expert's, a table's.
+            places = wanted.dim()
+            if not headed and output.dim() > places and output.shape[:places] == wanted.shape:
                 collect(run, output)
 
-        with functions_heard(model, after=collect_called) if functional else nullcontext():
-            overhear(model, batch, profile, {name: head}, collect, all_run=layers is not None)
+        headed.clear()
+        with activations_heard(model, collect_any) if layers is None else nullcontext():
+            overhear(model, batch, profile, {name: head}, collect)
     if f"{name}[1]" in found:
         raise ValueError(f"classifier must run once a forward pass, got more runs of {name!r}")
-    summed = {run: sums.over(group) for run, sums in found.items()}
+    # Of a layer that is silent nothing can be said, and of the others no less.
+    summed = {run: sums.over(group, coincide=run != name) for run, sums in found.items()}
     bias = None if head.bias is None else head.bias.detach().double()
     last, top = Head(head.weight.detach().double(), bias), int(summed[name].present[-1])
     if len(last.weight) <= top:

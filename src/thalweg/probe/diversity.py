@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.probe._units import overhear_units
+from thalweg.probe._hidden import overhear_units
+from thalweg.probe._units import some
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.rank import feature_rows
@@ -51,7 +52,7 @@ def _cosines(unit: Tensor, labels: Tensor | None, group: Any) -> tuple[float | N
     given = labels is not None
     classes = torch.zeros(len(unit), dtype=torch.long) if labels is None else labels
     classes = classes.to(unit.device)
-    top = over_processes(classes.max(), group, "max")
+    top = over_processes(classes.max() if len(classes) else classes.new_tensor(0), group, "max")
     sums = unit.new_zeros(int(top) + 1, unit.shape[1]).index_add(0, classes, unit)
     # A zero row has no direction: it belongs to no pair.
     counted = (unit != 0).any(1).double()
@@ -135,6 +136,8 @@ def feature_diversity(
             raise ValueError(f"layer {run!r} must return finite features, got NaN or infinity")
         if wanted is not None and len(wanted) != len(features):
             raise ValueError(f"labels must be {len(features)}, one a row of layer {run!r}, got {len(wanted)}")
+        if not int(over_processes(torch.tensor(len(features), device=features.device), group)):
+            return  # an expert to which no example went
         norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         unit = features / norms.clamp_min(torch.finfo(features.dtype).tiny)
         whole, same, different = _cosines(unit, wanted, group)
@@ -143,4 +146,4 @@ def feature_diversity(
 
     with one_state(model, group):
         overhear_units(model, batch, measure, layers, inputs_of)
-    return found
+    return some(found)

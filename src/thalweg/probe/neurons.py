@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_not_negative
-from thalweg.probe._units import overhear_units, unit_rows
+from thalweg.probe._hidden import overhear_units
+from thalweg.probe._units import some, unit_rows
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 
@@ -48,6 +49,18 @@ def activity_scores(
     group: Any,
 ) -> dict[str, Tensor]:
     """Layer to mean absolute activation of each unit over that of the layer."""
+    return scores_and_outputs(model, batch, layers, inputs_of, unit_dim, group)[0]
+
+
+def scores_and_outputs(
+    model: nn.Module,
+    batch: Any,
+    layers: Iterable[str] | None = None,
+    inputs_of: Iterable[str] | None = None,
+    unit_dim: int | None = None,
+    group: Any = None,
+) -> tuple[dict[str, Tensor], set[str]]:
+    """As :func:`activity_scores`, and which of the layers make the model's output."""
     model = bare(model)
     sums: dict[str, Tensor] = {}
 
@@ -57,13 +70,16 @@ def activity_scores(
         sums[run] = torch.cat([rows.abs().sum(1), rows.new_tensor([float(rows.shape[1])])])
 
     with one_state(model, group):
-        overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
+        outputs = overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
     scores = {}
     for run, packed in sums.items():
         packed = over_processes(packed, group)
+        # An expert to which no example went: nothing is known of its units.
+        if not packed[-1] > 0:
+            continue
         activity = packed[:-1] / packed[-1]
         scores[run] = activity / (activity.mean() + 1e-9)
-    return scores
+    return some(scores), outputs
 
 
 def share(masks: dict[str, Tensor]) -> tuple[dict[str, float], float]:
@@ -92,7 +108,7 @@ def dormant_neurons(
 
     A small batch makes rare units look dormant: use 64 examples or more. GELU and SiLU never reach zero:
     compare with the model at initialisation. An activation on the model's output counts like any other,
-    unless ``layers`` leaves it out.
+    unless ``layers`` leaves it out. A layer that got no example, such as an expert, is left out.
 
     Args:
         model: run once in evaluation mode without gradients; its ``training`` flags are put back. Behind DDP
@@ -105,13 +121,14 @@ def dormant_neurons(
             ``F.relu(fc1(x))``). A layer that runs more than once is reported as ``name``, ``name[1]``, ...
         inputs_of: names of modules whose (first) inputs to score, for activations that are neither: a
             transformer's feed-forward units are what its second linear layer reads, gates included.
-        unit_dim: dimension of the units; by default 1 for (batch, units), images (batch, channels, height,
-            width) and what 1-D convolutions make, (batch, channels, time); the last for (batch, time, units).
+        unit_dim: dimension of the units. By default that with as many entries as the layer that made them
+            has units: the channels of images and of what 1-D convolutions make, wherever they stand, the last
+            behind a linear layer. Where that does not tell, 1, and the last of three.
         group: process group whose members each hold a part of the batch and all call this; None for one.
 
     Raises:
         ValueError: no layer to score (give ``layers`` or ``inputs_of``), an unknown one or one that did not
-            run; a tensor that is not finite or has no batch and unit dimension.
+            run; no example for any; a tensor that is not finite or has no batch and unit dimension.
     """
     threshold = check_not_negative("threshold", threshold)
     scores = activity_scores(model, batch, layers, inputs_of, unit_dim, group)

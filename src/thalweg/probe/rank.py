@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_number
 from thalweg.probe._example_ranks import gathered
-from thalweg.probe._units import overhear_units
+from thalweg.probe._hidden import overhear_units
+from thalweg.probe._units import some
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 
@@ -177,7 +178,10 @@ def feature_ranks(
     def measure(run: str, output: Tensor) -> None:
         features = feature_rows(run, output)
         rows = over_processes(torch.tensor(len(features), device=features.device), group)
-        values = _singular_values(_of_all(features, group))
+        every = _of_all(features, group)
+        if not int(rows):  # an expert to which no example went
+            return
+        values = _singular_values(every)
         found[run] = FeatureRanks(
             feature_rank=_feature_rank(values, threshold),
             effective_rank=_effective_rank(values),
@@ -188,7 +192,7 @@ def feature_ranks(
 
     with one_state(model, group):
         overhear_units(model, batch, measure, layers, inputs_of)
-    return found
+    return some(found)
 
 
 @costs(1, 0, memory=MEMORY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count, check_positive
 from thalweg.probe._batches import take
+from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
-from thalweg.probe._units import activations, overhear, overhear_functions
+from thalweg.probe._units import overhear
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 
@@ -24,6 +25,12 @@ VERTICES = 40
 NAME_THEM = (
     "name the modules that return pre-activations with layers= (inputs_of= of the other probes hears "
     "activations), got layers=None"
+)
+
+
+OTHER_ROWS = (
+    "layer {!r} must have the points first, and what belongs to one together, got {}; name layers that have, "
+    "and return pre-activations, with layers="
 )
 
 
@@ -107,9 +114,10 @@ def local_complexity(
             small a radius gives zeros.
         vertices: even, 2 to twice the size of a point.
         layers: names of modules whose outputs are pre-activations, such as linear layers before a functional
-            ReLU. By default the inputs of every activation module, or in a model without one of every
-            activation function that it calls, named as for :func:`dormant_neurons`. Each entry counts as a
-            unit: in a convolution each channel at each place.
+            ReLU. By default the inputs of every activation, module or function, named as for
+            :func:`dormant_neurons`, that of the output too. Each entry counts as a unit: in a convolution
+            each channel at each place, in a transformer at each position, also where (points * positions,
+            units) have been flattened.
         at: name of a module whose output the polytope is laid about, instead of the input: the embedding of a
             model of tokens.
         chunk: points a forward pass.
@@ -117,16 +125,14 @@ def local_complexity(
         group: process group whose members each hold a part of the points and all call this; None for one.
 
     Raises:
-        ValueError: a bad argument; points that are not finite floats; no layer, an unknown one or one that
-            does not run.
+        ValueError: a bad argument; points that are not finite floats; no layer, an unknown one, one that does
+            not run or does not have the points first, such as an expert that is given some of them.
     """
     radius, vertices = check_positive("radius", radius), check_count("vertices", vertices, low=2)
     check_count("chunk", chunk)
     model = bare(model)
     count = _count(points, at)
     outputs = {} if layers is None else modules_named(model, list(layers))
-    inputs = activations(model) if layers is None else {}
-    functional = layers is None and not inputs
 
     def steps(like: Tensor) -> Tensor:
         size = like[0].numel()
@@ -137,30 +143,42 @@ def local_complexity(
 
     switched: dict[str, list[Tensor]] = {}
     units: dict[str, int] = {}
+    last: dict[str, Tensor] = {}
 
-    def compare(run: str, values: Tensor) -> None:
-        signs = values.sign().unflatten(0, (-1, vertices)).flatten(2)
+    def compare(run: str, values: Tensor, here: int) -> None:
+        if not len(values) or len(values) % (here * vertices):
+            raise ValueError(OTHER_ROWS.format(run, f"{len(values)} rows for {here * vertices}"))
+        signs = values.sign().reshape(here, vertices, -1)
         if not bool(signs.isfinite().all()):
             raise ValueError(f"layer {run!r} must return finite pre-activations, got NaN")
         switched.setdefault(run, []).append((signs != signs[:, :1]).any(1).sum(1))
         units[run] = signs.shape[2]
+        if (rows := len(values) // here) > vertices and run not in last:
+            last[run] = values[-rows:].clone()
 
-    def run_on(batch: Any) -> None:
-        if functional:
-            overhear_functions(model, batch, lambda run, _, values: compare(run, values), NAME_THEM)
+    def confirm(run: str, values: Tensor, here: int) -> None:
+        """Several rows a vertex, such as its tokens, stand together as taken for granted."""
+        if run in last and not _alike(values, last[run]):
+            raise ValueError(OTHER_ROWS.format(run, "another order"))
+
+    def run_on(start: int, here: int, hear: Callable[[str, Tensor, int], None]) -> None:
+        part, module = take(points, slice(start, start + here), count), None
+        if at is None:
+            batch = _around(part, steps(part))
         else:
-            overhear(model, batch, outputs, inputs, compare)
+            module = modules_named(model, [at])[at]
+            batch = take(part, torch.arange(here).repeat_interleave(vertices), here)
+        with _displacing(module, steps) if module is not None else nullcontext():
+            if layers is None:
+                overhear_inputs(model, batch, lambda run, _, values: hear(run, values, here), NAME_THEM)
+            else:
+                overhear(model, batch, outputs, {}, lambda run, values: hear(run, values, here))
 
     with one_state(model, group):
         for start in range(0, count, chunk):
-            part = take(points, slice(start, start + chunk), count)
-            if at is None:
-                run_on(_around(part, steps(part)))
-            else:
-                index = torch.arange(min(chunk, count - start)).repeat_interleave(vertices)
-                module = modules_named(model, [at])[at]
-                with _displacing(module, steps):
-                    run_on(take(part, index, len(index) // vertices))
+            run_on(start, here := min(chunk, count - start), compare)
+            if not start and last:
+                run_on(here - 1, 1, confirm)
     counts = {run: torch.cat(parts) for run, parts in switched.items()}
     means = {run: _mean(number, group) for run, number in counts.items()}
     return LocalComplexity(
@@ -171,6 +189,13 @@ def local_complexity(
         radius=radius,
         vertices=vertices,
     )
+
+
+def _alike(some: Tensor, others: Tensor) -> bool:
+    """Equal, but for how sums of other batches are rounded."""
+    close = max(1e-3, 16 * torch.finfo(others.dtype).eps)
+    size = others.abs().max().item()
+    return some.shape == others.shape and torch.allclose(some, others, rtol=close, atol=close * size)
 
 
 def _mean(number: Tensor, group: Any) -> float:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from thalweg._core.checks import check_number, check_positive
+from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._sequences import as_sequences
-from thalweg.probe._units import activations, overhear, overhear_functions, unit_rows
+from thalweg.probe._units import overhear, some, unit_rows
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.neurons import share as shares
@@ -85,16 +87,13 @@ def _overhear(
     elif layers is not None:
         functions = inputs = modules_named(model, list(layers))
     else:
-        found = activations(model)
-        functions = inputs = {name: one for name, one in found.items() if not isinstance(one, nn.GLU)}
-        if not found:
-            overhear_functions(model, batch, hear, NAME_THEM)
-            return
+        overhear_inputs(model, batch, hear, NAME_THEM)
+        return
 
     def known(run: str, values: Tensor) -> None:
         hear(run, functions[run.rpartition("[")[0] or run], values)
 
-    overhear(model, batch, outputs, inputs, known, all_run=layers is not None)
+    overhear(model, batch, outputs, inputs, known)
 
 
 @costs(1, 0, memory="four copies of one layer's activations, one layer at a time")
@@ -122,9 +121,9 @@ def saturated_units(
         slope: greater than 0, in units of output over input. The default lies below the 0.01 of a leaky ReLU.
         share: in (0, 1].
         layers: names of activation modules; by default every one of ``torch.nn`` or ``transformers`` except
-            GLU, or in a model without one the activation functions that it calls, named as for
-            :func:`dormant_neurons`. For others: a mapping from the modules whose outputs go in to the
-            function, such as ``{"hidden": quick_gelu}``.
+            GLU, and the activation functions that the model calls, named as for :func:`dormant_neurons`, that
+            of the output too. For others: a mapping from the modules whose outputs go in to the function,
+            such as ``{"hidden": quick_gelu}``.
         unit_dim, group: as for :func:`dormant_neurons`.
 
     Raises:
@@ -143,7 +142,9 @@ def saturated_units(
         slopes = unit_rows(run, arranged(slopes) if unit_dim is None else slopes, unit_dim)
         flat = (slopes <= slope).sum(1)
         cases[run] = torch.cat([flat, flat.new_tensor([slopes.shape[1]])])
-        lowest[run], highest[run] = slopes.amin(1), slopes.amax(1)
+        # Padded, for an expert to which no example went.
+        lowest[run] = functional.pad(slopes, (0, 1), value=torch.inf).amin(1)
+        highest[run] = functional.pad(slopes, (0, 1), value=-torch.inf).amax(1)
 
     with one_state(model, group), as_sequences(model) as arranged:
         _overhear(model, batch, layers, measure)
@@ -153,7 +154,9 @@ def saturated_units(
         low, high = (
             over_processes(tensor[run], group, how) for tensor, how in ((lowest, "min"), (highest, "max"))
         )
+        if not packed[-1] > 0:
+            continue
         flat[run] = packed[:-1].double() / packed[-1]
         full[run] = flat[run] >= share
         linear[run] = ~full[run] & (high - low <= slope)
-    return SaturatedUnits(*shares(full), flat, *shares(linear), slope, share)
+    return SaturatedUnits(*shares(some(full)), flat, *shares(linear), slope, share)

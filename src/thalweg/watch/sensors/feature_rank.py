@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from thalweg.probe import effective_rank
-from thalweg.probe._units import NoActivationsError, overhear_units
+from thalweg.probe._hidden import overhear_units
+from thalweg.probe._units import NoActivationsError
 from thalweg.probe.rank import feature_rows
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, sensor
