@@ -79,6 +79,17 @@ def test_what_is_not_there_is_an_empty_curve_and_what_cannot_be_is_refused(clien
     assert client.get(f"/api/runs/{2**80}/curve").status_code in (404, 422)
 
 
+def test_steps_that_a_browser_cannot_tell_apart_are_in_no_curve(tmp_path):
+    with RunStore(tmp_path / "s", write=True) as store:
+        run = store.begin("mine", {})
+        store.write(run, 2, [(0.0, Reading(step, "loss", 1.0)) for step in (1, 2, 2**53 - 1)], [])
+        store.db.execute(
+            "insert into readings select series, 9007199254740993, 0, 9, null, null from readings"
+        )
+    client = TestClient(create_app(tmp_path / "s"))
+    assert [step for step, _ in curve(client)] == [1, 2, 2**53 - 1]
+
+
 @pytest.mark.parametrize("count", [3, 299, 300, 301, 5_000])
 def test_points_in_hand_are_thinned_without_losing_extremes_or_gaps(count):
     source = random.Random(count)

@@ -39,6 +39,7 @@ LOADER = DataLoader(TensorDataset(*PAIR))
         ({"store": 5}, "store must be the path of a file or None, got 5"),
         ({"name": 3}, "name must be a string or None, got 3"),
         ({"start": -1}, "start must be"),
+        ({"start": 2**53}, r"start must be .*got 9007199254740992: it must be below 2\*\*53"),
     ],
 )
 def test_they_are_refused_and_nothing_is_opened(small, tmp_path, change, words):
@@ -85,7 +86,7 @@ def test_an_optimizer_that_sets_its_rate_itself_has_no_reading_of_it():
     assert "sets its learning rate itself" in run.left_out()["learning rate"]
 
 
-@pytest.mark.parametrize("step", [-1, 1.5, "5", 2**70, float("nan"), torch.tensor(2.5)])
+@pytest.mark.parametrize("step", [-1, 1.5, "5", 2**53, 2**70, float("nan"), torch.tensor(2.5)])
 def test_a_step_that_is_none_is_refused_where_it_is_logged(small, step):
     with (
         thalweg.watch(small.model, small.opt, store=None, budget=0) as run,

@@ -92,6 +92,18 @@ def test_findings_are_json_that_browsers_read(tmp_path):
     assert math.isnan(Finding.from_dict(described).evidence["loss"])
 
 
+@pytest.mark.parametrize("step", [-1, 2**53, 2**63])
+def test_a_step_that_no_chart_could_place_is_refused_and_nothing_of_it_stored(tmp_path, step):
+    with RunStore(tmp_path / "s", write=True) as store:
+        run = store.begin("mine", {})
+        last = 2**53 - 1
+        store.write(run, last, [(0.0, Reading(one, "loss", 1.0)) for one in (0, last)], [])
+        with pytest.raises(ValueError, match=rf"step of 'loss' must be at least 0 and .*got {step}"):
+            store.write(run, step, [(0.0, Reading(one, "loss", 1.0)) for one in (5, step)], [])
+        assert [one.step for one in store.readings(run, "loss", -1)] == [0, last]
+        assert [one.step for one in store.overview(run, "loss")] == [0, last]
+
+
 def test_a_write_that_fails_half_way_stores_nothing(tmp_path):
     with RunStore(tmp_path / "s", write=True) as store:
         run = store.begin("mine", {})

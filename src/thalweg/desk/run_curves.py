@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from thalweg.watch import RunStore
 
 router = APIRouter(prefix="/api/runs/{run}", tags=["runs"])
-LAST = 2**62
+LAST = 2**53 - 1  # the last step that a browser tells from the next; other programs may have stored some
 Name = Annotated[str, Query(max_length=300)]
 Points = Annotated[int, Query(ge=8, le=5000)]
 Step = Annotated[int, Query(ge=0, le=LAST)]

@@ -6,6 +6,7 @@ import sqlite3
 
 APPLICATION = 0x7468616C  # "thal", in the header of every store of ours
 SCHEMA = 2
+LATEST = 2**53  # from here on a browser, whose numbers are floats, takes two steps for one
 
 FIRST = """
 create table runs (id integer primary key, name text not null, started real not null, seen real not null,

@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from thalweg._core.checks import check_not_negative
+from thalweg.watch._store_schema import LATEST
 from thalweg.watch.sink import Sink
 
 __all__ = ["check_arguments"]
-
-LATEST = 2**62  # a step behind this has no room in a store
 
 PAIRS = "evaluate must be ((inputs, targets), (inputs, targets)), of training and test data, targets a tensor"
 
@@ -32,8 +31,8 @@ def check_arguments(
 ) -> None:
     """Raises ValueError, which names the argument, what is allowed and what it got."""
     check_not_negative("budget", budget)
-    if start is not None and (not isinstance(start, int) or start < 0):
-        raise ValueError(f"start must be a whole number of steps, at least 0, got {start!r}")
+    if start is not None and (not isinstance(start, int) or not 0 <= start < LATEST):
+        raise ValueError(f"start must be a whole number of steps, at least 0, got {start!r}{_why(start)}")
     for title, function, form in (
         ("loss_fn", loss_fn, "loss_fn(model, batch)"),
         ("on_finding", on_finding, "on_finding(finding)"),
@@ -60,8 +59,12 @@ def check_step(step: Any) -> int:
     except TypeError:
         found = -1
     if not 0 <= found < LATEST:
-        raise ValueError(f"step must be a whole number of steps, at least 0, got {step!r}")
+        raise ValueError(f"step must be a whole number of steps, at least 0, got {step!r}{_why(step)}")
     return found
+
+
+def _why(step: Any) -> str:
+    return ": it must be below 2**53" if isinstance(step, int | float) and step >= LATEST else ""
 
 
 def _check_pairs(evaluate: Any) -> None:

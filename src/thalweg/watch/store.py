@@ -7,12 +7,11 @@ for curves of few points.
 
 from __future__ import annotations
 
-import array
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 from thalweg._core.checks import check_count
 from thalweg.watch import _store_coarse, _store_curve
 from thalweg.watch._store_file import identity, open_file, version
-from thalweg.watch.readings import Finding, Reading, plain
+from thalweg.watch._store_rows import as_reading, as_row
+from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.run_info import FIELDS, RunInfo, as_run
 
 __all__ = ["RunStore"]
@@ -124,6 +124,7 @@ class RunStore:
         ``about`` joins what is known of the run.
 
         Raises:
+            ValueError: a step is below 0 or from 2**53 on.
             sqlite3.Error: nothing can be stored now; such as on a full disk, or if the file has been deleted.
         """
         if identity(self._place) != self._file:
@@ -132,17 +133,7 @@ class RunStore:
         now = time.time()
         with self.moment("immediate"):
             series = dict(self.series)
-            rows = [
-                (
-                    self._series(series, run, r),
-                    r.step,
-                    when,
-                    r.value,
-                    _pack(r.layers.values()) if r.layers else None,
-                    _json(r.extra),
-                )
-                for when, r in readings
-            ]
+            rows = [as_row(self._series(series, run, one), when, one) for when, one in readings]
             self.db.executemany("insert into readings values (?, ?, ?, ?, ?, ?)", rows)
             _store_coarse.add(self.db, ((row[0], row[1], row[3]) for row in rows))
             for f in findings:
@@ -208,14 +199,7 @@ class RunStore:
         query = """select r.step, r.value, s.layers, r.layers, r.extra
             from readings r join series s on s.id = r.series
             where s.run = ? and s.name = ? and r.step > ? order by r.step, r.rowid"""
-        found = []
-        for step, value, layers, packed, extra in self.db.execute(query, (run, name, after)):
-            names = json.loads(layers)
-            parts = dict(zip(names, _unpack(packed) if names else [], strict=True))
-            number = float("nan") if value is None else value
-            numbers = {key: float(one) for key, one in json.loads(extra or "{}").items()}
-            found.append(Reading(step, name, number, parts, numbers))
-        return found
+        return [as_reading(name, *row) for row in self.db.execute(query, (run, name, after))]
 
     def overview(
         self, run: int, name: str, points: int = 600, *, low: int = 0, high: int = _store_curve.LAST
@@ -276,15 +260,3 @@ class RunStore:
                 damaged(why)
                 found.append(Finding("unreadable finding", 0, why, {}, "info"))
         return found
-
-
-def _pack(values: Iterable[float]) -> bytes | None:
-    return array.array("f", values).tobytes() or None
-
-
-def _unpack(packed: bytes) -> Sequence[float]:
-    return array.array("f", packed)
-
-
-def _json(extra: Mapping[str, float]) -> str | None:
-    return json.dumps(plain(extra)) if extra else None
