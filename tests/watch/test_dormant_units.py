@@ -89,3 +89,31 @@ def test_it_began_when_the_first_of_two_readings_saw_it():
     rows = [(2, 0.0), (22, 0.0), (42, 0.0), (62, 0.3), (82, 0.3)]
     found = [one for step, share in rows for one in rule.see(Reading(step, "dormant units", share))]
     assert [one.step for one in found] == [62]
+
+
+def rows_of(shares, losses):
+    """A reading every twenty steps, and the loss of each step up to the one after it."""
+    for index, share in enumerate(shares):
+        yield 20 * index + 2, "dormant units", share
+        yield from ((20 * index + 2 + step, "loss", losses(20 * index + step)) for step in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("shares", "losses", "told"),
+    [
+        # Focal loss on one positive in twenty: units that answer those only are silent on most examples.
+        ([0.01, 0.02, 0.13, 0.18, 0.13, 0.09, 0.1, 0.07], lambda step: 0.3 * 0.97**step, [(62, "info")]),
+        ([0.01, 0.02, 0.13, 0.18, 0.2, 0.2], lambda step: 0.3, [(62, "warning")]),
+        (
+            [0.01, 0.02, 0.13, 0.18, 0.2, 0.2],
+            lambda step: 0.3 * 0.97 ** min(step, 75),
+            [(62, "info"), (102, "warning")],
+        ),
+        ([0.01, 0.6, 0.7, 0.7], lambda step: 0.3 * 0.97**step, [(42, "info")]),
+        ([0.01, 0.6, 0.7, 0.7], lambda step: 0.3 + 0.01 * step, [(42, "critical")]),
+    ],
+)
+def test_units_that_fall_silent_while_the_loss_falls_are_information(shares, losses, told):
+    rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
+    rows = rows_of(shares, losses)
+    assert [(row[0], one.severity) for row in rows for one in rule.see(Reading(*row))] == told

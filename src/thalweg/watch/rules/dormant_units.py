@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from thalweg.watch.growth import BLOCKS, Losses
-from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.readings import SEVERITIES, Finding, Reading
 from thalweg.watch.remedies import renewed
 from thalweg.watch.rule import Rule
 
@@ -27,7 +27,9 @@ class DormantUnits(Rule):
 
     Units that never were active are the architecture's, not the run's, and in its first steps a run silences
     some for a while, up to 0.10: there must be 0.05 more than in the first three readings, in the layer 0.25
-    more than in the first. The last of the three signs alone is an early one, ``info``.
+    more than in the first. The last of the three signs alone is an early one, ``info``, and so is the first
+    while the loss falls: units that answer few examples are silent on most, and the harm of silent ones is a
+    loss that no longer falls (arXiv 2302.12902, 2303.01486). What was ``info`` is told again once it alarms.
 
     A layer of which nine tenths are dormant in the first three readings and in every one since lets hardly
     anything through: that is the run's trouble where its loss neither falls nor has fallen to 0.7.
@@ -43,7 +45,8 @@ class DormantUnits(Rule):
         self.losses = Losses(BLOCK)
         # Layers that have been shut in every reading.
         self.shut: set[str] | None = None
-        self.said = False
+        # Of SEVERITIES, how many have been told.
+        self.said = 0
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         if reading.name == "loss":
@@ -57,7 +60,7 @@ class DormantUnits(Rule):
             self.early.append(reading)
         first, past = self.early[0], list(self.past)
         self.past.append(reading)
-        if self.said or not past:
+        if self.said > 1 or not past:
             return
         usual = min(max(one.value for one in self.early), first.value + PASSING)
         rises = {name: share - first.layers.get(name, 0.0) for name, share in reading.layers.items()}
@@ -68,7 +71,14 @@ class DormantUnits(Rule):
         never = self.shut if len(self.early) == SETTLED and self._stuck() else set()
         if not (many or layer or rising or never):
             return
-        self.said = True
+        alarms = layer or (many and not self.losses.fall)
+        severity = (
+            "critical" if never or (alarms and reading.value > LAYER) else "warning" if alarms else "info"
+        )
+        level = SEVERITIES.index(severity) + 1
+        if level <= self.said:
+            return
+        self.said = level
         threshold = SHARE if many else LAYER if layer else SHUT if never else past[0].value + RISE
         worst = tuple(sorted(never or layers, key=lambda name: -reading.layers[name])[:3])
         began = past[-1] if many and not layer and self._many(past[-1], usual) else reading
@@ -83,7 +93,7 @@ class DormantUnits(Rule):
                 else "they give next to nothing to the next layer."
             ),
             {"dormant": reading.value, "at first": first.value, "threshold": threshold},
-            "critical" if never or reading.value > LAYER else "warning" if many or layer else "info",
+            severity,
             worst,
             ("dormant-neurons", "plasticity", "continual-backprop"),
             (renewed(),),
