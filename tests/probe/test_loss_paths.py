@@ -269,3 +269,25 @@ def test_a_model_with_running_statistics_wants_batches(batches, message):
     model = normalised()
     with pytest.raises(ValueError, match=message):
         loss_line(lambda m: 1.0, model, model, model, norm_batches=batches)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_callers_autocast_keeps_no_casts_of_other_weights(mlp, inside):
+    model = mlp.model.float()
+    start, end = copy.deepcopy(model.state_dict()), other_weights(model)
+    inputs = mlp.inputs.float()
+
+    def loss_fn(m: nn.Module) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return mlp.loss(m(inputs).float())
+
+    expected = loss_line(loss_fn, model, start, end, points=5).losses
+    assert len(set(expected)) == 5
+    with torch.autocast("cpu", torch.bfloat16):
+        before = loss_fn(model).item()
+        if inside:
+            found = loss_line(loss_fn, model, start, end, points=5).losses
+        else:  # where the loss leaves the casts to the caller's
+            found = loss_line(lambda m: mlp.loss(m(inputs).float()), model, start, end, points=5).losses
+        after = loss_fn(model).item()
+    assert found == expected and after == before

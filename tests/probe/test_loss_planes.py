@@ -161,3 +161,38 @@ def test_a_transformer_has_a_plane():
 def test_random_plane_refuses(changed, message):
     with pytest.raises(ValueError, match=message):
         random_plane(lambda m: 1.0, Point(1.0, 2.0), **changed)
+
+
+class Masked(nn.Module):
+    """Attention with its causal mask in a buffer, as many models write it."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.key, self.value = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.full((5, 5), -math.inf).triu(1))
+
+    def forward(self, x):
+        return ((x @ self.key(x).mT + self.mask).softmax(-1) @ self.value(x)).mean(1)
+
+
+def test_a_mask_of_infinities_stays_beyond_the_checkpoints():
+    models = [Masked(seed) for seed in range(3)]
+    inputs, targets = torch.randn(8, 5, 4), torch.randint(3, (8,))
+
+    def loss_fn(m: nn.Module) -> torch.Tensor:
+        return functional.cross_entropy(m(inputs), targets)
+
+    host = Masked(9)
+    host.mask.zero_()  # the checkpoints' counts
+    found = loss_plane(loss_fn, host, *models, points=4, margin=0.5)
+    assert bool(found.losses.isfinite().all()) and not bool(host.mask.any())
+    # The first corner, at the coordinates of which the weights are written out.
+    a, b, c = (dict(m.named_parameters()) for m in models)
+    base, (along, height) = found.anchors["second"][0], found.anchors["third"]
+    gamma = found.y[0] / height
+    beta = (found.x[0] - gamma * along) / base
+    with torch.no_grad():
+        for name, p in (corner := Masked(0)).named_parameters():
+            p.copy_((1 - beta - gamma) * a[name] + beta * b[name] + gamma * c[name])
+        assert found.losses[0, 0].item() == pytest.approx(loss_fn(corner).item(), rel=1e-4)

@@ -39,17 +39,22 @@ class Terrain:
         self.params = dict(model.named_parameters())
         self.norms = normalisations(model)
         self.batches = batches
+        # A mask's -infinity mixed with itself is NaN where a coefficient is negative.
+        self.fixed = {name for name, _ in model.named_buffers() if _alike([p.get(name) for p in self.points])}
 
     @torch.no_grad()
     def stand(self, *coefficients: float, only: Collection[str] | None = None) -> None:
         """Move to the combination with ``coefficients``; entries outside ``only`` stay at the first point."""
         for name, own in moving(self.model).items():
-            at = coefficients if only is None or name in only else (1.0,)
+            moves = name not in self.fixed and (only is None or name in only)
+            at = coefficients if moves else (1.0,)
             value = _combined(at, [point.get(name) for point in self.points], own)
             if name in self.params:
                 own.data = value
             else:
                 own.copy_(value)
+        # Around a caller's autocast it would keep the casts of the weights that stood here before.
+        torch.clear_autocast_cache()
         if self.norms and self.batches is not None:
             self._refresh()
 
@@ -96,6 +101,12 @@ def scalar(value: Any) -> float:
 def normalisations(model: nn.Module) -> list[_NormBase]:
     """Modules whose running statistics belong to the weights that they were gathered with."""
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+
+
+def _alike(values: Sequence[Tensor | None]) -> bool:
+    """Whether all points that have the entry have the same."""
+    first, *others = [value for value in values if value is not None]
+    return all(torch.equal(first, other.to(first)) for other in others)
 
 
 def _combined(coefficients: Sequence[float], values: Sequence[Tensor | None], own: Tensor) -> Tensor:
@@ -159,6 +170,7 @@ def terrain(
     finally:
         for p, data in kept:
             p.data = data
+        torch.clear_autocast_cache()
         for module, key, buffer in buffers:
             module._buffers[key] = buffer
         for module, training in flags:
