@@ -18,7 +18,7 @@ import thalweg.desk.manners as manners
 from arxiv_stub import arxiv_stub, made_up
 from thalweg.desk.arxiv_source import ArxivSource, Query
 from thalweg.desk.database import Database
-from thalweg.desk.fetching import Fetcher
+from thalweg.desk.fetching import Fetcher, fetches
 from thalweg.desk.library import Library
 from thalweg.desk.problems import Problems
 
@@ -140,6 +140,19 @@ def test_a_query_says_what_was_asked_for_and_nothing_else(tmp_path):
                 desk.fetcher.fetch(**({"topic": "adam"} if why == "since" else {}) | wrong)
         assert stub.asked == []
         assert desk.fetcher.fetch("nobody wrote about this").added == (0, 0, 0)
+
+
+def test_a_day_that_has_not_begun_is_refused_and_today_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("thalweg.desk.fetching._now", lambda: "2026-11-30T12:30")
+    with arxiv_stub(made_up(3)) as stub:
+        desk = Desk(tmp_path, stub)
+        for late in ("2026-12-01", "2999-01-01", "2026-11-30T12:31"):
+            with pytest.raises(ValueError, match=rf"since must not .* future, .*2026-11-30 .*got '{late}'"):
+                desk.fetcher.fetch("spikes", since=late)
+        assert stub.asked == [] and fetches(desk.library.database) == []
+        for begun in ("2026-11-30", "2026-11-30T12:30"):
+            desk.fetcher.fetch("spikes", since=begun)
+        assert len(stub.asked) >= 2
 
 
 @pytest.mark.parametrize("fault", [429, (429, 0), 500, 503, "empty", "error", "cut", "short", "reset"])

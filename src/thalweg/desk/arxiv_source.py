@@ -41,17 +41,22 @@ class Query:
                 f"topic must hold at least one word where no category is given, got {self.topic!r}"
             )
         try:
-            _minute(self.since or "1991-01-01")
+            minute(self.since or "1991-01-01")
         except ValueError:
             raise ValueError(f"since must be a day such as 2026-11-01, got {self.since!r}") from None
+
+    @property
+    def first(self) -> str:
+        """The minute from which on, as the API writes it."""
+        return minute(self.since or "1991-01-01")
 
     @property
     def text(self) -> str:
         """In the language of the API."""
         parts = [f"all:{term}" for term in _terms(self.topic)]
         parts += [f"cat:{self.category}"] if self.category else []
-        first, last = _minute(self.since or "1991-01-01"), _minute(self.until or "2100-01-01")
-        return " AND ".join([*parts, f"submittedDate:[{first} TO {last}]"])
+        last = minute(self.until or "2100-01-01")
+        return " AND ".join([*parts, f"submittedDate:[{self.first} TO {last}]"])
 
 
 @dataclass(frozen=True)
@@ -159,5 +164,6 @@ def _terms(topic: str) -> list[str]:
     return found
 
 
-def _minute(moment: str) -> str:
+def minute(moment: str) -> str:
+    """A day or moment in ISO's form as the API writes it; the text sorts by time."""
     return datetime.datetime.fromisoformat(moment).strftime("%Y%m%d%H%M")

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from thalweg._core.checks import check_count
 from thalweg.desk._fetch_rows import EVERYTHING, Fetch, fetch_of, fetches
 from thalweg.desk.announcements import FEED, announced
-from thalweg.desk.arxiv_source import ArxivSource, Query
+from thalweg.desk.arxiv_source import ArxivSource, Query, minute
 from thalweg.desk.database import Database
 from thalweg.desk.library import Added, Library
 from thalweg.desk.problems import Problems
@@ -91,7 +91,10 @@ class Fetcher:
             ConnectionError: arXiv did not answer; what came before is kept, and the next try goes on there.
             sqlite3.Error: the database cannot be written; what came before is kept.
         """
-        Query(topic, category, since)  # refuses what cannot be asked, before anything is written
+        asked = Query(topic, category, since)  # refuses what cannot be asked, before anything is written
+        if since and asked.first > (now := minute(_now())):
+            today = f"{now[:4]}-{now[4:6]}-{now[6:8]}"
+            raise ValueError(f"since must not lie in the future, where {today} is today (UTC), got {since!r}")
         check_count("most", most)
         last = self._last(topic, category)
         if last is not None and not last.done and (last.since, last.most) == (since, most):
