@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -360,6 +361,11 @@ REFUSED = {
         "2",
         r"module '1' \(GroupNorm\) is not understood",
     ),
+    "frozen": (
+        chain(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4).requires_grad_(False)),
+        "1",
+        "module '2' must be trained to be given fresh units, got it frozen",
+    ),
     "unknown": (
         chain(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
         "act",
@@ -376,6 +382,27 @@ def test_what_is_not_understood_is_named_and_nothing_is_half_applied(case):
         reset_dormant(model, {name: scores(1, units=4)})
     assert unchanged(model, before)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED))
+def test_unless_strict_what_is_not_understood_is_left_alone_and_said(case):
+    model, name, message = REFUSED[case]
+    before = snapshot(model)
+    with pytest.warns(UserWarning, match=f"thalweg: no unit could be reset: .*{message}"):
+        report = reset_dormant(model, {name: scores(1, units=4)}, strict=False)
+    assert unchanged(model, before)
+    assert (report.units, report.total) == ({}, 0)
+    assert list(report.left) == [name] and re.search(message, report.left[name])
+
+
+def test_unless_strict_the_other_layers_are_reset_as_ever():
+    model, alone = mlp(), mlp()
+    given = {"1": scores(1), "3": scores(2), "nowhere": scores(0)}  # layer 3 has 5 units, not 6
+    found = reset_dormant(model, given, strict=False, generator=torch.Generator().manual_seed(3))
+    assert found.units == {"1": (1,)} and found.total == 1
+    assert list(found.left) == ["3", "nowhere"]
+    reset_dormant(alone, {"1": scores(1)}, generator=torch.Generator().manual_seed(3))
+    assert unchanged(model, snapshot(alone))
 
 
 def test_a_good_layer_is_left_alone_when_a_later_one_is_refused():

@@ -151,8 +151,68 @@ def test_dormant_units_are_renewed_at_once_and_every_thousand_steps():
             unit.zero_()
 
     opt.register_step_pre_hook(see)
-    paste(renewed().code, model, opt, batches(1002))
+    paste(renewed().code, model, opt, batches(1002, 64))
     assert dead == [True, False, *[True] * 999, False]
+
+
+def test_a_unit_that_few_examples_wake_is_not_renewed_for_a_small_batch():
+    """Of the first 16 examples none wakes unit 5, and of 64 one: its score is 0.5, of the dead one 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[0].weight[[3, 5]] = 0
+        model[0].bias[3] = -1
+        model[0].weight[5, 0], model[0].bias[5] = 10, -20
+    kept, loader = model[0].weight.detach().clone(), list(batches(6))
+    for x, _ in loader:
+        x[:, 0].clamp_(max=2)
+    loader[2][0][7, 0] = 4
+    paste(renewed().code, model, torch.optim.SGD(model.parameters(), lr=0.0), loader)
+    changed = (model[0].weight != kept).any(1)
+    assert changed.nonzero().flatten().tolist() == [3]
+
+
+def residual():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.act, self.down = nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)
+
+        def forward(self, x):
+            return torch.relu(x + self.down(self.act(self.up(x))))
+
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), Block(), nn.Linear(16, 4))
+
+
+def with_answer():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), nn.Sigmoid())
+
+
+def gated():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+    return Gated()
+
+
+@pytest.mark.parametrize(("make", "renewed_layer"), [(residual, "2.up"), (with_answer, "0"), (gated, None)])
+def test_what_cannot_be_renewed_is_left_alone_and_training_goes_on(make, renewed_layer, recwarn):
+    torch.manual_seed(0)
+    model = make()
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features > 4}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.weight[2], layer.bias[2] = 0, -1
+    paste(renewed().code, model, torch.optim.SGD(model.parameters(), lr=0.0), batches(3, 64))
+    changed = [name for name, layer in layers.items() if layer.weight[2].any()]
+    assert changed == ([renewed_layer] if renewed_layer else [])
+    said = [str(one.message) for one in recwarn if "no unit could be reset" in str(one.message)]
+    assert len(said) == (0 if renewed_layer else 1)
 
 
 def test_weights_are_kept_behind_the_steps_that_are_named_and_no_others():

@@ -254,11 +254,19 @@ def _link(model: nn.Module, name: str, runs: dict[str, fx.Node]) -> Link:
     )
 
 
-def links(model: nn.Module, names: Iterable[str]) -> dict[str, Link]:
-    """For each layer name, who makes its units and who reads them.
+def links(model: nn.Module, names: Iterable[str]) -> dict[str, Link | ValueError]:
+    """For each layer name, who makes its units and who reads them, or why that cannot be told.
 
-    Raises:
-        ValueError: the model cannot be traced, or something on the way is not understood (it is named).
+    The errors name what on the way is not understood; all are the same if the model cannot be traced.
     """
-    runs = _calls(_trace(model))
-    return {name: _link(model, name, runs) for name in names}
+    try:
+        runs = _calls(_trace(model))
+    except ValueError as error:
+        return dict.fromkeys(names, error)
+    found: dict[str, Link | ValueError] = {}
+    for name in names:
+        try:
+            found[name] = _link(model, name, runs)
+        except ValueError as error:
+            found[name] = error
+    return found

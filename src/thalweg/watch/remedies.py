@@ -40,11 +40,16 @@ WARM = (
 RENEW = (
     "from itertools import count\n"
     "from thalweg import probe, surgery\n"
-    "steps = count()\n"
+    "steps, scores = count(), {}\n"
     "def renew(opt, *_):\n"
-    "    if next(steps) % 1000 == 0:\n"
-    "        dormant = probe.dormant_neurons(model, batch[0])\n"
-    "        surgery.reset_dormant(model, dormant, optimizer=opt)\n"
+    "    step, needed = next(steps) % 1000, -(-64 // len(batch[0]))\n"
+    "    if step < needed:  # on 64 examples: on fewer, units that are rarely active look dormant\n"
+    "        for name, score in probe.dormant_neurons(model, batch[0]).scores.items():\n"
+    "            scores.setdefault(name, []).append(score)\n"
+    "    if step == needed - 1:\n"
+    "        means = {name: sum(each) / len(each) for name, each in scores.items()}\n"
+    "        surgery.reset_dormant(model, means, optimizer=opt, strict=False)\n"
+    "        scores.clear()\n"
     "opt.register_step_post_hook(renew)"
 )
 KEEP = (
@@ -79,7 +84,10 @@ def warmed(step: int) -> str:
 
 
 def renewed(paper: str = "dormant-neurons") -> Remedy:
-    """Fresh weights for dormant units, at the next step and every thousandth from there on."""
+    """Fresh weights for dormant units, once 64 examples have been seen and every thousandth step from there.
+
+    Units that cannot be reset, such as those of a residual stream, are left alone.
+    """
     return Remedy("give dormant units fresh weights, now and every thousand steps", RENEW, paper)
 
 
