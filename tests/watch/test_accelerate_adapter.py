@@ -81,6 +81,29 @@ def test_what_was_prepared_is_watched_and_what_is_logged_arrives_at_the_step_jus
     assert {"weight norm", "dormant units", "softmax collapse"} <= readings.keys()
 
 
+@pytest.mark.parametrize("when", ["before the step", "behind it"])
+def test_losses_logged_for_each_batch_are_one_reading_a_step(tmp_path, when):
+    loop, parts = Loop(), []
+    with watch_accelerator(loop.host, store=tmp_path / "s", budget=0) as run:
+        for batch in loop.batches:
+            with loop.host.accumulate(loop.model):
+                loss = loss_fn(loop.model, batch)
+                loop.host.backward(loss)
+                parts.append(loss.item())
+                if when == "before the step":
+                    loop.host.log({"train_loss": loss})
+                loop.opt.step()
+                if when == "behind it":
+                    loop.host.log({"train_loss": loss})
+                loop.opt.zero_grad()
+    assert run.step == STEPS
+    with RunStore(tmp_path / "s") as store:
+        found = [(one.step, one.value) for one in store.readings(1, "loss")]
+    means = [(one + other) / 2 for one, other in zip(parts[::2], parts[1::2], strict=True)]
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    assert [value for _, value in found] == pytest.approx(means)
+
+
 def test_the_end_of_training_closes_the_run(tmp_path):
     loop = Loop()
     watch_accelerator(loop.host, store=tmp_path / "s")

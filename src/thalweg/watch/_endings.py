@@ -75,7 +75,7 @@ def release(run: Run) -> None:
     moment.evaluate, moment.named, moment.memory = None, {}, {}
     moment.evaluations.clear()
     run.watched = ()
-    del run._senses, run._evaluations, run._listener
+    del run._looks, run._listener
 
 
 def _let_go() -> None:

@@ -1,41 +1,28 @@
-"""A watched run: what happens at every step, between the training loop and the recorder."""
+"""A watched run, as its training loop sees it: what it is told, and what can be asked of it."""
 
 from __future__ import annotations
 
 import atexit
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from thalweg.probe._wrapped import bare
 from thalweg.watch._endings import outcome_of_block, outcome_of_script, stays_with_this_process
 from thalweg.watch.arguments import check_step
 from thalweg.watch.budget import Budget
-from thalweg.watch.clock import Clock
-from thalweg.watch.evaluations import Evaluations
-from thalweg.watch.hooks import Listener, with_closure
-from thalweg.watch.labels import NamedLabels
+from thalweg.watch.looks import Looks
 from thalweg.watch.loss_function import checked
 from thalweg.watch.moment import Moment, Raw, number
 from thalweg.watch.readings import Finding
 from thalweg.watch.recorder import Recorder
-from thalweg.watch.senses import Senses
 from thalweg.watch.stray import Stray
 from thalweg.watch.watched import Watched, watched_optimizers
 
 __all__ = ["Run"]
-
-# The part of the budget that judging the losses may take.
-JUDGING = 0.2
-# Every so many seconds the store is told what watching has cost so far.
-TELLING = 2.0
-# In its first steps a run shows what it offers: look at each of them.
-SETTLING = 3
 
 
 class Run:
@@ -68,22 +55,11 @@ class Run:
         self.disabled, self.id = recorder.disabled, recorder.run_id
         self.store_path = None if recorder.store is None else recorder.store.path
         self.budget = Budget(budget)
-        self._labels = NamedLabels()
-        # A bit for each optimizer that has stepped in this step.
-        self._stepped, self._all = 0, 2 ** len(optimizers) - 1
-        self._clock = Clock()
-        # Steps seen, which are fewer than those counted where the run was resumed or some were skipped.
-        self._seen = self._settled = self._wake = 0
-        self._looks, self._awake, self._logged = looks, False, -1
-        self._told = time.perf_counter()
-        self._listener = Listener(model, self._hear)
-        self._evaluations = Evaluations(self.moment, optimizers, self._listener, self._spent)
-        self._senses = Senses(model, optimizers, recorder, self.budget, self._evaluations.paused, looks)
-        self.sensors = self._senses.sensors
+        self._looks = Looks(model, optimizers, recorder, self.moment, self.budget, looks)
+        self._clock, self._listener = self._looks.clock, self._looks.listener
+        self.sensors = self._looks.senses.sensors
         self._stray = Stray(recorder, start)
-        self._hooks = [self._hooked(index) for index in range(len(optimizers))]
-        if model is not None and looks:
-            self._hooks.append(model.register_forward_hook(self._listener, with_kwargs=True))
+        self._active, self._logged = looks, -1
         self._open, self._outcome = True, ""  # the outcome of a close that waits for the training thread
         # A script that ends without closing its run has still lost nothing.
         atexit.register(self._at_exit)
@@ -93,7 +69,8 @@ class Run:
         """Tell the run what it cannot see: the loss, the batch, and any other number by name.
 
         ``loss`` and ``numbers`` may be tensors on any device; nothing is waited for. A number called
-        ``test_accuracy`` becomes the reading ``test accuracy``, which the rules know.
+        ``test_accuracy`` becomes the reading ``test accuracy``, which the rules know. Losses of one step, as
+        of batches whose gradients are accumulated, are one reading, their mean.
 
         Args:
             batch: what ``loss_fn(model, batch)`` takes; a pair is taken for (inputs, targets), and of a
@@ -116,15 +93,15 @@ class Run:
         to = moment.step + (not listener.again) if step is None else check_step(step)
         if batch is not None:
             moment.batch = batch
-            if listener.listens and (targets := self._labels.of_batch(batch)) is not None:
+            if listener.listens and (targets := self._looks.labels.of_batch(batch)) is not None:
                 # For sensors that read before the coming step.
                 moment.targets = targets
-        if self._looks and self._open:
+        if self._active and self._open:
             if raws:
-                self.recorder.put(to, raws)
+                self.recorder.note(to, raws)
             # A closure's later losses are not those of the weights that the step begins with.
             if value is not None and not listener.again:
-                self.recorder.put_loss(to, value)
+                self.recorder.put_loss(to, value, step is not None)
                 if moment.step == self._logged:
                     self._stray.loss(moment.step)
                 self._logged = moment.step
@@ -161,11 +138,8 @@ class Run:
             raise ValueError(f"name must be one of {titles}, got {name!r}")
         index = titles.index(name) if len(titles) > 1 else 0
         (new,) = watched_optimizers(self._listener.model, optimizer)
-        self._hooks[index].remove()
+        self._looks.follow(index, new)
         one = self.watched[index]
-        one.optimizer, one.named, one.held = new.optimizer, new.named, new.held
-        self._hooks[index] = self._hooked(index)
-        self._senses.forget(index)
         self.recorder.restart(one.label, {**one.about(), "since": self.moment.step})
 
     @property
@@ -177,8 +151,7 @@ class Run:
 
     def left_out(self) -> dict[str, str]:
         """Sensors that did not run as often as they wanted, or not at all, and why."""
-        self._settle(self._clock.last)
-        return self._senses.left_out()
+        return self._looks.left_out()
 
     def close(self, outcome: str = "finished") -> None:
         """Detach and store everything; closing again does nothing. In ``on_finding``: at the next ``log``."""
@@ -190,16 +163,14 @@ class Run:
             return
         outcome = self._outcome or outcome
         self.detach()
-        self._settle(self._clock.last)
-        self.recorder.close(outcome, watching=self.budget.spent, left_out=self.left_out())
+        words = self.left_out()
+        self.recorder.close(outcome, watching=self.budget.spent, left_out=words)
 
     def detach(self) -> None:
         """See no more of the training; a run that is to be stored as ended is closed instead."""
         self._open = False
         atexit.unregister(self._at_exit)
-        for hook in self._hooks:
-            hook.remove()
-        self._listener.stop()
+        self._looks.stop()
 
     def __enter__(self) -> Run:
         return self
@@ -209,90 +180,3 @@ class Run:
 
     def _at_exit(self) -> None:
         self.close(outcome_of_script())
-
-    def _hear(self, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        start = time.perf_counter()
-        moment = self.moment
-        moment.inputs = (args, kwargs)
-        found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-        moment.output = None
-        if isinstance(found, Tensor) and not hasattr(found, "device_mesh"):
-            moment.output = found.detach()
-        # A loss function need not take what the model takes: it is given what was logged, or nothing.
-        if moment.loss_fn is None:
-            moment.batch = args or kwargs
-        self._labels.note(kwargs)
-        self._spent(start)
-
-    def _hooked(self, index: int) -> RemovableHandle:
-        def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-            changed = None
-            if kwargs or len(args) > 1:
-                changed = with_closure(args, kwargs, partial(self._look, index), self._listener)
-            if changed is None:
-                self._look(index)
-            return changed
-
-        # Nothing of ours is for the compiler of somebody who compiles the step.
-        return self.watched[index].optimizer.register_step_pre_hook(torch.compiler.disable(before))
-
-    def _look(self, index: int) -> None:
-        """Gradients are there, weights not yet moved: take the readings that are due, if any can be."""
-        start = time.perf_counter()
-        moment, listener = self.moment, self._listener
-        if listener.last is not None:
-            listener.take()
-        bit = 1 << index
-        begins = bool(self._stepped & bit) or not self._stepped
-        if begins:
-            self._stepped = 0
-            self._seen += 1
-            moment.step += 1
-            self.recorder.step = moment.step
-            self._awake = moment.step >= self._wake
-        self._stepped |= bit
-        if self._awake:
-            if begins:
-                self._settle(start)
-            self._read(index)
-        complete = self._stepped == self._all
-        if complete:
-            moment.output = moment.targets = None
-            if self._awake:
-                self._labels.forget()
-        # What no sensor can read is not listened to.
-        listener.listens = moment.step + 1 >= self._wake or (self._awake and not complete)
-        clock = self._clock
-        clock.last = time.perf_counter()
-        clock.own += clock.last - start
-
-    def _read(self, index: int) -> None:
-        """Run the sensors that are due and can be paid."""
-        moment, one = self.moment, self.watched[index]
-        if moment.targets is None:
-            moment.targets = self._labels.beside(moment.model, moment.output)
-        raws: list[Raw] = []
-        paid = self._senses.read(index, moment, raws)
-        self._clock.paid += paid
-        self._clock.own -= paid
-        settled = self._seen > SETTLING
-        self._wake = self.budget.wake(moment.step) if settled else moment.step + 1
-        if raws:
-            unless = one.overflowed
-            # The scaler's tensor, which the next step may write into.
-            unless = None if unless is None else unless.clone()
-            self.recorder.put(moment.step, raws, one.label, unless)
-
-    def _settle(self, until: float) -> None:
-        """Enter what has been earned and spent up to a look since the last such one."""
-        self._clock.settle(self.budget, until, self._seen - self._settled, self.recorder.busy)
-        self._settled = self._seen
-        judges = self.recorder.judges
-        judges.thin = self.budget.every(judges.price, JUDGING)
-        if until - self._told > TELLING:
-            self._told = until
-            self.recorder.about = {"watching": self.budget.spent, "left_out": self._senses.left_out()}
-
-    def _spent(self, start: float) -> None:
-        """Time in our own calls outside the step is not the user's training time."""
-        self._clock.own += time.perf_counter() - start

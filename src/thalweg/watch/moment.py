@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.discover import modules
+from thalweg.watch.readings import Reading
 
 __all__ = [
     "Moment",
@@ -88,6 +89,13 @@ class Raw:
     values: Tensor | None = None
     extra: Mapping[str, float | Tensor] = field(default_factory=dict)
 
+    def reading(self, step: int) -> Reading:
+        """The same as numbers, for which the device is waited for."""
+        values = [] if self.values is None else self.values.detach().tolist()
+        layers = dict(zip(self.layers, values, strict=True))
+        extra = {key: float(value) for key, value in self.extra.items()}
+        return Reading(step, self.name, float(self.value), layers, extra)
+
 
 @dataclass(frozen=True)
 class Sensor:
@@ -101,6 +109,7 @@ class Sensor:
         needs: fields of the moment that must not be None.
         each: read for each optimizer of a run, of its own parameters, rather than for the first.
         runs: it may run the model or the loss, so that what that changes has to be put back.
+        early: cheap enough to be read in a run's first steps before it has been earned.
     """
 
     name: str
@@ -111,6 +120,7 @@ class Sensor:
     needs: tuple[str, ...]
     each: bool = False
     runs: bool = False
+    early: bool = False
 
     def estimate(self, at: Moment) -> float:
         """What one reading costs, in forward passes, as far as it can be told."""
@@ -130,6 +140,7 @@ def sensor(
     needs: tuple[str, ...] = (),
     each: bool = False,
     runs: bool | None = None,
+    early: bool = False,
 ) -> Callable[[Callable[[Moment], list[Raw]]], Sensor]:
     """Make a sensor of a function; a file in ``watch/sensors`` that defines one is all it takes.
 
@@ -137,7 +148,7 @@ def sensor(
     """
     if runs is None:
         runs = bool({"model", "loss_fn"} & set(needs))
-    return lambda read: Sensor(name, read, share, every, passes, needs, each, runs)
+    return lambda read: Sensor(name, read, share, every, passes, needs, each, runs, early)
 
 
 def all_sensors() -> list[Sensor]:

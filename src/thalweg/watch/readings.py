@@ -119,3 +119,8 @@ class Finding:
 def plain(numbers: Mapping[str, float]) -> dict[str, float | str]:
     """Numbers for JSON, which knows no NaN and no infinity: those as words that ``float`` reads."""
     return {key: value if math.isfinite(value) else str(value) for key, value in numbers.items()}
+
+
+def labelled(name: str, label: str) -> str:
+    """What a reading of another optimizer than the first is stored as."""
+    return f"{name} of {label}" if label else name

@@ -22,8 +22,9 @@ from thalweg.watch.delivery import Delivery
 from thalweg.watch.judging import Judges
 from thalweg.watch.loss_function import LossFunctionError
 from thalweg.watch.moment import Raw
-from thalweg.watch.readings import Finding, Reading
+from thalweg.watch.readings import Finding, Reading, labelled
 from thalweg.watch.rule import Rule
+from thalweg.watch.step_losses import StepLosses
 from thalweg.watch.store import RunStore
 
 __all__ = ["Recorder"]
@@ -75,7 +76,7 @@ class Recorder(threading.Thread):
         self.busy = 0.0
         self.problems: list[str] = []
         self.judges = Judges(rules, titles or {}, self._complain)
-        self._past = past
+        self._past, self._losses = past, StepLosses()
         self._inbox: deque[Any] = deque()
         self._wake = threading.Event()
         self._ending = False
@@ -87,7 +88,9 @@ class Recorder(threading.Thread):
         self.start()
 
     def put(self, step: int, raws: Sequence[Raw], label: str = "", unless: Tensor | None = None) -> None:
-        """Hand readings over; returns at once and wakes nobody, which would cost the training thread more.
+        """Hand readings of a step that has begun over, with its losses before them.
+
+        It returns at once and wakes nobody, which would cost the training thread more.
 
         Args:
             label: of the optimizer that they are of.
@@ -95,9 +98,17 @@ class Recorder(threading.Thread):
         """
         self._inbox.append((time.time(), step, raws, label, unless))
 
-    def put_loss(self, step: int, loss: float | Tensor) -> None:
-        """Hand over a loss, which comes at every step."""
-        self._inbox.append((time.time(), step, loss))
+    def note(self, step: int, raws: Sequence[Raw]) -> None:
+        """Hand over numbers that the loop logged for a step, which may have begun or not."""
+        self._inbox.append((time.time(), step, raws))
+
+    def put_loss(self, step: int, loss: float | Tensor, named: bool = False) -> None:
+        """Hand over a loss; of several for one step the mean is kept.
+
+        Args:
+            named: of a step that the loop named, rather than the coming one.
+        """
+        self._inbox.append((time.time(), step, loss, named))
 
     def report(self, finding: Finding) -> None:
         """Hand over a finding that no rule made."""
@@ -173,6 +184,7 @@ class Recorder(threading.Thread):
             # Taken first: a resumed run must not go on behind readings that a killed one left in the queue.
             reached = self.step
             asked = self._clear_inbox()
+            self._judge_losses(self._losses.end() if ending else self._losses.begun(reached))
             self._save(reached, now=ending or bool(asked))
             for sink in self.sinks:
                 sink.put(*self._undelivered)
@@ -189,7 +201,7 @@ class Recorder(threading.Thread):
                 if isinstance(item, Finding):
                     self._found(item)
                 elif isinstance(item, tuple):
-                    (self._take_loss if len(item) == 3 else self._take)(*item)
+                    (self._take_loss if len(item) == 4 else self._take)(*item)
                 elif callable(item):
                     item()
             except Exception as error:
@@ -205,13 +217,16 @@ class Recorder(threading.Thread):
             self._complain(error, "the rules of the resumed run begin anew")
 
     def _take(
-        self, when: float, step: int, raws: Sequence[Raw], label: str = "", unless: Tensor | None = None
+        self, when: float, step: int, raws: Sequence[Raw], label: str | None = None, unless: Any = None
     ) -> None:
+        if label is not None:
+            self._judge_losses(self._losses.begun(step))
+        label = label or ""
         if unless is not None and float(unless):
             return
         for raw in raws:
             try:
-                reading = _reading(step, raw)
+                reading = raw.reading(step)
             except Exception as error:
                 self._complain(error)
                 continue
@@ -219,11 +234,15 @@ class Recorder(threading.Thread):
             for finding in self.judges.see(label, reading):
                 self._found(finding)
 
-    def _take_loss(self, when: float, step: int, loss: float | Tensor) -> None:
-        reading = Reading(step, "loss", float(loss), NONE, NONE)
-        self._keep(when, reading)
-        for finding in self.judges.see_loss(reading):
-            self._found(finding)
+    def _take_loss(self, when: float, step: int, loss: float | Tensor, named: bool) -> None:
+        self._judge_losses(self._losses.add(when, step, float(loss), named))
+
+    def _judge_losses(self, losses: Iterable[tuple[float, int, float]]) -> None:
+        for when, step, loss in losses:
+            reading = Reading(step, "loss", loss, NONE, NONE)
+            self._keep(when, reading)
+            for finding in self.judges.see_loss(reading):
+                self._found(finding)
 
     def _keep(self, when: float, reading: Reading) -> None:
         self._readings.append((when, reading))
@@ -276,15 +295,3 @@ class Recorder(threading.Thread):
         except Warning:
             # The user turned warnings into errors; here one would end this thread and nothing else.
             return
-
-
-def labelled(name: str, label: str) -> str:
-    """What a reading of another optimizer than the first is stored as."""
-    return f"{name} of {label}" if label else name
-
-
-def _reading(step: int, raw: Raw) -> Reading:
-    values = [] if raw.values is None else raw.values.detach().tolist()
-    layers = dict(zip(raw.layers, values, strict=True))
-    extra = {key: float(value) for key, value in raw.extra.items()}
-    return Reading(step, raw.name, float(raw.value), layers, extra)

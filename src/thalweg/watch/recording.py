@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from thalweg.watch.delivery import Delivery
-from thalweg.watch.readings import Finding, Reading
-from thalweg.watch.recorder import Recorder, labelled
+from thalweg.watch.readings import Finding, Reading, labelled
+from thalweg.watch.recorder import Recorder
 from thalweg.watch.rule import Rule, all_rules
 from thalweg.watch.sink import Sink
 from thalweg.watch.store import RunInfo, RunStore

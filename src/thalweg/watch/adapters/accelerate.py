@@ -18,9 +18,10 @@ __all__ = ["watch_accelerator"]
 def watch_accelerator(accelerator: Accelerator, model: nn.Module | None = None, **options: Any) -> Run:
     """Watch what an ``Accelerator`` has prepared: its model and its optimizers.
 
-    What the loop logs with ``accelerator.log`` reaches the run too, at the step that was taken last, and
-    ``accelerator.end_training()`` closes it. Only the main process looks and writes; in the others the run
-    counts steps, so the loop is written as if there were one process.
+    What the loop logs with ``accelerator.log`` reaches the run too, at the step that was taken last or, of
+    gradients that are still being accumulated, at the coming one. Losses of one step are one reading, their
+    mean. ``accelerator.end_training()`` closes the run. Only the main process looks and writes; in the others
+    the run counts steps, so the loop is written as if there were one process.
 
     Args:
         accelerator: after ``prepare``.
@@ -39,7 +40,7 @@ def watch_accelerator(accelerator: Accelerator, model: nn.Module | None = None, 
         (model,) = models
     several = optimizers if len(optimizers) > 1 else optimizers[0]
     run = watch(model, several, rank=accelerator.process_index, **options)
-    accelerator.trackers.append(_ToRun(run))
+    accelerator.trackers.append(_ToRun(run, accelerator))
     return run
 
 
@@ -49,8 +50,10 @@ class _ToRun(GeneralTracker):
     name = "thalweg"
     requires_logging_directory = False
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, accelerator: Accelerator):
+        self.run, self.accelerator = run, accelerator
+        # The step whose gradients are being accumulated, as far as something was logged meanwhile.
+        self.coming: int | None = None
         super().__init__()
 
     @property
@@ -60,8 +63,14 @@ class _ToRun(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         # The caller's step may count batches or epochs; a loop logs behind the optimizer's step.
         numbers = as_readings(values)
-        if numbers:
-            self.run.log(step=max(self.run.step, 1), **numbers)
+        if not numbers:
+            return
+        if not self.accelerator.sync_gradients:
+            self.coming = self.run.step + 1
+            self.run.log(step=self.coming, **numbers)
+            return
+        step, self.coming = self.coming or max(self.run.step, 1), None
+        self.run.log(step=step, **numbers)
 
     def finish(self) -> None:
         self.run.close()
