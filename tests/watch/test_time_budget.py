@@ -155,6 +155,79 @@ def test_losses_that_cost_too_much_to_judge_are_all_stored_and_a_nan_is_still_fo
         assert len(store.readings(1, "loss")) == 100
 
 
+def test_an_early_sensor_runs_from_the_first_steps_on_and_all_pay_that_back():
+    early = {**SENSORS, "cheap": {**SENSORS["cheap"], "early": True}}
+    budget = make(0.03, early)
+    budget.overhead(0.5)  # what the start took: all that 160 steps earn
+    ran = simulate(budget, 20_000)
+    assert ran["cheap"][:30] == list(range(2, 32))
+    assert not any(step < 100 for step in ran["middling"] + ran["dear"])
+    assert 0.9 * 0.03 <= budget.spent <= 1.1 * 0.03
+
+
+def test_an_early_sensor_that_a_thousand_steps_would_not_earn_waits_like_the_others():
+    costs, dear = {"dear": 0.9}, {"share": 1.0, "every": 1, "passes": 27.0, "early": True}
+    # A thousand steps earn 3 s; the first reading, whose cost is not known yet, is lent half as much again.
+    assert simulate(make(0.03, {"dear": dear}), 33, costs=costs)["dear"] == [2, 3]
+    assert not any(simulate(make(0.0, {"dear": dear}), 33, costs=costs)["dear"])
+
+
+@pytest.fixture
+def costly_start(monkeypatch):
+    """Steps of 10 ms, in which hooks take three times the budget."""
+    from thalweg.watch.clock import Clock
+
+    def settle(self, budget, until, steps, busy):
+        if self.since:
+            budget.earn(0.01 * max(steps, 1), max(steps, 1))
+        budget.overhead(0.0009)
+        self.since, self.own, self.paid = until, 0.0, 0.0
+
+    monkeypatch.setattr(Clock, "settle", settle)
+
+
+def test_a_fault_in_the_first_steps_is_seen_where_the_hooks_cost_more_than_the_budget(costly_start, tmp_path):
+    weight = nn.Parameter(torch.ones(4))
+    opt = torch.optim.SGD([weight], lr=0.1)
+    with thalweg.watch(None, opt, store=tmp_path / "s") as run:
+        for step in range(1, 31):
+            weight.grad = torch.full((4,), float("nan") if step == 3 else 1.0)
+            opt.step()
+    first = run.findings[0]
+    assert (first.name, first.severity, first.step) == ("not finite", "warning", 3)
+    with RunStore(tmp_path / "s") as store:
+        assert [one.step for one in store.readings(1, "gradient norm")] == list(range(2, 31))
+
+
+def test_a_gradient_that_explodes_from_step_5_on_is_named_at_once(costly_start):
+    weight = nn.Parameter(torch.ones(4))
+    opt = torch.optim.SGD([weight], lr=0.0)
+    with thalweg.watch(None, opt, store=None) as run:
+        for step in range(1, 31):
+            weight.grad = torch.full((4,), 1.5 ** max(0, step - 5))
+            opt.step()
+    (one,) = [one for one in run.findings if one.name == "exploding gradient"]
+    assert one.step <= 6 and one.found <= 24
+
+
+def test_a_pause_of_minutes_does_not_buy_minutes_of_readings():
+    """Evaluation, or waiting for data: it counts once, and readings then come as often as before."""
+    usual, paused = make(0.03), make(0.03)
+    for budget in (usual, paused):
+        simulate(budget, 10_000)
+    paused.earn(600.0)
+    after = []
+    for budget in (usual, paused):
+        before = budget.spent * budget.trained
+        for step in range(10_001, 12_001):
+            budget.earn(0.1)
+            for name in budget.due(step):
+                budget.pay(name, step, COSTS[name])
+        after.append(budget.spent * budget.trained - before)
+    # Three per cent of the pause are 18 s; what is left of them is a few readings of each sensor.
+    assert after[1] - after[0] < 4 * max(COSTS.values())
+
+
 def test_one_hiccup_is_paid_by_all_and_silences_no_sensor():
     budget = make(0.03)
     seconds = {name: [] for name in SENSORS}

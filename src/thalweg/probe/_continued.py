@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from thalweg._core.not_finite import NotFiniteError
+
 
 class Continued(NamedTuple):
     """Ritz pairs, the largest first; residuals are lengths of :math:`A v_i - \\theta_i v_i`."""
@@ -53,7 +55,9 @@ def continued(
     while True:
         products = len(basis)
         if not bool(image[-1].isfinite().all()):
-            raise ValueError(f"matvec must return finite vectors, got a non-finite one at product {products}")
+            raise NotFiniteError(
+                f"matvec must return finite vectors, got a non-finite one at product {products}"
+            )
         inner = basis.double() @ image.double().T
         values, mixture = torch.linalg.eigh((inner + inner.T) / 2)
         values, mixture = values.flip(0)[:wanted], mixture.flip(1)[:, :wanted].to(basis)

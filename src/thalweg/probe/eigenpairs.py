@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thalweg._core.checks import check_count
 from thalweg._core.factored import Factored, sound
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._continued import continued
 from thalweg.probe._named import NamedParams
 from thalweg.probe.cost import costs
@@ -121,7 +122,9 @@ def preconditioned(
                 f"preconditioner[{index}] must have shape {tuple(shape)}, got {tuple(diagonal.shape)}"
             )
         if not (sound(diagonal) if isinstance(diagonal, Tensor) else diagonal.finite()):
-            raise ValueError(f"preconditioner[{index}] must be finite and not negative")
+            negative = isinstance(diagonal, Tensor) and bool((diagonal < 0).any())
+            kind = ValueError if negative else NotFiniteError
+            raise kind(f"preconditioner[{index}] must be finite and not negative")
         filled.append(diagonal)
     if any(isinstance(one, Factored) for one in filled):
         return _by_factors(operator, filled)

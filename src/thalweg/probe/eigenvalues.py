@@ -11,6 +11,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from thalweg._core.checks import check_count, check_not_negative
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe.cost import costs
 
 __all__ = ["Lanczos", "lanczos"]
@@ -99,7 +100,9 @@ def lanczos(
         product = _orthogonal_to(span, product)
         beta = torch.linalg.vector_norm(product).item()
         if not np.isfinite(diagonal[-1] + beta):
-            raise ValueError(f"matvec must return finite vectors, got a non-finite one at product {k + 1}")
+            raise NotFiniteError(
+                f"matvec must return finite vectors, got a non-finite one at product {k + 1}"
+            )
         values, rotation = eigh_tridiagonal(np.array(diagonal), np.array(off_diagonal))
         values, rotation = values[::-1], rotation[:, ::-1]
         residuals = beta * np.abs(rotation[-1])

@@ -17,6 +17,9 @@ CAUTION = 1.5
 HICCUP = 3.0
 # Between looks at who can pay, at most so many steps pass.
 ASLEEP = 32
+# In so many first steps an early sensor runs on credit, as far as so many steps will earn it.
+EARLY = 32
+CREDIT = 1000
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Account:
     runs: int = 0
     last: int | None = None
     idle: bool = False
+    early: bool = False
 
 
 @dataclass
@@ -53,14 +57,19 @@ class Budget:
     hooks: float = 0.0
     closed: float = 0.0
     owed: float = 0.0
+    lent: float = 0.0
     spare: float = 0.0
     step_time: float = 0.0
     net: float = 0.0
     steps: int = 0
 
-    def add(self, name: str, *, share: float, every: int, passes: float) -> None:
-        """Open an account: share of the budget, least steps between runs, cost in forward passes."""
-        self.accounts[name] = Account(share, every, passes)
+    def add(self, name: str, *, share: float, every: int, passes: float, early: bool = False) -> None:
+        """Open an account: share of the budget, least steps between runs, cost in forward passes.
+
+        Args:
+            early: it runs in the first steps too, when nothing has been saved yet; all pay that back.
+        """
+        self.accounts[name] = Account(share, every, passes, early=early)
         self._divide()
 
     def earn(self, seconds: float, steps: int = 1) -> None:
@@ -71,14 +80,18 @@ class Budget:
         self.step_time += (seconds / steps - self.step_time) * max(steps / self.steps, 0.05)
         income, self.owed = self.fraction * seconds - self.owed, 0.0
         self.net += (income / steps - self.net) * max(steps / self.steps, 0.05)
+        useful = 0.0
         for account in self.accounts.values():
             if not account.part:
                 continue
             account.saved += income * account.part
             most = 2 * self._price(account)
+            useful += most / 2
             if account.saved > most:
                 self.spare += account.saved - most
                 account.saved = most
+        # Minutes of evaluation or of waiting for data are no reason to read at every step for minutes.
+        self.spare = min(self.spare, useful)
 
     def overhead(self, seconds: float) -> None:
         """The hooks themselves took ``seconds``: everybody pays, out of the next earnings."""
@@ -100,34 +113,49 @@ class Budget:
 
     def due(self, step: int) -> list[str]:
         """The sensors that may run before this step, those that have waited longest first."""
+        if not self.steps:
+            return []
+        spare = max(self.spare, 0.0)
         wanting = [
             (account.last or 0, name)
             for name, account in self.accounts.items()
-            if not account.idle and (account.last is None or step - account.last >= account.every)
+            if not account.idle
+            and (account.last is None or step - account.last >= account.every)
+            and (account.early or account.saved + spare > 0)
         ]
         able = []
         for _, name in sorted(wanting):
             account = self.accounts[name]
-            need = self._price(account) * (CAUTION if account.price is None else 1.0)
-            if self.steps and account.saved + max(self.spare, 0.0) >= need:
+            need = self._need(account)
+            if account.saved + max(self.spare, 0.0) >= need:
                 borrowed = max(0.0, need - account.saved)
                 self.spare -= borrowed
-                account.saved += borrowed
-                able.append(name)
+            elif account.early and self._lends(need):
+                borrowed = need
+                self.owed += borrowed
+                self.lent += borrowed
+            else:
+                continue
+            account.saved += borrowed
+            able.append(name)
         return able
 
     def wake(self, step: int) -> int:
         """The next step, behind ``step``, before which any sensor could be due."""
-        earliest = step + ASLEEP
+        spare, earliest = max(self.spare, 0.0), step + ASLEEP
         for account in self.accounts.values():
-            if account.idle:
-                continue
-            need = self._price(account) * (CAUTION if account.price is None else 1.0)
-            lacking = need - account.saved - max(self.spare, 0.0)
-            wait = lacking / (self.net * account.part) if self.net > 0 else ASLEEP
             due = step if account.last is None else account.last + account.every
-            earliest = min(earliest, max(due, step + int(min(wait, ASLEEP))))
-        return max(earliest, step + 1)
+            if account.idle or due >= earliest:
+                continue
+            need = self._need(account)
+            lacking = need - account.saved - spare
+            if lacking > 0 and not (account.early and self._lends(need)):
+                wait = lacking / (self.net * account.part) if self.net > 0 else ASLEEP
+                due = max(due, step + int(min(wait, ASLEEP)))
+            earliest = min(earliest, due)
+            if earliest <= step + 1:
+                return step + 1
+        return earliest
 
     def every(self, price: float, part: float) -> int:
         """Once in how many steps something fits into a part of the budget; 1 where there is none."""
@@ -153,6 +181,11 @@ class Budget:
         else:
             account.price = seconds if account.runs == 2 else 0.7 * (account.price or 0.0) + 0.3 * seconds
 
+    def delay(self, name: str, steps: int) -> None:
+        """``name``, which has run, waits so many steps more than it wants to."""
+        account = self.accounts[name]
+        account.last = (account.last or 0) + steps
+
     def close(self, name: str) -> None:
         """Stop paying for ``name``; what it has spent stays spent, what it has saved others may use."""
         account = self.accounts.pop(name, None)
@@ -160,6 +193,13 @@ class Budget:
             self.closed += account.spent
             self.spare += account.saved
             self._divide()
+
+    def _lends(self, seconds: float) -> bool:
+        """Whether the run is in its first steps, and later ones will earn this too."""
+        return self.steps < EARLY and self.lent + seconds <= CREDIT * self.fraction * self.step_time
+
+    def _need(self, account: Account) -> float:
+        return self._price(account) * (CAUTION if account.price is None else 1.0)
 
     def _divide(self) -> None:
         total = sum(account.share for account in self.accounts.values() if not account.idle)

@@ -10,16 +10,20 @@ from typing import Any
 
 from torch import nn
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._untouched import untouched
 from thalweg.watch.budget import Budget
 from thalweg.watch.hooks import eagerly
 from thalweg.watch.loss_function import LossFunctionError
 from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give
-from thalweg.watch.recorder import Recorder, labelled
+from thalweg.watch.readings import labelled
+from thalweg.watch.recorder import Recorder
 from thalweg.watch.watched import Watched, sharded
 
 __all__ = ["ProbeDisabled", "Senses"]
 
+# A sensor whose readings are not finite waits up to so many times as long as it wants to.
+SELDOM = 64
 # What one process can look at where parameters are spread over several; the rest would wait for the others.
 ALONE = {"output", "targets"}
 
@@ -70,7 +74,7 @@ class Senses:
                 elif index == 0 or sensor.each:
                     name = labelled(sensor.name, one.label)
                     self.sensors[name], self._owners[name] = sensor, index
-                    budget.add(name, share=sensor.share, every=sensor.every, passes=1.0)
+                    budget.add(name, share=sensor.share, every=sensor.every, passes=1.0, early=sensor.early)
         self.memories: dict[str, dict[str, Any]] = {one: {} for one in self.sensors}
 
     def read(self, index: int, moment: Moment, raws: list[Raw]) -> float:
@@ -88,20 +92,33 @@ class Senses:
                 continue
             began = time.perf_counter()
             moment.memory = self.memories[name]
+            failure: Exception | None = None
             try:
                 with self.paused(), _unseen(sensor, moment):
                     raws += sensor.read(moment)
             except Exception as error:
-                # Of a run that is no longer finite nothing can be said, which is not the sensor's fault.
-                if one.finite():
-                    self._switch_off(name, error)
-                    continue
+                failure = error
             took = time.perf_counter() - began
             self.budget.pay(name, moment.step, took)
             paid += took
+            self._note(name, moment.step, failure, one)
             if self.memories[name].get("over"):
                 self._share_out()
         return paid
+
+    def _note(self, name: str, step: int, failure: Exception | None, one: Watched) -> None:
+        """A reading that is not finite is left out, any other that fails the last; more often, less soon."""
+        memory = self.memories[name]
+        if failure is None:
+            memory.pop("in a row", None)
+        elif isinstance(failure, NotFiniteError):
+            memory["in a row"] = row = memory.get("in a row", 0) + 1
+            times, *_ = memory.get("left out", (0,))
+            memory["left out"] = times + 1, step, str(failure)
+            self.budget.delay(name, self.sensors[name].every * (min(2**row, SELDOM) - 1))
+        # Of a run that is no longer finite nothing can be said, which is not the sensor's fault.
+        elif one.finite():
+            self._switch_off(name, failure)
 
     def forget(self, index: int) -> None:
         """What has been kept of this optimizer is of another one from now on."""
@@ -125,6 +142,9 @@ class Senses:
                 words[name] = f"gives no readings: {why}"
             elif why := self.memories[name].get("unjudged"):
                 words[name] = why
+            if missed := self.memories[name].get("left out"):
+                told = "left out {} times, the last time before step {}: {}".format(*missed)
+                words[name] = f"{words[name]}; {told}" if name in words else told
         return words | {name: f"switched off: {why}" for name, why in self.recorder.disabled.items()}
 
     def _plan(self, moment: Moment, available: set[str]) -> None:
