@@ -256,6 +256,29 @@ def test_the_list_is_told_of_a_hundred_runs_at_once(store, lookout):
     assert sorted(found) == [1, *ids] and there
 
 
+def test_a_run_whose_clock_was_ahead_hides_no_other_from_the_list(store, lookout):
+    now = time.time()
+    ahead = store.begin("ahead", {})
+    store.db.execute(
+        "update runs set seen = ?, ended = ?, outcome = 'x' where id = ?", (now + 9e5, now + 9e5, ahead)
+    )
+
+    async def watch():
+        viewer, found = ListViewer(now + 9e5), []
+        lookout.join(viewer)
+        async for one in viewer.news():
+            row = json.loads(one["data"])
+            found.append((row["id"], row["steps"]))
+            if row["id"] == 1:
+                if row["steps"] == 7:
+                    lookout.leave(viewer)
+                    return found
+                put(store, 7)
+
+    found = asyncio.run(asyncio.wait_for(watch(), 60))
+    assert found.count((1, 7)) == 1 and found.count((ahead, 0)) == 1
+
+
 def test_a_cursor_is_what_it_was_written_as_and_nonsense_is_none():
     for one in (Cursor(), Cursor(3, 77, "ab-1"), Cursor(0, 0, "x")):
         assert Cursor.parse(str(one)) == one

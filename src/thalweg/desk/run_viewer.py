@@ -224,6 +224,7 @@ class ListViewer(Viewer):
     """Of the list of runs: ``run`` with a row of the page for each that is new or has changed."""
 
     SELDOM = 1.0  # seconds between two looks
+    LATE = 2.0  # seconds ago: a mark later than that is of a clock that was ahead, or has been set back since
 
     def __init__(self, mark: float) -> None:
         super().__init__()
@@ -249,7 +250,8 @@ class ListViewer(Viewer):
         from thalweg.desk.run_rows import changed_rows
 
         live = {row["id"]: row for one in viewers for row in one._rows.values() if row["live"]}
-        return changed_rows(store, self.mark, live.values(), source, anew=not self._rows)
+        mark = min(self.mark, time.time() - self.LATE)
+        return changed_rows(store, mark, live.values(), source, anew=not self._rows)
 
     def told(self, found: list[dict[str, Any]]) -> None:
         self._pending, self._last = False, time.monotonic()
