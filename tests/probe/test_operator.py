@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -114,3 +116,42 @@ def test_random_state_returns_when_the_loss_raises():
     with pytest.raises(ValueError, match="finite"):
         hvp_operator(lambda: W.sum() * functional.dropout(torch.ones(3)).sum() * float("nan"), [W])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def parametrized(linear: nn.Linear) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(linear)
+
+
+def by_hooks(linear: nn.Linear) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and in the models of years
+        return nn.utils.weight_norm(linear)
+
+
+@pytest.mark.parametrize("make", [parametrized, by_hooks])
+def test_weight_normalisation_is_differentiated_through_its_norm(make):
+    """torch's own second derivative of it is not even symmetric."""
+    inputs = torch.randn(6, 4, dtype=torch.float64)
+    layer = make(nn.Linear(4, 3).double())
+    params = list(layer.parameters())  # bias, lengths, directions
+
+    def written_out(flat):
+        bias, length, direction = flat.split([3, 3, 12])
+        direction = direction.view(3, 4)
+        weight = length[:, None] * direction / direction.square().sum(1, keepdim=True).sqrt()
+        return (inputs @ weight.T + bias).sin().square().sum()
+
+    flat = torch.cat([p.detach().flatten() for p in params])
+    explicit = torch.autograd.functional.hessian(written_out, flat)
+    operator = hvp_operator(lambda: layer(inputs).sin().square().sum(), params)
+    found = torch.stack([operator.matvec(unit) for unit in torch.eye(operator.n, dtype=torch.float64)])
+    torch.testing.assert_close(found, explicit)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardsigmoid_which_torch_differentiates_once_has_products(inplace):
+    gate = nn.Hardsigmoid(inplace)
+    p = torch.linspace(-4.0, 4.0, 9, dtype=torch.float64, requires_grad=True)
+    operator = hvp_operator(lambda: (gate(1.0 * p) ** 2).sum(), [p])
+    inside = (p.detach().abs() < 3).double()
+    torch.testing.assert_close(operator.matvec(torch.ones_like(p)), 2 / 36 * inside)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._randomness import same_randomness
+from thalweg.probe._second_derivatives import Formulas
 from thalweg.probe._wrapped import uncompiled
 from thalweg.probe.cost import costs
 
@@ -59,7 +60,7 @@ def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
 def in_parts() -> Iterator[None]:
     """Nothing fused or compiled runs, neither now nor where a checkpointed part is computed anew."""
     # Neither has a second derivative; the mathematical form of attention is made of parts that do.
-    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), uncompiled():
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), uncompiled(), Formulas():
         yield
 
 
