@@ -251,6 +251,28 @@ def test_coherence_is_judged_early_where_it_is_sure_and_only_while_the_loss_fall
     assert feed(quiet) == []
 
 
+def of_a_head(weights, different):
+    """The loss falls from 2.3 to 2.1 where it is judged; so many weights learn from so many examples."""
+    run = incoherent(lambda s: 2.3 - 0.001 * s)
+    for one in run:
+        one.extra.update({"weights": weights, "different": different} if one.extra else {})
+    return run
+
+
+def test_more_than_the_weights_can_hold_is_not_learnt_by_heart():
+    """Of 2000 examples 170 weights hold at most 0.04 nats each, 26000 weights more than there are."""
+    assert feed(of_a_head(170.0, 2000.0)) == []
+    assert len(feed(of_a_head(26000.0, 2000.0))) == 1
+
+
+def test_examples_that_come_again_are_counted_once():
+    at = moment(64)
+    assert [gradient_noise.read(at)[0].extra["different"] for _ in range(2)] == [64, 64]
+    at.batch = torch.cat([at.batch[0][:32], at.batch[0][:32] + 1]), at.batch[1]
+    extra = gradient_noise.read(at)[0].extra
+    assert extra["different"] == 96 and extra["weights"] == 83
+
+
 @pytest.mark.parametrize("about", [ABOUT, {"optimizer": "AdamW", "lr": 1e-3}])
 def test_remedies_run_as_pasted_and_papers_are_in_the_catalog(about):
     large = rows(300, lambda s: 1.0, lambda s: 1.0, lambda s: 20.0, 1024.0)

@@ -30,6 +30,11 @@ class LowCoherence(Rule):
     labels give each step a direction that many examples share; wrong ones do not, and a loss that falls all
     the same is being learnt by heart. Surely: two standard errors over the last 20 to 100 readings and at
     least 40 steps. The loss falls if its last half is below its first by 0.01 and by two standard errors.
+
+    Coherence is low with right labels, too, where examples have in common much that tells no class, such as
+    the mean of random features under a head that is trained alone. But p weights learn no more by heart of n
+    examples than p / 2n nats an example, what a maximum-likelihood fit gains from chance (Wilks 1938): a loss
+    that has fallen further is not learnt so.
     """
 
     name = "low coherence"
@@ -74,8 +79,10 @@ class LowCoherence(Rule):
         most = max(coherence, 0.0) + SURE * stdev(signals) / math.sqrt(len(signals)) / whole
         if most > COHERENCE or not self._learning():
             return
-        self.said = True
         first, now = fmean(self.first), fmean(one.value for one in self.losses)
+        if first - now > reading.extra.get("weights", math.inf) / (2 * reading.extra.get("different", 1)):
+            return
+        self.said = True
         numbers = {"coherence": coherence, "at most": most, "threshold": COHERENCE}
         numbers |= {"loss": now, "first loss": first}
         yield Finding(

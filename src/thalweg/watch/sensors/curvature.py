@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.factored import Factored
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
 from thalweg.watch.coming_step import behind
 from thalweg.watch.moment import Moment, Raw, few, kept, sensor
+from thalweg.watch.normalising import normalising_as_in_training
 from thalweg.watch.rates_by_group import noted
 
 EXAMPLES = 256
@@ -56,10 +56,10 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     if not alike and hasattr(at.optimizer, "edge"):
         return at.silent(f"the limit of {type(at.optimizer).__name__} is not known for groups that differ")
     at.silent(None)
-    by_batch = [one for one in model.modules() if _normalises_by_batch(one)]
+    norms = normalising_as_in_training(model)
     with quiet(model), torch.enable_grad():
-        for one in by_batch:
-            one.train()
+        for norm in norms:
+            norm.training = True
         params = [p for p in at.named.values() if p.requires_grad]
         warm = memory.get("vectors")
         diagonal = _known(lambda: preconditioner_of(at.optimizer, params))
@@ -85,11 +85,6 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
         extra |= noted(groups, [sum(held.get(id(p), 0.0) for p in group["params"]) for group in groups])
     parts = found.top * torch.tensor(list(shares.values()))
     return [Raw("sharpness", found.top, tuple(shares), parts, extra)]
-
-
-def _normalises_by_batch(module: nn.Module) -> bool:
-    """Whether it is batch normalisation in training; one that asks other processes is left in peace."""
-    return isinstance(module, _BatchNorm) and module.training and not isinstance(module, nn.SyncBatchNorm)
 
 
 def _to_one_limit(
