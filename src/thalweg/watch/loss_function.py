@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from thalweg.watch.communication import CommunicationError
+
 __all__ = ["LossFunctionError", "checked"]
 
 SHAPE = (
@@ -26,6 +28,8 @@ def checked(loss_fn: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor
     def loss(model: nn.Module, batch: Any) -> Tensor:
         try:
             value = loss_fn(model, batch)
+        except CommunicationError as error:
+            raise LossFunctionError(str(error)) from error
         except Exception as error:
             raise LossFunctionError(f"{SHAPE}; it raised {type(error).__name__}: {error}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:

@@ -13,6 +13,7 @@ from torch import nn
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._untouched import untouched
 from thalweg.watch.budget import Budget
+from thalweg.watch.communication import CommunicationError, alone
 from thalweg.watch.hooks import eagerly
 from thalweg.watch.loss_function import LossFunctionError
 from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give
@@ -34,11 +35,11 @@ class ProbeDisabled(UserWarning):
 
 @contextmanager
 def _unseen(sensor: Sensor, moment: Moment) -> Iterator[None]:
-    """For a sensor that may run the model: uncompiled, and without a trace."""
+    """For a sensor that may run the model: uncompiled, without a trace, and without other processes."""
     if moment.model is None or not sensor.runs:
         yield
         return
-    with eagerly(), untouched(moment.model, moment.loss_fn):
+    with eagerly(), untouched(moment.model, moment.loss_fn), alone():
         yield
 
 
@@ -166,9 +167,11 @@ class Senses:
         self.budget.idle(over | lacking)
 
     def _switch_off(self, name: str, error: Exception) -> None:
-        """Off with it; with all that call the loss function, if it is that which failed."""
+        """Off with it; with all that call the loss function or run the model, if it is that which failed."""
         same = [name]
-        if isinstance(error, LossFunctionError):
+        if isinstance(error, CommunicationError):
+            same = [key for key, other in self.sensors.items() if other.runs]
+        elif isinstance(error, LossFunctionError):
             same = [key for key, other in self.sensors.items() if "loss_fn" in other.needs]
         for one in same:
             self.budget.close(one)
