@@ -273,6 +273,25 @@ def test_two_runs_at_once_share_a_store(small, make_small, tmp_path):
     assert [r.value for r in stored(path, 2)[1]["loss"]] == [100.0 + s for s in range(20)]
 
 
+def test_a_loss_may_flatten_its_targets_as_a_view(small, tmp_path):
+    tokens, following = torch.randint(16, (32, 6)), torch.randint(16, (32, 6))
+    model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 16))
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]).view(-1, 16), batch[1].view(-1))
+
+    with thalweg.watch(model, opt, loss_fn=loss_fn, budget=GENEROUS, store=tmp_path / "s") as run:
+        for _ in range(12):
+            loss = loss_fn(model, (tokens, following))
+            loss.backward()
+            run.log(loss=loss, batch=(tokens, following))
+            opt.step()
+            opt.zero_grad()
+    _, readings = stored(tmp_path / "s")
+    assert not run.disabled and {"sharpness", "gradient noise scale"} <= readings.keys()
+
+
 def test_failing_sensors_are_switched_off_by_name_and_training_goes_on(small, tmp_path):
     def broken(model, batch):
         raise RuntimeError("no such batch")

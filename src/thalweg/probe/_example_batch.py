@@ -50,8 +50,18 @@ def count(batch: Any, name: str = "batch") -> int:
 
 
 def taken(batch: Any, examples: int, index: Any) -> Any:
-    """Some of the examples, picked from every tensor that has ``examples`` along its first dimension."""
-    return changed(batch, lambda t: t[index] if t.dim() and t.shape[0] == examples else t)
+    """Some of the examples, picked from every tensor that has ``examples`` along its first dimension.
+
+    Of a contiguous tensor they are contiguous too: a loss may say ``targets.view(-1)``.
+    """
+
+    def some(t: Tensor) -> Tensor:
+        if not t.dim() or t.shape[0] != examples:
+            return t
+        part = t[index]
+        return part.contiguous() if t.layout == torch.strided and t.is_contiguous() else part
+
+    return changed(batch, some)
 
 
 def losses_of(model: nn.Module, batch: Any, loss_fn: LossFn, examples: int) -> Tensor:
