@@ -172,6 +172,11 @@ def strided(transposed=False):
     return nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(4 * (7 * 7 if transposed else 2 * 5), 3))
 
 
+def valid():
+    inner = nn.Conv2d(2, 4, 3, padding="valid", dilation=2)
+    return nn.Sequential(inner, nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+
+
 def volume():
     inner = nn.Conv3d(2, 4, (1, 3, 2), stride=(1, 2, 1), padding=1, dilation=(1, 1, 2), groups=2)
     return nn.Sequential(inner, nn.Tanh(), nn.Flatten(), nn.Linear(300, 3))
@@ -202,6 +207,7 @@ PROBLEMS = {
     "vision transformer": (VisionTransformer, cube(1, 8, 8), labels, classify, ()),
     "norms": (normalized, cube(4, 7), labels, classify, ()),
     "convolution": (strided, cube(2, 4, 3), labels, classify, ()),
+    "convolution, valid": (valid, cube(2, 5, 6), labels, classify, ()),
     "convolution in 3-d": (volume, cube(2, 3, 6, 5), labels, classify, ()),
     "frames": (Frames, cube(3, 1, 6, 6), labels, classify, ()),
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(5, 3)), vectors, labels, classify, ()),

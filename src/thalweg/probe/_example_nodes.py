@@ -108,9 +108,9 @@ def _addmm(graph: Graph, border: Border, grad: Tensor) -> Form | None:
 
 def _patches(x: Tensor, kernel: Sequence[int], node: Node) -> Tensor:
     """What each output position of a convolution saw, (n, channels * kernel, positions)."""
-    stride, padding, dilation = (
-        list(getattr(node, f"_saved_{n}")) for n in ("stride", "padding", "dilation")
-    )
+    given = [getattr(node, f"_saved_{n}") for n in ("stride", "padding", "dilation")]
+    # One number for all dimensions: padding="valid" is saved so.
+    stride, padding, dilation = (list(one) * (len(kernel) if len(one) == 1 else 1) for one in given)
     if set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}:
         return x.flatten(2)
     if len(kernel) == 1:
