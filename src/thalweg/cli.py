@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import thalweg
-from thalweg._core.terminal import console, progress_bar, user_errors
+from thalweg._core.terminal import console, print_any_letter, print_whole, progress_bar, user_errors
 from thalweg.desk.cli import app as desk_app
 from thalweg.desk.index_cli import index
 from thalweg.desk.ingest_cli import fetch, import_papers
@@ -68,7 +70,7 @@ def demo(
         table.add_column(line["run"], justify="right")
     for key in list(lines[0])[1:]:
         table.add_row(key, *(line[key] for line in lines))
-    screen.print(table)
+    print_whole(screen, table)
     screen.print(f"report: {path}", soft_wrap=True)
     screen.print(
         f"live pages: thalweg desk --store {shlex.quote(str(folder / 'run.sqlite'))}", soft_wrap=True
@@ -133,7 +135,9 @@ def run(
         unread = isinstance(error, SyntaxError)
         traceback.print_exception(type(error), error, trace or (None if unread else error.__traceback__))
         code = 1
-    _summary(screen, runs, store)
+    # A log that cannot be written any more is no failure of the training.
+    with suppress(OSError):
+        _summary(screen, runs, store)
     if report is not None and runs:
         with user_errors():
             from thalweg.report import write_report
@@ -172,8 +176,11 @@ app.command()(forecast)
 
 @app.callback(invoke_without_command=True)
 def version(
+    context: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    if context.invoked_subcommand != "run":  # where the output is a script's own
+        print_any_letter()
     if show:
         typer.echo(f"thalweg {thalweg.__version__}")
         raise typer.Exit
@@ -204,4 +211,9 @@ def _say(screen: Console, finding: Finding, said: set[str]) -> None:
 
 def main() -> None:
     """Entry point of the ``thalweg`` command."""
-    app()
+    try:
+        app()
+    except OSError as error:
+        # Such as a disk that is full; what waits to be written must not fail once more at the end.
+        typer.echo(f"thalweg: the output cannot be written: {error}", err=True)
+        os._exit(1)

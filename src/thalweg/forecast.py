@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thalweg._core.checks import check_choice, check_count, check_number
-from thalweg._core.terminal import console, user_errors
+from thalweg._core.terminal import console, print_whole, user_errors
 from thalweg._logged_run import Logged, logged
 from thalweg._planned_rates import planned_rates
 
@@ -191,7 +191,7 @@ def _show(law: AnnealingLaw, runs: Sequence[Logged], planned: Sequence[Planned],
             f"{one.curve.loss[last]:.4f}",
             f"{one.curve.error[last]:.4f}",
         )
-    screen.print(table)
+    print_whole(screen, table)
     screen.print(
         f"L = {law.floor:.4g} + {law.scale:.4g} S1^-{law.exponent:.3g} - {law.cooling:.4g} S2, "
         f"decay {law.decay:g}; {law.readings} losses fitted, scatter {law.residual:.2%}. "

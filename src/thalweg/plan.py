@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thalweg._core.checks import check_choice, check_count, nearest
-from thalweg._core.terminal import console, user_errors
+from thalweg._core.terminal import console, print_whole, user_errors
 from thalweg._published_memory import as_published, published_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def plan(
         if as_json:
             typer.echo(json.dumps({"model": model, "unit": "1.024e9 bytes", "plans": charged}, indent=1))
         else:
-            console().print(published_table(model, plans))
+            print_whole(console(), published_table(model, plans))
     elif as_json:
         about = {"model": model, "dtype": dtype, "state_dtype": state_dtype or dtype, "layerwise": layerwise}
         typer.echo(json.dumps({**about, "unit": "bytes", "plans": _plain(plans)}, indent=1))
@@ -211,13 +211,13 @@ def _show(model: str, plans: Mapping[str, MemoryPlan], about: str) -> None:
         table.add_column(column, justify="right")
     for title, one in plans.items():
         table.add_row(*row(title, one, f"{one.total / size2:.3f}", f"{one.total / most:.2f}"))
-    screen.print(table)
+    print_whole(screen, table)
     parts = _table(f"{name}, by group")
     for column in (*named, "parameters"):
         parts.add_column(column, justify="right")
     for title, held in first.groups.items():
         parts.add_row(*row(title, held, f"{held.parameters:,}"))
-    screen.print(parts)
+    print_whole(screen, parts)
     screen.print("Activations and buffers not counted. LoRA trains all but the hidden matrices in full.")
     if name.startswith("QGaLore"):
         screen.print("Weights as int8, as published; thalweg itself trains them as floats on that grid.")

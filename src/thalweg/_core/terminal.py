@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,35 @@ def user_errors(command: str = "thalweg") -> Iterator[None]:
 
 
 def console(stderr: bool = False) -> Console:
-    """As wide as the terminal, or wide enough for one line a row."""
+    """As wide as the terminal, or wide enough for one line a row; to stderr it stands beside other output."""
+    kind = _Aside if stderr else Console
+    return kind(stderr=stderr, width=None if is_terminal(stderr) else WIDE, highlight=False)
+
+
+def is_terminal(stderr: bool = False) -> bool:
+    """Whether somebody looks; of a stream that was closed before the start nobody does."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else WIDE, highlight=False)
+    return stream is not None and stream.isatty()
+
+
+def print_any_letter() -> None:
+    """From here on a letter that the terminal does not know is a question mark, not an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def print_whole(screen: Console, table: Table) -> None:
+    """On a terminal that is too narrow its lines are broken: a number cut short would be another one."""
+    least = screen.measure(table, options=screen.options.update_width(10 * WIDE)).minimum
+    width, screen.width = screen.width, max(screen.width, least)
+    screen.print(table)
+    screen.width = width
+
+
+class _Aside(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the process and send all that a script prints from here on to nowhere.
+        self.quiet = True
 
 
 def print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
@@ -39,7 +66,7 @@ def print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> No
         table.add_column(column, no_wrap=column == "key")
     for row in rows:
         table.add_row(*map(Text, row))
-    console().print(table)
+    print_whole(console(), table)
 
 
 def progress_bar(on: Console, **options: Any) -> Progress:

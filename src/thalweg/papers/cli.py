@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Annotated
 
 import typer
 
 from thalweg._core.blas import one_blas_thread
 from thalweg._core.checks import check_choice
-from thalweg._core.terminal import console, print_table, user_errors
+from thalweg._core.terminal import console, is_terminal, print_table, user_errors
 from thalweg.papers.entry import ROOMS, TIERS, Entry, UnknownPaper, find, load
 from thalweg.papers.search import named
 from thalweg.papers.search import search as search_catalog
@@ -133,4 +132,4 @@ def _asked_for(name: str) -> Entry:
 
 def _say(text: str, style: str | None = None) -> None:
     # Titles may hold brackets, which are not markup; text to paste is never broken over lines off a terminal.
-    console().print(text, style=style, markup=False, soft_wrap=not sys.stdout.isatty())
+    console().print(text, style=style, markup=False, soft_wrap=not is_terminal())
