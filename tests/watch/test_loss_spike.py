@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from benchmarks.findings.loop import minibatches, watched
 from benchmarks.findings.planted import loss_spike as planted
 
 from readme_loop import batches, paste
@@ -104,6 +105,11 @@ def lag(*late):
     return steady(1.0, {SPIKE - len(late) + i: value for i, value in enumerate(late)})
 
 
+def gradients(*late):
+    """From the step of the spike on."""
+    return {SPIKE + i: value for i, value in enumerate(late)}
+
+
 @pytest.mark.parametrize(
     ("words", "others"),
     [
@@ -123,6 +129,17 @@ def lag(*late):
         ("sharpness was 1.50 times", {"sharpness": {SPIKE: (30.0, {"ratio": 1.5, "limit": 20.0})}}),
         ("nothing that is being watched", {"sharpness": {SPIKE + 1: (30.0, {"ratio": 1.5, "lr": 0.1})}}),
         ("nothing that is being watched", {"sharpness": {140: (30.0, {"ratio": 0.5, "lr": 0.1})}}),
+        ("no step led to it", {"gradient_norm": steady(1.0, gradients(9.0, 8.0, 7.0))}),
+        ("nothing that is being watched", {"gradient_norm": steady(1.0, gradients(1.5, 1.5, 1.5))}),
+        ("a bad batch", {"gradient_norm": steady(1.0, gradients(9.0, 4.0, 3.0))}),
+        # That gradients are new to the second moment is told by the gradient, until steps have made it worse.
+        (
+            "no step led to it",
+            {
+                "gradient_norm": steady(1.0, gradients(9.0, 8.0, 7.0)),
+                "second_moment_lag": steady(1.0, gradients(60.0, 20.0, 8.0)),
+            },
+        ),
     ],
 )
 def test_causes_are_told_apart(words, others):
@@ -137,6 +154,7 @@ def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog():
         {"learning_rate": {1: 0.1, SPIKE - 3: 0.8}},
         {"second_moment_lag": lag(30.0, 50.0)},
         {"attention_logit": {100: 5.0, 140: 900.0}},
+        {"gradient_norm": steady(1.0, gradients(9.0, 8.0, 7.0))},
     ]
     for others in cases:
         (found,) = told(run(spiked(0), **others))
@@ -154,3 +172,39 @@ def test_every_remedy_runs_as_pasted_and_every_paper_is_in_the_catalog():
                 assert rates == pytest.approx([0.1 * step / warm for step in range(1, 21)])
                 warmed = True
     assert warmed
+
+
+@pytest.mark.parametrize(
+    "optimizer", [lambda p: torch.optim.SGD(p, 0.05), lambda p: torch.optim.AdamW(p, 1e-3)]
+)
+def test_labels_that_shift_for_good_are_no_single_batch_and_no_lag(optimizer, read):
+    split = tasks.handwritten_digits(seed=9000)
+
+    def shifted():
+        for step, (inputs, targets) in enumerate(minibatches(split.train, 64, 9000), 1):
+            yield inputs, targets if step < SPIKE else (targets + 1) % 10
+
+    model = tasks.MLP((64, 128, 10), seed=9000)
+    outcome = watched(model, optimizer(model.parameters()), shifted(), SPIKE + 10)
+    (found,) = [one for one in outcome.findings if one.name == "loss spike"]
+    assert found.step == SPIKE and f"between steps {SPIKE - 1} and {SPIKE}" in found.message
+    assert found.layers and found.evidence["gradient over its median"] > found.evidence["change from"]
+
+
+def test_a_lag_that_makes_a_loss_rise_on_is_the_cause():
+    losses = series(200, 0)
+    losses[SPIKE - 1 : SPIKE + 4] = [2.5, 3.5, 5.0, 6.0, 6.0]
+    (found,) = told(run(losses, second_moment_lag=steady(1.0, gradients(60.0, 50.0, 40.0))))
+    assert "second moment lagged" in found.message
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_wanders_or_climbs_as_in_a_game_of_two_is_no_spike(seed):
+    source = torch.Generator().manual_seed(seed)
+    noise = (0.02 * torch.randn(1500, generator=source)).tolist()
+    wave = [0.8 + 0.2 * math.sin(step / 16) + one for step, one in enumerate(noise)]
+    assert told(run(wave)) == []
+    climb = [0.7 + 0.003 * max(0, step - 100) + one for step, one in enumerate(noise[:400])]
+    assert told(run(climb)) == []
+    climb[300] += 1.0
+    assert [one.step for one in told(run(climb))] == [301]

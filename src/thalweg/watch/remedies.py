@@ -17,6 +17,7 @@ __all__ = [
     "penalised",
     "rate_for_adam",
     "renewed",
+    "seen",
     "warmed",
 ]
 
@@ -63,6 +64,16 @@ KEEP = (
     "opt.register_step_post_hook(keep)"
 )
 
+SEEN = (
+    "from itertools import count\n"
+    "seen, steps = {{}}, count(1)\n"
+    "def keep(*_):\n"
+    "    step = next(steps)\n"
+    "    if step in {steps}:\n"
+    "        seen[step] = batch  # the loop's own\n"
+    "opt.register_step_post_hook(keep)"
+)
+
 
 def clip(about: Mapping[str, Any], norm: float, paper: str = "gradient-clipping", why: str = "") -> Remedy:
     """Clipping in front of the run's optimizer; L-BFGS, which judges its own steps, is to search its line."""
@@ -94,6 +105,11 @@ def renewed(paper: str = "dormant-neurons") -> Remedy:
 def kept(title: str, steps: tuple[int, ...], paper: str) -> Remedy:
     """A copy of the weights behind each of ``steps``, in a run that begins with this."""
     return Remedy(title, KEEP.format(steps=steps), paper)
+
+
+def seen(title: str, step: int) -> Remedy:
+    """The batches of ``step`` and of the one before it, in a run that begins with this."""
+    return Remedy(title, SEEN.format(steps=(step - 1, step)), "latent-training-states")
 
 
 def instead(title: str, call: str, paper: str, lr: float | None = None) -> Remedy:

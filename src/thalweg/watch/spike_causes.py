@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -22,6 +22,8 @@ TALL, QUIET = 4.0, 2.0
 LAG, LAG_TIMES, LAG_STEPS = 3.0, 5.0, 10
 LOGITS, LOGITS_TIMES = 50.0, 3.0
 AFTER = 3
+# What stays, after one step, at half of its height or more, and rises by no more than a quarter.
+STAYS, GOES_ON = 0.5, 1.25
 # Sharpness and attention logits of so many steps count.
 FRESH = 60
 
@@ -31,8 +33,8 @@ class Cause:
     """A cause, in words and numbers.
 
     Attributes:
-        kind: ``learning rate``, ``second moment``, ``bad batch``, ``attention logits``, ``sharpness`` or
-            ``unknown``.
+        kind: ``learning rate``, ``second moment``, ``bad batch``, ``attention logits``, ``sharpness``,
+            ``new data`` or ``unknown``.
         words: what was seen, as part of a sentence.
         numbers: by name, threshold included.
         layers: concerned, worst first.
@@ -58,18 +60,20 @@ class History:
         return [one for one in self.past[name] if step - within <= one.step < step]
 
 
-def cause_of(history: History, step: int, sudden: bool) -> Cause:
+def cause_of(history: History, step: int, sudden: bool, losses: Sequence[float] = ()) -> Cause:
     """What led to a loss that rose at ``step``, the likeliest first.
 
     Args:
         sudden: the loss of the step before was as usual.
+        losses: of this step and of those after it, as far as they are known.
     """
     found = (
         _rate(history, step)
         or _attention(history, step)
-        or _second_moment(history, step)
+        or _second_moment(history, step, losses)
         or (_bad_batch(history, step) if sudden else None)
         or _sharpness(history, step)
+        or (_new_data(history, step, losses) if sudden else None)
     )
     return found or Cause("unknown", "nothing that is being watched stood out before it")
 
@@ -98,12 +102,13 @@ def _rate(history: History, step: int) -> Cause | None:
     return Cause("learning rate", words, numbers)
 
 
-def _second_moment(history: History, step: int) -> Cause | None:
+def _second_moment(history: History, step: int, losses: Sequence[float]) -> Cause | None:
+    """Steps that were too long: some of them came before the loss rose, or it went on rising with them."""
     late = history.before("second moment lag", step + AFTER, LAG_STEPS + AFTER)
     early = [one.value for one in history.past["second moment lag"] if one.step < step - LAG_STEPS]
     usual = median(early) if early else 1.0
     high = [one for one in late if one.value > max(LAG, LAG_TIMES * usual)]
-    if len(high) < 2:
+    if len(high) < 2 or (high[0].step >= step and losses and max(losses) <= GOES_ON * losses[0]):
         return None
     worst = max(high, key=lambda one: one.value)
     return Cause(
@@ -126,7 +131,7 @@ def _bad_batch(history: History, step: int) -> Cause | None:
     if not tall:
         return None
     lead = [one.value for one in norms if tall[0].step - 4 <= one.step < tall[0].step]
-    if not lead or median(lead) > QUIET * usual:
+    if not lead or median(lead) > QUIET * usual or _stays(history, tall[0]):
         return None
     times = tall[0].value / usual
     return Cause(
@@ -134,6 +139,31 @@ def _bad_batch(history: History, step: int) -> Cause | None:
         f"a bad batch: the gradient of step {tall[0].step} alone was {times:.3g} times its median",
         {"gradient norm": tall[0].value, "gradient over its median": times, "spike from": TALL},
         _highest(tall[0]),
+    )
+
+
+def _stays(history: History, tall: Reading) -> bool:
+    """Whether the gradients of the next steps, as far as they are known, are like this one."""
+    after = [one.value for one in history.past["gradient norm"] if 0 < one.step - tall.step < AFTER]
+    return bool(after) and median(after) > STAYS * tall.value
+
+
+def _new_data(history: History, step: int, losses: Sequence[float]) -> Cause | None:
+    """Loss and gradient as high at once as they are then, before any step was made on such a gradient."""
+    norms = [one for one in history.past["gradient norm"] if one.finite]
+    early = [one.value for one in norms if one.step < step - JUMP_STEPS]
+    first = next((one for one in norms if one.step == step), None)
+    if not early or first is None or not first.value > QUIET * median(early) or not _stays(history, first):
+        return None
+    if len(losses) < AFTER or not STAYS * losses[0] < min(losses) <= max(losses) <= GOES_ON * losses[0]:
+        return None
+    times = first.value / median(early)
+    return Cause(
+        "new data",
+        f"no step led to it: loss and gradient, {times:.3g} times its median, were as high at once as they "
+        f"stayed, so batches, targets or weights changed from outside between steps {step - 1} and {step}",
+        {"gradient norm": first.value, "gradient over its median": times, "change from": QUIET},
+        _highest(first),
     )
 
 

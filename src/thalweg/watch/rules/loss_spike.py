@@ -9,13 +9,17 @@ from itertools import pairwise
 from statistics import median
 
 from thalweg.watch.readings import Finding, Reading, Remedy
-from thalweg.watch.remedies import clip, instead, lower, rate_for_adam, warmed
+from thalweg.watch.remedies import clip, instead, lower, rate_for_adam, seen, warmed
 from thalweg.watch.rule import Rule
 from thalweg.watch.spike_causes import READ, Cause, History, cause_of
 
 MEMORY = 128
 LATEST = 32
 RECENT = 10
+# From the middle of LATEST until now.
+APART = LATEST // 2 + RECENT
+# In a normal distribution this share lies below so many standard deviations above the mean.
+HIGH, DEVIATIONS = 0.95, 1.645
 # The threshold is reckoned anew so often, and whenever a loss is above it.
 RENEW = 8
 ENOUGH = 20
@@ -33,6 +37,7 @@ PAPERS = {
     "bad batch": ("spam", "gradient-clipping", "opposing-signals"),
     "attention logits": ("small-scale-proxies", "loss-curvature"),
     "sharpness": ("loss-curvature", "sgd-dynamical-stability", "opposing-signals"),
+    "new data": ("latent-training-states", "gradient-clipping"),
     "unknown": ("gradient-clipping", "opposing-signals"),
 }
 
@@ -40,9 +45,12 @@ PAPERS = {
 class LossSpike(Rule):
     """The loss is above its median by 5 robust standard deviations and by a fifth of what was gained so far.
 
-    And by 1.25 times what any of the 128 readings before has been; the 10 latest are not among them, so
-    that a loss that climbs within a few steps counts too. It is told three steps later, if two of the three
-    are as high; a reading that stands alone must be far higher, since a hard batch does no harm.
+    Or of what is left to gain, where that is more. And by 1.25 times what any of the 128 readings before has
+    been; the 10 latest are not among them, so that a loss that climbs within a few steps counts too. A loss
+    that wanders, as that of a generator against its discriminator, has the deviations of its rises over as
+    many steps as are compared, and one that climbs for longer is measured from where it was going. It is told
+    three steps later, if two of the three are as high; a reading that stands alone must be far higher, since
+    a hard batch does no harm.
     """
 
     name = "loss spike"
@@ -91,10 +99,12 @@ class LossSpike(Rule):
         usual = median(known[-LATEST:])
         # From one reading to the next, so that the descent itself is not taken for noise.
         spread = 1.4826 * median([abs(after - now) for now, after in pairwise(known)]) / math.sqrt(2)
+        spread = max(spread, _wandering(known))
         lowered = next(index for index, value in enumerate(known) if value <= usual)
         self.swing = max(known[lowered:])
-        gained = max(max(self.first) - usual, 0.5 * abs(usual))
-        return usual + max(SPREADS * spread, BEYOND * (self.swing - usual), SHARE * gained), usual
+        gained = max(max(self.first) - usual, abs(usual))
+        above = max(SPREADS * spread, BEYOND * (self.swing - usual), SHARE * gained)
+        return usual + _climb(known[-LATEST:], spread) + above, usual
 
     def _told(self, lost: bool) -> Iterable[Finding]:
         assert self.spike is not None
@@ -106,7 +116,7 @@ class LossSpike(Rule):
         before = [one.value for one in self.past if one.step < spike.step]
         # Half of the way to the threshold is out of line already.
         sudden = before[-1] < (usual + threshold) / 2
-        cause = cause_of(self.history, spike.step, sudden)
+        cause = cause_of(self.history, spike.step, sudden, [one.value for one in self.past][len(before) :])
         yield Finding(
             self.name,
             spike.step,
@@ -137,5 +147,22 @@ class LossSpike(Rule):
             times = max(cause.numbers.get("sharpness over its limit", 0.0) / 0.8, 1.25)
             times = max(times, cause.numbers.get("learning rate times", 1.0))
             return lower(times), clipped
+        if cause.kind == "new data":
+            return seen("in a new run, keep the batches of both sides, to look at them", step), clipped
         paper = "small-scale-proxies" if cause.kind == "attention logits" else "loss-curvature"
         return clipped, Remedy("a longer warm-up", warmed(step), paper)
+
+
+def _wandering(values: list[float]) -> float:
+    """Standard deviation of readings, from how far one in twenty rises over the steps that are compared."""
+    rises = sorted(after - now for now, after in zip(values, values[APART:], strict=False))
+    if len(rises) <= APART:
+        return 0.0
+    return max(rises[int(HIGH * len(rises))], 0.0) / DEVIATIONS / math.sqrt(2)
+
+
+def _climb(latest: list[float], spread: float) -> float:
+    """How far a loss that climbs beyond its noise gets from the middle of these readings until now."""
+    half = len(latest) // 2
+    risen = median(latest[half:]) - median(latest[:half])
+    return risen / half * (half + RECENT) if risen > spread else 0.0
