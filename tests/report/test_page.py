@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 
 import pytest
 
@@ -125,6 +126,46 @@ def test_findings_close_to_each_other_are_marked_and_only_the_first_is_named():
     assert lone[0] == 1 and lone[1] > 0
     assert marks(700, 500) == (2, 2 * lone[1])
     assert marks(510, 500) == (2, lone[1])
+
+
+def test_of_many_findings_the_first_of_each_name_are_shown_and_the_others_counted(tmp_path):
+    with RunStore(tmp_path / "s", write=True) as opened:
+        run = opened.begin("mine", {})
+        opened.write(run, 5000, [(0.0, Reading(step, "loss", 1.0)) for step in (1, 5000)], [])
+        spikes = [
+            Finding("spike", step, "up", {}, "critical" if step > 2999 else "info") for step in range(3000)
+        ]
+        spikes = [*spikes[:7], FINDING, *spikes[7:], Finding("spike", 4000, "up", {}, "critical")]
+        opened.write(run, 5000, [], spikes)
+        opened.write(opened.begin("named", {}), 1, [], [Finding(f"no. {n}", n, "", {}) for n in range(900)])
+    page = write_report(tmp_path / "s", tmp_path / "page.html", runs=[1]).read_text(encoding="utf8")
+    assert "mine: 3,002 findings" in page
+    found = re.findall(r"<h3>(.*?) <span class=\"quiet\">from step (\d+)", page)
+    assert found == [("spike", f"{n}") for n in range(7)] + [("softmax collapse", "7")] + [
+        ("spike", f"{n}") for n in range(7, 20)
+    ]
+    assert "<li>2,981 more of spike, 1 of them critical, from steps 20 to 4000</li>" in page
+    assert page.count("stroke-dasharray: 1.6,1.6") == 21 and len(page) < 120_000
+    named = write_report(tmp_path / "s", tmp_path / "page.html", runs=[2]).read_text(encoding="utf8")
+    assert named.count("<h3>") == 200 and "<li>1 more of no. 200, from step 200</li>" in named
+    assert "and others of 500 more names" in named and "no. 700" not in named
+
+
+def test_a_finding_that_is_damaged_is_shown_as_such_and_does_not_cost_the_page(store, tmp_path):
+    with sqlite3.connect(store) as db:
+        db.execute("update findings set finding = '{'")
+    db.close()
+    with pytest.warns(UserWarning, match="row 1 of the findings of run 1 cannot be read"):
+        page = write_report(store, tmp_path / "page.html", runs=[1]).read_text(encoding="utf8")
+    assert "<h3>unreadable finding" in page and "one: 1 finding<" in page
+
+
+def test_of_many_runs_an_error_names_a_few(tmp_path):
+    with RunStore(tmp_path / "s", write=True) as opened:
+        for _ in range(30):
+            opened.begin("mine", {})
+    with pytest.raises(ValueError, match=r"run must be one of 1, 2, 3, \.\.\., 28, 29, 30, got 31$"):
+        write_report(tmp_path / "s", tmp_path / "page.html", runs=[31])
 
 
 def test_an_unknown_run_is_refused_and_nothing_is_written(store, tmp_path):

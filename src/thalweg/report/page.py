@@ -15,14 +15,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from thalweg import papers
+from thalweg.report._chosen_findings import chosen_findings
 from thalweg.report._whole_file import check_page, write_whole
 from thalweg.report.figures import CURVES, Line, draw
+from thalweg.watch.readings import Finding
 from thalweg.watch.store import RunInfo, RunStore
 
 __all__ = ["write_report"]
 
 
 LEGEND = 30  # letters of a run's name
+LISTED = 20  # ids in an error
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ def write_report(
         chosen = list(runs) if runs is not None else [max(known)]
         for one in chosen:
             if one not in known:
-                raise ValueError(f"run must be one of {', '.join(map(str, known))}, got {one!r}")
+                raise ValueError(f"run must be one of {_ids(list(known))}, got {one!r}")
         infos = [known[one] for one in chosen]
-        findings = {info.id: opened.findings(info.id) for info in infos}
-        panels = _panels(opened, infos)
+        findings = {info.id: chosen_findings(opened, info.id) for info in infos}
+        panels = _panels(opened, infos, findings[infos[0].id].shown if len(infos) == 1 else ())
     environment = Environment(loader=PackageLoader("thalweg.report"), autoescape=True, trim_blocks=True)
     environment.filters["number"] = lambda value: f"{value:.4g}" if isinstance(value, float) else value
     text = environment.get_template("report.html").render(
@@ -94,7 +97,7 @@ def write_report(
     return write_whole(Path(path), text)
 
 
-def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[tuple[str, str]]:
+def _panels(store: RunStore, infos: Sequence[RunInfo], marks: Sequence[Finding]) -> list[tuple[str, str]]:
     """Pictures, each behind what it shows."""
     drawn = []
     for panel in PANELS:
@@ -116,9 +119,13 @@ def _panels(store: RunStore, infos: Sequence[RunInfo]) -> list[tuple[str, str]]:
             title = f"{panel.title}: {'; '.join(last)} at the end" if last else panel.title
             if (shown := len({line.run for line in lines[:CURVES]})) < len(infos) and len(lines) >= CURVES:
                 title += f" ({shown} of {len(infos)} runs)"
-            marks = store.findings(infos[0].id) if len(infos) == 1 else []
             drawn.append((title, draw(title, panel.unit, lines, marks, panel.log)))
     return drawn
+
+
+def _ids(known: Sequence[int]) -> str:
+    words = [str(one) for one in known]
+    return ", ".join(words if len(words) <= LISTED else [*words[:3], "...", *words[-3:]])
 
 
 def _short(name: str) -> str:
