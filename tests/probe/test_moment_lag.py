@@ -104,3 +104,32 @@ def test_an_optimizer_without_a_second_moment_is_an_error():
     opt.step()
     with pytest.raises(ValueError, match="second moment"):
         second_moment_lag(opt, {"p": p})
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "correction"),
+    [
+        (lambda ps: torch.optim.Adam(ps, betas=(0.9, 0.9), amsgrad=True), "max_exp_avg_sq", 1 - 0.9**9),
+        (
+            lambda ps: optim.Descent(ps, optim.amsgrad(betas=(0.9, 0.9)), lr=1e-3),
+            "amsgrad.largest",
+            1 - 0.9**9,
+        ),
+        (lambda ps: torch.optim.Adadelta(ps, rho=0.8), "square_avg", 1.0),
+    ],
+)
+def test_the_largest_moment_counts_where_it_divides_and_each_kind_decays_as_it_does(make, key, correction):
+    source = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.randn(6, 5, generator=source))
+    opt = make([p])
+    for times in [1.0] * 4 + [9.0] + [0.3] * 4:
+        p.grad = times * torch.randn(p.shape, generator=source)
+        if times != 0.3 or int(opt.state[p]["step"]) < 8:
+            opt.step()
+    found = second_moment_lag(opt, {"p": p}).ratio
+    square = p.grad.double() ** 2
+    opt.step()
+    assert found == pytest.approx(
+        (square / (opt.state[p][key].double() / correction)).mean().item(), rel=1e-4
+    )
+    assert found < (0.5 if correction < 1 else 2)

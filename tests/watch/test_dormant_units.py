@@ -117,3 +117,66 @@ def test_units_that_fall_silent_while_the_loss_falls_are_information(shares, los
     rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
     rows = rows_of(shares, losses)
     assert [(row[0], one.severity) for row in rows for one in rule.see(Reading(*row))] == told
+
+
+def read(model, *batches):
+    moment = Moment(1, dict(model.named_parameters()), torch.optim.SGD(model.parameters(), 0.1), model)
+    for batch in batches:
+        moment.inputs = ((batch,), {})
+        last = dormant.read(moment)
+    return last, moment
+
+
+def test_dark_pixels_of_an_autoencoder_are_no_dormant_units():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 20), nn.Sigmoid())
+    with torch.no_grad():
+        model[2].bias[:15] = -30
+    (raw,), _ = read(model, torch.randn(64, 20))
+    assert (raw.layers, float(raw.value)) == (("1",), 0.0)
+    assert thalweg.probe.dormant_neurons(model, torch.randn(64, 20)).fraction["3"] == 0.75
+    squeezed = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0), nn.Sigmoid())
+    (raw,), _ = read(squeezed, torch.randn(64, 20))
+    assert raw.layers == ("1",)
+
+
+class Experts(nn.Module):
+    """One example in sixteen goes to the second expert."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5)) for _ in range(2)
+        )
+
+    def forward(self, x):
+        result = x.new_zeros(len(x), 5)
+        for expert, chosen in zip(self.experts, (x[:, 0] <= 1.534, x[:, 0] > 1.534), strict=True):
+            result[chosen] = expert(x[chosen])
+        return result
+
+
+def test_an_expert_is_judged_once_it_has_been_given_64_examples_of_its_own():
+    model = Experts()
+    batches = torch.randn(24, 96, 20, generator=torch.Generator().manual_seed(0)).unbind()
+    (first,), _ = read(model, batches[0])
+    assert first.layers == ("experts.0.1",)
+    share = thalweg.probe.dormant_neurons(model, batches[0]).fraction["experts.1.1"]
+    assert share > 0.1  # of the few examples it was given
+    (last,), moment = read(model, *batches)
+    assert last.layers == ("experts.0.1", "experts.1.1")
+    assert last.values.tolist() == [0.0, 0.0]
+    moment.inputs = ((batches[0][batches[0][:, 0] < 1.5],), {})
+    (without,) = dormant.read(moment)
+    assert without.layers == last.layers
+
+
+def test_numbers_are_those_of_the_layer_that_its_threshold_is_about():
+    rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
+    rows = [(2, 0.02, {"1": 0.1}), (22, 0.02, {"1": 0.1, "late": 0.6}), (42, 0.02, {"1": 0.1, "late": 0.6})]
+    assert [one for row in rows for one in rule.see(Reading(row[0], "dormant units", *row[1:]))] == []
+    (found,) = rule.see(Reading(62, "dormant units", 0.07, {"1": 0.55, "late": 0.6}))
+    assert found.evidence == {"dormant": 0.55, "at first": 0.1, "threshold": 0.5, "of all units": 0.07}
+    assert found.message.startswith("55% of the units of 1 are dormant, 10% were at step 2: ")
+    assert found.layers == ("1",)

@@ -56,6 +56,18 @@ def test_of_large_parameters_a_part_stands_for_the_whole():
     assert raw.extra["weight change"] == pytest.approx(float(exact), rel=0.1)
 
 
+def test_the_part_is_of_every_column():
+    """An input of 784 numbers whose first is always zero: only its column would be looked at."""
+    model, x, memory = tasks.MLP((784, 1024, 3), seed=0), torch.randn(40, 784), {}
+    feature_alignment.read(moment(model, x, memory))
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight[:, 1:] += 0.01 * torch.randn(1024, 783, generator=torch.Generator().manual_seed(0))
+    (raw,) = feature_alignment.read(moment(model, x, memory))
+    exact = (model[0].weight.detach() - before).norm() / before.norm()
+    assert raw.extra["weight change"] == pytest.approx(float(exact), rel=0.1)
+
+
 @pytest.mark.parametrize("kind", ["one layer", "frozen body", "no linear layer", "one example"])
 def test_where_no_features_can_move_nothing_is_read(kind):
     x = torch.randn(1 if kind == "one example" else 8, 4)

@@ -144,3 +144,13 @@ def test_remedies_run_as_pasted_and_papers_are_there():
     assert torch.equal(names["kept"][found.step]["0.weight"], model[0].weight)
     paste(decay, model, opt, batches(1))
     assert opt.param_groups[0]["weight_decay"] == 0.05
+
+
+def test_a_training_set_sorted_by_class_gives_examples_of_all():
+    inputs, labels = clusters(1200, 4, 0.5)
+    order = labels.argsort(stable=True)
+    inputs, labels, model = inputs[order], labels[order], plain_model(4)
+    (raw,) = class_features.read(moment(model, inputs[:6], labels[:6], {}, ((inputs, labels), None)))
+    assert raw.extra["classes"] == 4
+    whole = neural_collapse_of(inputs.relu(), labels).variability
+    assert raw.value == pytest.approx(whole, rel=0.15)

@@ -45,6 +45,47 @@ def test_long_sequences_and_large_images_are_thinned_and_a_model_without_activat
     assert feature_rank.read(moment(torch.nn.Linear(4, 4), torch.randn(5, 4))) == []
 
 
+def test_thinned_rows_and_columns_are_of_every_position_and_place():
+    """Of 64 sequences of 32 positions, and of images with 32 columns, every 32nd would be the first."""
+    embedding = torch.nn.Embedding.from_pretrained(torch.randn(50, 16, generator=torch.manual_seed(0)))
+
+    class Positions(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.weight, self.act = embedding, torch.nn.Linear(16, 4), torch.nn.ReLU()
+
+        def forward(self, tokens):
+            hidden = self.table(tokens).clone()
+            hidden[:, 0] = 1.0  # the first position is the same in all
+            return self.weight(self.act(hidden))
+
+    (raw,) = feature_rank.read(moment(Positions(), torch.randint(0, 50, (64, 32))))
+    assert float(raw.value) > 5
+    images = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 64, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(2**16, 2)
+    )
+    x = torch.rand(64, 1, 32, 32, generator=torch.manual_seed(0))
+    x[..., 0] = 0
+    (raw,) = feature_rank.read(moment(images, x))
+    assert float(raw.value) > 5
+
+
+def test_the_answer_and_what_an_expert_is_given_are_no_features_of_the_network():
+    class Answer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)
+            self.expert, self.act = torch.nn.Linear(16, 16), torch.nn.ReLU()
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x))
+            some = self.act(self.expert(x[:3]))
+            return torch.sigmoid(self.last(torch.cat([some, x[3:]])))
+
+    (raw,) = feature_rank.read(moment(Answer(), torch.randn(64, 8)))
+    assert raw.layers == ("first",) and float(raw.value) > 2
+
+
 def course(floors, ranks, task=50, last=50):
     """Readings of tasks in each of which the loss falls from 2.3 towards a floor."""
     source, step, rows = torch.Generator().manual_seed(0), 0, []

@@ -145,7 +145,7 @@ class Scatter:
         self.disagree = torch.zeros((), dtype=torch.float64, device=self.means.device)
 
     def add(self, rows: Tensor, labels: Tensor) -> None:
-        position = torch.searchsorted(self.present, labels)
+        position = torch.searchsorted(self.present, labels.contiguous())
         self.scatter += ((rows - self.means[position]) @ self.directions.T).square().sum(0)
         if self.head is not None:
             nearest = self.present[torch.cdist(rows, self.means).argmin(1)]

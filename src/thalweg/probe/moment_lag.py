@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from thalweg._core.checks import check_count
+from thalweg.probe._thinned import thinned
 from thalweg.probe.cost import costs
 
 __all__ = ["SecondMomentLag", "second_moment_lag"]
 
 # What torch's optimizers call the running mean of the squared gradient; thalweg's end in ``square``.
-NAMES = ("exp_avg_sq", "square_avg")
+SQUARES = ("exp_avg_sq", "square_avg", "square")
+# The largest one so far, which AMSGrad divides by.
+LARGEST = ("max_exp_avg_sq", "largest")
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,13 @@ def second_moment_lag(
 
     .. math:: v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \qquad \hat v_t = v_t / (1 - \beta_2^t)
 
-    Far above 1, the gradient has outgrown what the optimizer remembers: with :math:`\beta_2` near 1 the steps
-    to come are too long, up to :math:`1/\sqrt{1-\beta_2}` times the learning rate. No entry can exceed
+    With AMSGrad :math:`\hat v` is the largest so far. Far above 1, the gradient has outgrown what the
+    optimizer remembers: with :math:`\beta_2` near 1 the steps to come are too long, up to
+    :math:`1/\sqrt{1-\beta_2}` times the learning rate. No entry can exceed
     :math:`(1-\beta_2^t)/(1-\beta_2)`; entries that never had a gradient are left out.
 
     Args:
-        optimizer: Adam, AdamW, RMSprop (whose :math:`v` is not corrected), or any that keeps
+        optimizer: Adam, AdamW, RMSprop or Adadelta (whose :math:`v` is not corrected), or any that keeps
             ``exp_avg_sq``, ``square_avg`` or a state whose name ends in ``square``.
         params: by name, with their gradients in ``.grad``; those that have none, or no state, are left out.
         entries: of each tensor at most so many are looked at, spread evenly over it.
@@ -61,16 +65,18 @@ def second_moment_lag(
     """
     check_count("entries", entries)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    names, gradients, squares, decays, kept = [], [], [], [], []
+    names, gradients, squares, largest, decays, kept = [], [], [], [], [], []
     for name, p in params.items():
-        found = _square(optimizer, p)
+        found = _kept(optimizer, p, SQUARES)
         if found is None or p.grad is None or p.grad.is_sparse or id(p) not in groups:
             continue
         past, correction = _decay(optimizer, groups[id(p)], optimizer.state[p])
-        stride = _stride(p.numel(), entries)
         names.append(name)
-        gradients.append(p.grad.detach().flatten()[::stride].float())
-        squares.append(found.flatten()[::stride].float())
+        gradients.append(thinned(p.grad.detach().flatten(), entries).float())
+        squares.append(thinned(found.flatten(), entries).float())
+        # The mean is kept, and corrected, after it has been compared with the largest so far.
+        most = _kept(optimizer, p, LARGEST)
+        largest.append(torch.zeros_like(squares[-1]) if most is None else thinned(most.flatten(), entries))
         decays.append(past)
         kept.append(correction)
     if not names:
@@ -86,6 +92,7 @@ def second_moment_lag(
         gradient = gradient / torch.as_tensor(scale).to(gradient)
     fresh = gradient.square()
     second = decay * torch.cat(squares) + (1 - decay) * fresh
+    second = torch.maximum(second, torch.cat(largest))
     known = second > 0
     ratios = torch.where(known, fresh * spread(kept) / torch.where(known, second, 1.0), 0.0)
     sums, counts = (
@@ -98,10 +105,10 @@ def second_moment_lag(
     )
 
 
-def _square(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor | None:
-    state = optimizer.state.get(p, {})
-    for key, value in state.items():
-        named = key in NAMES or str(key).endswith("square")
+def _kept(optimizer: torch.optim.Optimizer, p: Tensor, names: tuple[str, ...]) -> Tensor | None:
+    """The first state of ``p``'s shape whose name, or its last part, is one of these."""
+    for key, value in optimizer.state.get(p, {}).items():
+        named = str(key) in names or str(key).endswith(names[-1])
         if named and isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point():
             return value
     return None
@@ -111,16 +118,9 @@ def _decay(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], state: Mapping[str, Any]
 ) -> tuple[float, float]:
     """The decay of the second moment, and what corrects it at the coming step for having begun at zero."""
-    if isinstance(optimizer, torch.optim.RMSprop):
-        return float(group["alpha"]), 1.0
+    for kind, name in ((torch.optim.RMSprop, "alpha"), (torch.optim.Adadelta, "rho")):
+        if isinstance(optimizer, kind):
+            return float(group[name]), 1.0
     betas = group.get("betas")
     decay = float(betas[1]) if betas is not None and len(betas) > 1 else 0.999
     return decay, 1 - decay ** (float(state.get("step", math.inf)) + 1)
-
-
-def _stride(size: int, entries: int) -> int:
-    """At least size/entries and without a common divisor with size, so that no row or column is missed."""
-    stride = max(1, -(-size // entries))
-    while stride > 1 and math.gcd(stride, size) > 1:
-        stride += 1
-    return stride

@@ -49,18 +49,27 @@ def activity_scores(
     group: Any,
 ) -> dict[str, Tensor]:
     """Layer to mean absolute activation of each unit over that of the layer."""
-    return scores_and_outputs(model, batch, layers, inputs_of, unit_dim, group)[0]
+    return activity(model, batch, layers, inputs_of, unit_dim, group).scores
 
 
-def scores_and_outputs(
+@dataclass(frozen=True)
+class Activity:
+    """Scores by layer, how many entries of a unit each is a mean of, and which layers make the output."""
+
+    scores: dict[str, Tensor]
+    entries: dict[str, int]
+    outputs: set[str]
+
+
+def activity(
     model: nn.Module,
     batch: Any,
     layers: Iterable[str] | None = None,
     inputs_of: Iterable[str] | None = None,
     unit_dim: int | None = None,
     group: Any = None,
-) -> tuple[dict[str, Tensor], set[str]]:
-    """As :func:`activity_scores`, and which of the layers make the model's output."""
+) -> Activity:
+    """As :func:`activity_scores`, with what whoever puts batches together has to know."""
     model = bare(model)
     sums: dict[str, Tensor] = {}
 
@@ -71,15 +80,15 @@ def scores_and_outputs(
 
     with one_state(model, group):
         outputs = overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
-    scores = {}
+    scores, entries = {}, {}
     for run, packed in sums.items():
         packed = over_processes(packed, group)
         # An expert to which no example went: nothing is known of its units.
         if not packed[-1] > 0:
             continue
-        activity = packed[:-1] / packed[-1]
-        scores[run] = activity / (activity.mean() + 1e-9)
-    return some(scores), outputs
+        means = packed[:-1] / packed[-1]
+        scores[run], entries[run] = means / (means.mean() + 1e-9), int(packed[-1])
+    return Activity(some(scores), entries, outputs)
 
 
 def share(masks: dict[str, Tensor]) -> tuple[dict[str, float], float]:

@@ -45,6 +45,8 @@ class DormantUnits(Rule):
         self.losses = Losses(BLOCK)
         # Layers that have been shut in every reading.
         self.shut: set[str] | None = None
+        # By layer, the first reading of it: step and share.
+        self.firsts: dict[str, tuple[int, float]] = {}
         # Of SEVERITIES, how many have been told.
         self.said = 0
 
@@ -56,6 +58,8 @@ class DormantUnits(Rule):
             return
         shut = {name for name, share in reading.layers.items() if share >= SHUT}
         self.shut = shut if self.shut is None else self.shut & shut
+        for name, share in reading.layers.items():
+            self.firsts.setdefault(name, (reading.step, share))
         if len(self.early) < SETTLED:
             self.early.append(reading)
         first, past = self.early[0], list(self.past)
@@ -63,7 +67,7 @@ class DormantUnits(Rule):
         if self.said > 1 or not past:
             return
         usual = min(max(one.value for one in self.early), first.value + PASSING)
-        rises = {name: share - first.layers.get(name, 0.0) for name, share in reading.layers.items()}
+        rises = {name: share - self.firsts[name][1] for name, share in reading.layers.items()}
         layers = {name: reading.layers[name] for name, rise in rises.items() if rise > RISE}
         many = self._many(reading, usual) and past[-1].value > SHARE
         layer = any(share > LAYER and rises[name] > FALL for name, share in layers.items())
@@ -81,18 +85,22 @@ class DormantUnits(Rule):
         self.said = level
         threshold = SHARE if many else LAYER if layer else SHUT if never else past[0].value + RISE
         worst = tuple(sorted(never or layers, key=lambda name: -reading.layers[name])[:3])
+        # Numbers are those that the threshold is about: of all units, or of a layer's.
+        start, before, share, units = first.step, first.value, reading.value, "hidden units"
+        if not many and (layer or never):
+            (start, before), share = self.firsts[worst[0]], reading.layers[worst[0]]
+            units = f"units of {worst[0]}"
         began = past[-1] if many and not layer and self._many(past[-1], usual) else reading
         yield Finding(
             self.name,
             first.step if never else began.step,
-            f"{reading.value:.0%} of the hidden units are dormant, {first.value:.0%} were at step "
-            f"{first.step}: "
+            f"{share:.0%} of the {units} are dormant, {before:.0%} were at step {start}: "
             + (
                 "a layer lets hardly anything through, and the loss stays."
                 if never
                 else "they give next to nothing to the next layer."
             ),
-            {"dormant": reading.value, "at first": first.value, "threshold": threshold},
+            {"dormant": share, "at first": before, "threshold": threshold, "of all units": reading.value},
             severity,
             worst,
             ("dormant-neurons", "plasticity", "continual-backprop"),

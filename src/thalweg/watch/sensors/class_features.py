@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.probe import neural_collapse_of
+from thalweg.probe._batches import take
 from thalweg.probe._head import features_and_output, head_name
+from thalweg.probe._thinned import distance
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
 
@@ -30,7 +32,7 @@ def _passes(at: Moment) -> float:
 def class_features(at: Moment) -> list[Raw]:
     """Scatter within classes over that between them, and other signs of collapse, once the batch is fitted.
 
-    On the training examples given as ``evaluate``, or else on batches gathered so far; up to 512.
+    On training examples given as ``evaluate``, evenly spread, or else on batches gathered so far; up to 512.
     """
     assert at.model is not None and at.output is not None and at.targets is not None
     logits, targets, memory = at.output, at.targets, at.memory
@@ -77,8 +79,12 @@ def class_features(at: Moment) -> list[Raw]:
 def _examples(at: Moment) -> tuple[Any, Tensor] | None:
     """Training examples that stay the same from visit to visit, once there are enough."""
     if at.evaluate is not None:
-        inputs, labels = few(tuple(at.evaluate[0]), EXAMPLES)
-        return (inputs, labels) if labels.dim() == 1 and not labels.is_floating_point() else None
+        inputs, labels = at.evaluate[0]
+        if labels.dim() != 1 or labels.is_floating_point():
+            return None
+        # From all over it: data that come sorted by class would give the first few classes.
+        every = slice(None, None, distance(len(labels), EXAMPLES))
+        return take(inputs, every, len(labels)), labels[every]
     assert at.model is not None and at.inputs is not None and at.targets is not None
     inputs = as_batch(at.model, *at.inputs)
     gathered = at.memory.get("gathered")

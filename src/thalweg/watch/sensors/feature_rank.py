@@ -7,6 +7,7 @@ from torch import Tensor
 
 from thalweg.probe import effective_rank
 from thalweg.probe._hidden import overhear_units
+from thalweg.probe._thinned import thinned
 from thalweg.probe._units import NoActivationsError
 from thalweg.probe.rank import feature_rows
 from thalweg.watch.inputs import as_batch
@@ -25,26 +26,25 @@ def _passes(at: Moment) -> float:
 def feature_rank(at: Moment) -> list[Raw]:
     """Effective rank of what each activation gives for 64 examples or positions; the value is the last one's.
 
-    Of a model whose activations cannot be heard nothing is said.
+    Of what makes the model's output, of an expert, which is given some of the examples, and of a model whose
+    activations cannot be heard nothing is said.
     """
     assert at.model is not None and at.inputs is not None
     found: dict[str, float] = {}
 
     def measure(run: str, output: Tensor) -> None:
-        if output.dim() > 1:
-            rows = feature_rows(run, output)
-            found[run] = effective_rank(_thinned(_thinned(rows, ROWS).mT, COLUMNS))
+        if len(rows := feature_rows(run, output)) >= examples(batch):
+            found[run] = effective_rank(thinned(thinned(rows, ROWS).mT, COLUMNS))
 
+    batch = few(as_batch(at.model, *at.inputs), ROWS)
     try:
-        overhear_units(at.model, few(as_batch(at.model, *at.inputs), ROWS), measure)
+        outputs = overhear_units(at.model, batch, measure)
     except NoActivationsError:
         return at.over(UNHEARD)
+    for run in outputs:
+        found.pop(run, None)
     if not found:
-        return []
+        return at.silent("no activation was given all of the examples")
+    at.silent(None)
     ranks = torch.tensor(list(found.values()))
     return [Raw("feature rank", ranks[-1], tuple(found), ranks)]
-
-
-def _thinned(rows: Tensor, count: int) -> Tensor:
-    """At most ``count`` rows, evenly spread."""
-    return rows[:: -(-len(rows) // count)]

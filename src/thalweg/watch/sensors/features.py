@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thalweg.probe import gram_alignment, gram_matrix
 from thalweg.probe._head import features_and_output, head_name
+from thalweg.probe._thinned import thinned
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
 
@@ -74,8 +75,7 @@ def _raw(alignment: float, change: float, memory: dict[str, Any]) -> Raw:
 
 def _entries(weight: Tensor) -> Tensor:
     """Evenly spread entries of a parameter, as float32."""
-    flat = weight.detach().flatten()
-    return flat[:: -(-len(flat) // ENTRIES)].to(torch.float32, copy=True)
+    return thinned(weight.detach().flatten(), ENTRIES).to(torch.float32, copy=True)
 
 
 def _size(entries: dict[str, Tensor], at: Moment) -> float:

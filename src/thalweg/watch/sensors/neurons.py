@@ -7,8 +7,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from thalweg.probe import dormant_neurons
 from thalweg.probe._units import NoActivationsError
+from thalweg.probe.neurons import activity
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, counted, few, sensor
 
@@ -24,31 +24,42 @@ def dormant(at: Moment) -> list[Raw]:
     """Share of hidden units whose mean activation is at most 0.025 of their layer's mean.
 
     On 64 examples (or tokens) at least: small batches are put together with those of the last readings, each
-    as the model answered it then. Of a model whose activations cannot be heard nothing is said.
+    as the model answered it then; for each layer on its own, since an expert is given some of them. What
+    makes the model's output is no hidden unit: an autoencoder's pixel may be dark, and a label rare. Of a
+    model whose activations cannot be heard nothing is said.
     """
     assert at.model is not None and at.inputs is not None
     batch = few(as_batch(at.model, *at.inputs), EXAMPLES)
     try:
-        found = dormant_neurons(at.model, batch, threshold=DORMANT)
+        found = activity(at.model, batch)
     except NoActivationsError:
         return at.over(UNHEARD)
-    held: deque[tuple[int, dict[str, Tensor]]] = at.memory.setdefault("held", deque())
-    held.append((counted(batch), found.scores))
-    while sum(count for count, _ in held) - held[0][0] >= ENOUGH:
-        held.popleft()
-    have = sum(count for count, _ in held)
-    if have < ENOUGH:
-        return at.silent(f"of the {ENOUGH} examples that it takes, {have} have come so far")
+    held: dict[str, deque[tuple[int, Tensor]]] = at.memory.setdefault("held", {})
+    for name in found.scores.keys() - found.outputs:
+        _hold(held, name, min(counted(batch), found.entries[name]), found.scores[name])
+    # In the order in which they run, and those at the end that did not run this time.
+    names = [*(name for name in found.scores if name in held), *sorted(held.keys() - found.scores.keys())]
+    have = {name: sum(count for count, _ in held[name]) for name in names}
+    marks = {name: _score(held[name]) <= DORMANT for name in names if have[name] >= ENOUGH}
+    if not marks:
+        most = max(have.values(), default=0)
+        return at.silent(f"of the {ENOUGH} examples that it takes, {most} have come so far")
     at.silent(None)
-    marks = {name: _score(name, held) <= DORMANT for name in found.scores}
     shares = torch.stack([mark.float().mean() for mark in marks.values()])
     total = torch.cat([mark.flatten() for mark in marks.values()]).float().mean()
     return [Raw("dormant units", total, tuple(marks), shares)]
 
 
-def _score(name: str, held: deque[tuple[int, dict[str, Tensor]]]) -> Tensor:
-    """Mean score of each unit of a layer over the batches in which it ran as it did in the last."""
-    last = held[-1][1][name]
-    same = [(count, scores[name]) for count, scores in held if name in scores]
-    same = [(count, one) for count, one in same if one.shape == last.shape]
-    return torch.stack([count * one for count, one in same]).sum(0) / sum(count for count, _ in same)
+def _hold(held: dict[str, deque[tuple[int, Tensor]]], name: str, count: int, scores: Tensor) -> None:
+    """Keep a layer's scores with those of before that together are of enough examples."""
+    past = held.setdefault(name, deque())
+    if past and past[-1][1].shape != scores.shape:
+        past.clear()
+    past.append((count, scores))
+    while sum(one for one, _ in past) - past[0][0] >= ENOUGH:
+        past.popleft()
+
+
+def _score(past: deque[tuple[int, Tensor]]) -> Tensor:
+    """Mean score of each unit over the examples that are held."""
+    return torch.stack([count * one for count, one in past]).sum(0) / sum(count for count, _ in past)
