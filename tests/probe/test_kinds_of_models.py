@@ -25,7 +25,9 @@ from thalweg.probe import (
     hvp_operator,
     input_energy,
     loss_line,
+    neural_collapse,
     opposing_signals,
+    plasticity,
     scale_dependence,
     softmax_collapse,
     train_curve,
@@ -222,3 +224,51 @@ def test_a_layer_with_a_normalised_weight_keeps_its_name_and_its_channels():
 
     found = dormant_neurons(Normalised(), X)
     assert {name: scores.shape for name, scores in found.scores.items()} == {"conv": (5,), "fc": (6,)}
+
+
+class Packed(nn.Module):
+    """Gives logits and a loss, as many models do that are handed their targets."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    def forward(self, inputs, targets=None):
+        logits = self.body(inputs)
+        return logits, None if targets is None else cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lambda model: accuracy_gap(model, (X, LABELS), (X, LABELS)),
+        lambda model: torch.cat([boundary_points(model, X), boundary_points(model, X, seed=1)]),
+        lambda model: curvature_gram(model, cross_entropy, X, LABELS).blocks,
+        lambda model: gradient_starvation(model, X, LABELS).strengths,
+        lambda model: gradient_starvation(model, X, LABELS, chunk=1).strengths,
+        lambda model: neural_collapse(model, (X, LABELS)).nc1,
+        lambda model: plasticity(model, X, tasks=1, steps=2).score,
+        lambda model: scale_dependence(model, X, next(name for name, _ in model.named_parameters())),
+    ],
+)
+def test_of_a_tuple_the_first_is_what_the_model_gives(probe):
+    model = Packed()
+    found, expected = probe(model), probe(model.body)
+    assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+
+
+def test_targets_may_go_into_the_model_too():
+    model = Packed()
+    found = accuracy_gap(model, ((X, LABELS), LABELS), ({"inputs": X, "targets": LABELS}, LABELS))
+    assert found.train == found.test == (model.body(X).argmax(1) == LABELS).double().mean().item()
+
+
+def test_one_logit_for_yes_or_no_has_no_classes():
+    model, yes = nn.Linear(4, 1), LABELS.clamp_max(1)
+    with pytest.raises(ValueError, match="train logit for each of two classes or more, got one logit"):
+        accuracy_gap(model, (X, yes), (X, yes))
+    with pytest.raises(ValueError, match=r"logits must be of two classes or more, got shape \(12, 1\)"):
+        softmax_collapse(model(X), torch.zeros_like(yes))
+    with pytest.raises(ValueError, match="logits of two classes or more, got one"):
+        boundary_points(model, X)

@@ -22,6 +22,13 @@ class Table(nn.Module):
         return self.logits[rows]
 
 
+class Nested(nn.Module):
+    """A tuple that begins with a tuple."""
+
+    def forward(self, x):
+        return ((torch.zeros(P * P, P), x), x)
+
+
 def literal_waves(p: int, k: int, sign: int) -> list[torch.Tensor]:
     """Unit vectors over the pairs, from products of the waves of a and of b."""
     basis = fourier_basis(p)
@@ -167,7 +174,7 @@ def test_what_is_behind_ddp_is_measured(tmp_path):
         ({"train": torch.arange(3)}, r"booleans of shape \(121,\), got torch\.int64, \(3,\)"),
         ({"model": Table(torch.zeros(P * P, 10))}, "model must return at least 11 logits, got 10"),
         ({"model": Table(torch.full((P * P, P), torch.nan))}, "finite logits, got NaN or infinity"),
-        ({"model": nn.LSTM(1, P), "inputs": torch.zeros(P * P, 1)}, "one tensor of logits, got tuple"),
+        ({"model": Nested()}, "one tensor of logits, got tuple"),
         ({"inputs": torch.arange(P)}, r"logits must have shape \(121, units\).*got \(11, 11\)"),
     ],
 )

@@ -106,3 +106,28 @@ def test_energy_that_cannot_be_measured_is_refused(options, said):
     batch = options.pop("batch", torch.randn(4, 6))
     with pytest.raises(ValueError, match=said):
         input_energy(MLP((6, 9, 3)), batch, **options)
+
+
+def test_a_state_dict_may_hold_tied_names_and_buffers():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.out = torch.nn.Embedding(6, 4), torch.nn.Linear(4, 6, bias=False)
+            self.out.weight = self.into.weight
+            self.register_buffer("mask", torch.ones(2, 2))
+
+    model, other = Tied(), Tied()
+    found = singular_agreement(model, other.state_dict())
+    assert found == singular_agreement(model, other) and list(found.layers) == ["into.weight"]
+    with pytest.raises(ValueError, match="model must have a weight 'head'"):
+        singular_agreement(model, other.state_dict() | {"head": torch.ones(2, 2)})
+
+
+def test_by_default_linear_layers_that_do_not_run_are_left_out():
+    block = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    x = torch.randn(4, 3, 8)
+    assert list(input_energy(block, x)) == ["linear1", "linear2"]
+    with pytest.raises(ValueError, match=r"run when the model is called, got self_attn\.out_proj"):
+        input_energy(block, x, layers=["self_attn.out_proj"])
+    with pytest.raises(ValueError, match="model must have a Linear layer, got none"):
+        input_energy(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), torch.randn(2, 1, 5, 5))

@@ -217,6 +217,14 @@ def test_what_is_behind_ddp_is_measured_and_trains_on(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+class Nested(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 4)
+
+    def forward(self, input):
+        return ((super().forward(input), None), None)
+
+
 ONE, SEVERAL = MLP((3, 1), seed=0), MLP((3, 4), seed=0)
 
 
@@ -230,7 +238,7 @@ ONE, SEVERAL = MLP((3, 1), seed=0), MLP((3, 4), seed=0)
         (SEVERAL, torch.ones(0).long(), {}, r"at least one example, got shape \(0,\)"),
         (SEVERAL, torch.tensor([0, 1]), {"chunk": 0}, "chunk must be an integer >= 1, got 0"),
         (nn.Identity(), torch.tensor([0, 1]), {}, "a parameter that requires a gradient, got none"),
-        (nn.LSTM(3, 4), torch.tensor([0, 1]), {}, "one tensor of logits, got tuple"),
+        (Nested(), torch.tensor([0, 1]), {}, "one tensor of logits, got tuple"),
     ],
 )
 def test_gradient_starvation_refuses(model, targets, options, message):

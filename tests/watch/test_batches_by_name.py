@@ -61,6 +61,32 @@ def test_targets_are_found_in_a_mapping(own_loss, key, tmp_path):
     assert readings["softmax collapse"][0].value == 0.0
 
 
+@pytest.mark.parametrize("positional", [False, True], ids=["targets by name", "targets by position"])
+def test_a_model_that_gives_logits_and_a_loss_is_read_at_its_logits(positional, tmp_path):
+    class Both(Named):
+        def forward(self, values, targets=None):
+            logits = super().forward(values)
+            return logits, None if targets is None else F.cross_entropy(logits, targets)
+
+    torch.manual_seed(0)
+    model, x = Both(own_loss=False), torch.randn(32, 8)
+    opt = torch.optim.Adam(model.parameters(), lr=0.05)
+    y = (x[:, 0] > 0).long()
+    wanted = {}
+    with thalweg.watch(model, opt, budget=GENEROUS, store=tmp_path / "s") as run:
+        for step in range(1, 61):
+            logits, loss = model(x, y) if positional else model(values=x, targets=y)
+            wanted[step] = logits.logsumexp(1).mean().item()
+            run.log(loss=loss, batch=(x, y) if positional else None)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+    readings = names_of(tmp_path / "s")
+    assert run.disabled == {} and readings.keys() >= READ
+    found = {one.step: one.value for one in readings["log Z"]}
+    assert found == pytest.approx({step: wanted[step] for step in found}, rel=1e-5)
+
+
 def test_labels_that_are_the_inputs_come_one_place_late_and_others_do_not():
     tokens = torch.randint(0, 9, (4, 6))
     logits = torch.zeros(4, 6, 9)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg._core.checks import check_choice
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -30,9 +31,9 @@ class FreshTargets:
 
 
 def run(model: nn.Module, batch: Any) -> Tensor:
-    """The model's output, or its ``.logits``."""
+    """The model's output, its ``.logits``, or the first of a tuple."""
     output = call(model, batch)
-    output = getattr(output, "logits", output)
+    output = logits_of(output)
     if not isinstance(output, Tensor) or output.dim() < 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"model must return a tensor (examples, ..., outputs) or .logits, got {got}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import overhear
 
@@ -31,7 +32,7 @@ def head_name(model: nn.Module, batch: Any) -> str | None:
         result = overhear(model, batch, linear, {}, note, all_run=False)
     except ValueError:
         return None
-    result = getattr(result, "logits", result)
+    result = logits_of(result)
     once = [name for name in outputs if name in linear and f"{name}[1]" not in outputs]
     for name in once:
         if isinstance(result, Tensor) and outputs[name].data_ptr() == result.data_ptr():
@@ -72,4 +73,4 @@ def features_and_output(
 
     with _own_statistics(model) if own_statistics else nullcontext():
         result = overhear(model, batch, {}, modules_named(model, [head]), note)
-    return found[-1], getattr(result, "logits", result)
+    return found[-1], logits_of(result)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_count
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import changed
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -45,11 +46,16 @@ def _accuracy(model: nn.Module, name: str, pair: tuple[Any, Tensor], batch_size:
         part = slice(start, start + batch_size)
         wanted = targets[part]
         logits = call(model, take(inputs, part, examples))
-        logits = getattr(logits, "logits", logits)
+        logits = logits_of(logits)
         if not isinstance(logits, Tensor) or logits.shape[:-1] != wanted.shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"model must return {name} logits of shape {tuple(wanted.shape)} + (classes,), got {got}"
+            )
+        if logits.shape[-1] < 2:
+            # Its argmax is class 0 whatever it says.
+            raise ValueError(
+                f"model must return a {name} logit for each of two classes or more, got one logit"
             )
         if not bool(logits.isfinite().all()):
             # argmax of NaN is a class like any other and would count as right by chance.
@@ -76,16 +82,17 @@ def accuracy_gap(
     Costs one forward pass over both sets. Token models are counted by position.
 
     Args:
-        model: maps inputs to logits of shape (..., classes), or something with ``.logits``; run in evaluation
-            mode without gradients, its ``training`` flags are put back. Behind DDP or ``torch.compile`` the
-            module itself is run.
+        model: maps inputs to logits of shape (..., classes), as a tensor, as ``.logits`` or first in a tuple;
+            run in evaluation mode without gradients, its ``training`` flags are put back. Behind DDP or
+            ``torch.compile`` the module itself is run.
         train, test: (inputs, targets), batched along the first dimension of both; inputs a tensor, a tuple of
             positional or a mapping of keyword arguments, targets of shape (...).
         batch_size: examples a forward pass.
         ignore_index: target of positions that do not count.
 
     Raises:
-        ValueError: a set is empty or its sizes differ; logits are not finite or do not fit the targets.
+        ValueError: a set is empty or its sizes differ; logits are not finite, do not fit the
+            targets, or are one for yes or no.
     """
     check_count("batch_size", batch_size)
     model = bare(model)

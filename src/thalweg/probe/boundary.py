@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_count
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -24,8 +25,8 @@ def boundary_points(model: nn.Module, points: Tensor, *, halvings: int = HALVING
     :func:`local_complexity` to see regions gather there (arXiv 2402.15555).
 
     Args:
-        model: from points (n, ...) to logits (n, classes), or something with ``.logits``; run in evaluation
-            mode without gradients.
+        model: from points (n, ...) to logits (n, classes), as a tensor, as ``.logits`` or first in a tuple;
+            run in evaluation mode without gradients.
         points: float tensor (n, ...).
         halvings: steps of the bisection.
         seed: which partner each point gets; the global random state is left alone.
@@ -40,11 +41,12 @@ def boundary_points(model: nn.Module, points: Tensor, *, halvings: int = HALVING
     model = bare(model)
 
     def predicted(inputs: Tensor) -> Tensor:
-        logits = model(inputs)
-        logits = getattr(logits, "logits", logits)
+        logits = logits_of(model(inputs))
         if not isinstance(logits, Tensor) or logits.dim() != 2 or not bool(logits.isfinite().all()):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must return finite logits (points, classes), got {got}")
+        if logits.shape[1] < 2:
+            raise ValueError("model must return logits of two classes or more, got one")
         return logits.argmax(1)
 
     with quiet(model):

@@ -14,6 +14,7 @@ from thalweg._core.checks import check_count
 from thalweg.probe._batches import take
 from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of
 from thalweg.probe._hidden import activations_heard
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import overhear
 from thalweg.probe._wrapped import bare, one_state
@@ -262,7 +263,7 @@ def _classifier(model: nn.Module, batch: Any, examples: int) -> str:
     result = (
         overhear(model, take(batch, slice(1), examples), linear, {}, note, all_run=False) if linear else None
     )
-    result = getattr(result, "logits", result)
+    result = logits_of(result)
     for name, output in outputs.items():
         if isinstance(result, Tensor) and output.data_ptr() == result.data_ptr():
             return name

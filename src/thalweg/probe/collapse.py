@@ -47,8 +47,8 @@ def softmax_collapse(
         ignore_index: target of positions that do not count.
 
     Raises:
-        ValueError: shapes do not fit, a target is no class, no position counts, a logit is NaN or +inf, or
-            ``dtype`` is not a floating type.
+        ValueError: shapes do not fit, there is one class only, a target is no class, no position counts, a
+            logit is NaN or +inf, or ``dtype`` is not a floating type.
     """
     if logits.dim() < 1 or logits.shape[:-1] != targets.shape:
         raise ValueError(
@@ -57,6 +57,8 @@ def softmax_collapse(
         )
     if targets.is_floating_point():
         raise ValueError(f"targets must be class numbers, integers, got {targets.dtype}")
+    if logits.shape[-1] < 2:
+        raise ValueError(f"logits must be of two classes or more, got shape {tuple(logits.shape)}")
     dtype = dtype or logits.dtype
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating type, got {dtype}")

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thalweg._core.checks import check_count
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -132,9 +133,7 @@ def _input_noted(name: str, note: Any) -> Any:
 
 
 def _tensor(output: Any) -> Tensor:
-    found = getattr(output, "logits", output)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
+    found = logits_of(output)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         raise ValueError(f"model must give a floating-point tensor, got {type(output).__name__}")
     return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thalweg._core.checks import check_choice, check_positive, nearest
+from thalweg.probe._logits import logits_of
 from thalweg.probe._named import NamedParams, named
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
@@ -89,7 +90,7 @@ def _statistics_of_the_batch(model: nn.Module) -> Iterator[None]:
 
 def _output(model: nn.Module, batch: Any) -> Tensor:
     output = call(model, batch)
-    output = getattr(output, "logits", output)
+    output = logits_of(output)
     if not isinstance(output, Tensor) or not bool(output.isfinite().all()):
         raise ValueError(f"model must return a finite tensor (or .logits), got {type(output).__name__}")
     return output.double()
@@ -108,9 +109,10 @@ def scale_dependence(
     other weight gives about 1. A gain whose shifts are zero may be as invariant as a matrix.
 
     Args:
-        model: run three times in evaluation mode without gradients; weight and ``training`` flags are put
-            back, also after an error. Batch normalisation uses the statistics of the batch, and keeps its
-            stored ones, which belong to the weight at its present length.
+        model: gives a tensor, a tuple that begins with one, or something with ``.logits``; run three times in
+            evaluation mode without gradients; weight and ``training`` flags are put back, also after an
+            error. Batch normalisation uses the statistics of the batch, and keeps its stored ones, which
+            belong to the weight at its present length.
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
         weight: name of a parameter of the model (behind DDP or ``torch.compile``, of that inside).
         stretch: :math:`s`, greater than 0.

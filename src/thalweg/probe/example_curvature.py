@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg._core.precision import without_autocast
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import count
 from thalweg.probe._graphs import check_reachable, dense
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -64,9 +66,9 @@ def curvature_gram(
     were. The declared cost is that of 256 examples with 10 outputs.
 
     Args:
-        model: gives the outputs of one example, with their leading dimension of 1, as a tensor or as
-            ``.logits``; parameters that require a gradient count. Behind DDP or ``torch.compile`` the module
-            itself is run.
+        model: gives the outputs of one example, with their leading dimension of 1, as a tensor, as
+            ``.logits`` or first in a tuple; parameters that require a gradient count. Behind DDP or
+            ``torch.compile`` the module itself is run.
         loss_fn: (outputs, targets) of one example, with its leading dimension of 1, to a scalar, convex in
             the outputs; its mean over the examples is the loss.
         inputs: the model's: a tensor, a tuple of positional or a mapping of keyword arguments.
@@ -103,12 +105,16 @@ def curvature_gram(
             factors.append(torch.stack([_flat(row, params) for row in rows]))
     n, k = len(factors), len(factors[0])
     stacked = torch.cat(factors)
-    return CurvatureGram((stacked @ stacked.T).double().view(n, k, n, k), torch.stack(losses))
+    # In float32 at least: half precision would round the sums, and the Gram matrix had negative eigenvalues.
+    stacked = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+    with without_autocast():
+        inner = stacked @ stacked.T
+    return CurvatureGram(inner.double().view(n, k, n, k), torch.stack(losses))
 
 
 def _outputs(model: nn.Module, inputs: Any) -> Tensor:
     outputs = call(model, inputs)
-    outputs = getattr(outputs, "logits", outputs)
+    outputs = logits_of(outputs)
     if not isinstance(outputs, Tensor):
         raise ValueError(f"model must return one tensor, or .logits, got {type(outputs).__name__}")
     check_reachable("model", outputs)

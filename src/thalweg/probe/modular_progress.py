@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_choice, check_count
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -78,8 +79,8 @@ def grokking_progress(
 
     Args:
         model: gives logits (p², classes), or (p², positions, classes) of which the last position counts, as a
-            tensor or as ``.logits``; the first p classes are the answers. Run once, in evaluation mode
-            without gradients. Behind DDP or ``torch.compile`` the module itself is run.
+            tensor, as ``.logits`` or first in a tuple; the first p classes are the answers. Run once, in
+            evaluation mode without gradients. Behind DDP or ``torch.compile`` the module itself is run.
         inputs: all p² pairs as the model takes them.
         modulus: p.
         train: booleans (p²,), the rows that are trained on; the others are the test pairs.
@@ -108,7 +109,7 @@ def grokking_progress(
     model = bare(model)
     with quiet(model):
         outputs = call(model, inputs)
-    outputs = getattr(outputs, "logits", outputs)
+    outputs = logits_of(outputs)
     if not isinstance(outputs, Tensor):
         raise ValueError(f"model must return one tensor of logits, got {type(outputs).__name__}")
     logits = last_position("logits", outputs, p * p)

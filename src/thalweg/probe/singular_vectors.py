@@ -87,6 +87,12 @@ def singular_agreement(
         {name: p.detach() for name, p in named(one).items() if p.dim() >= 2} for one in (reference, model)
     )
     names = list(ours) if layers is None else list(layers)
+    if layers is None and isinstance(model, nn.Module):
+        # A state dict also holds buffers, and a tied weight under each of its names.
+        whole = bare(model)
+        also = {name for name, _ in whole.named_parameters(remove_duplicate=False)}
+        also |= {name for name, _ in whole.named_buffers()}
+        names = [name for name in names if name in theirs or name not in also]
     if not names:
         raise ValueError("layers must name at least one weight with two dimensions or more, got none")
     found, inner, count = {}, 0.0, 0
@@ -139,7 +145,8 @@ def input_energy(
         model: runs once, in evaluation mode. Behind DDP or ``torch.compile`` the module itself is run.
         batch: a tensor, a tuple of positional or a mapping of keyword arguments.
         threshold: :math:`\gamma`, in [0, 1].
-        layers: names of ``Linear`` layers; by default all of them.
+        layers: names of ``Linear`` layers; by default all that run. An attention layer of torch reads the
+            weight of its last one and does not run it.
 
     Returns:
         Layer to its share; ``name[1]`` for its second run.
@@ -150,6 +157,8 @@ def input_energy(
     threshold = check_number("threshold", threshold, 0, 1)
     model = bare(model)
     every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not every:
+        raise ValueError("model must have a Linear layer, got none")
     chosen = modules_named(model, every if layers is None else layers)
     for name, module in chosen.items():
         if not isinstance(module, nn.Linear):
@@ -166,5 +175,5 @@ def input_energy(
         kept = vh[values >= threshold * values[0]]
         shares[name] = (rows @ kept.T).square().sum().item() / whole
 
-    overhear(model, batch, {}, chosen, hear)
+    overhear(model, batch, {}, chosen, hear, all_run=layers is not None)
     return shares

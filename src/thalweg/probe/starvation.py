@@ -16,6 +16,7 @@ from thalweg._core.checks import check_count
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import changed, count
 from thalweg.probe._graphs import check_reachable, dense
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
@@ -55,7 +56,7 @@ class GradientStarvation:
 
 def margins_of(outputs: Any, targets: Tensor) -> Tensor:
     """Margin of each target, in the shape of ``targets``: cross-entropy is softplus of its negative."""
-    outputs = getattr(outputs, "logits", outputs)
+    outputs = logits_of(outputs)
     if not isinstance(outputs, Tensor):
         raise ValueError(f"model must return one tensor of logits, got {type(outputs).__name__}")
     if outputs.shape == (*targets.shape, 1):
@@ -79,8 +80,8 @@ def _without(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _check(outputs: Any, targets: Tensor, counts: Tensor) -> None:
     """Refuse targets that are none of the model's; inside vmap their values cannot be looked at."""
-    outputs = getattr(outputs, "logits", outputs)
     margins_of(outputs, targets[:1])
+    outputs = logits_of(outputs)
     one_logit = outputs.shape[: targets.dim()] == outputs.shape or outputs.shape[-1] == 1
     wrong = targets.abs() != 1 if one_logit else (targets < 0) | (targets >= outputs.shape[-1])
     if bool((wrong & counts).any()):
@@ -149,9 +150,9 @@ def gradient_starvation(
     What to expect at the end of training is :func:`thalweg.probe.starvation_coefficients`.
 
     Args:
-        model: gives one logit an example or one a class, classes last, or something with ``.logits``; run in
-            evaluation mode, its flags and ``.grad`` stay as they are. Behind DDP or ``torch.compile`` the
-            module itself is run. Frozen parameters do not count.
+        model: gives one logit an example or one a class, classes last, as a tensor, as ``.logits`` or first
+            in a tuple; run in evaluation mode, its flags and ``.grad`` stay as they are. Behind DDP or
+            ``torch.compile`` the module itself is run. Frozen parameters do not count.
         inputs: n examples along the first dimension: a tensor, a tuple of positional or a mapping of keyword
             arguments. 256 are enough; cost and memory grow with n.
         targets: -1 or 1 for one logit; class numbers, shape (n,) or (n, positions), for several.

@@ -195,7 +195,7 @@ def plasticity(
             live model. Behind DDP or ``torch.compile``, the module inside; each process by itself, so that
             all agree if they are given the same batch.
         batch: inputs: a tensor, a tuple of positional or a mapping of keyword arguments. The model returns
-            (examples, ..., outputs), or has that as ``.logits``.
+            (examples, ..., outputs), or has that as ``.logits`` or first in a tuple.
         targets: ``"labels"``, uniform among the outputs; ``"shuffled"``, a permutation of ``labels``;
             ``"network"``, the standardised outputs of the model with fresh weights, as a regression; or a
             function of (outputs, generator) with a ``loss_fn`` and a ``baseline``.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from thalweg.probe._logits import logits_of
 from thalweg.watch.budget import Budget
 from thalweg.watch.clock import Clock
 from thalweg.watch.evaluations import Evaluations
@@ -101,7 +102,7 @@ class Looks:
         start = time.perf_counter()
         moment = self.moment
         moment.inputs = (args, kwargs)
-        found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+        found = logits_of(output)
         moment.output = None
         if isinstance(found, Tensor) and not hasattr(found, "device_mesh"):
             moment.output = found.detach()

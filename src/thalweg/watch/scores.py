@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thalweg.probe._logits import logits_of
 from thalweg.watch.labels import IGNORED, beside_logits
 
 __all__ = ["Score", "UnknownTargetsError", "outputs_of", "score"]
@@ -32,9 +32,7 @@ def outputs_of(output: Any) -> Tensor:
     Raises:
         UnknownTargetsError: there is none.
     """
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
+    found = logits_of(output)
     if not isinstance(found, Tensor) or not found.is_floating_point() or not found.ndim:
         raise UnknownTargetsError(
             "the model must give logits: a tensor, a tuple that begins with one, or something with .logits, "

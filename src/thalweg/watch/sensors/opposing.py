@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thalweg.probe import opposing_signals
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
@@ -98,13 +99,13 @@ def _collect(at: Moment) -> None:
 
 def _by_chance(output: Any, targets: Tensor) -> float:
     """The loss of guessing among as many classes; 0 where targets are numbers."""
-    logits = getattr(output, "logits", output)
+    logits = logits_of(output)
     return 0.0 if targets.is_floating_point() else math.log(logits.shape[-1])
 
 
 def _losses(output: Any, targets: Tensor) -> Tensor | None:
     """Loss of each example, or None if it is neither of classes nor of numbers."""
-    output = getattr(output, "logits", output)
+    output = logits_of(output)
     if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
         return None
     if targets.dtype is torch.int64 and output.shape[:-1] == targets.shape:

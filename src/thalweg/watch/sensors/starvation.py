@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.probe import example_gradient_gram
+from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe.starvation import margins_of
 from thalweg.watch.inputs import as_batch
@@ -68,14 +69,14 @@ def starvation(at: Moment) -> list[Raw]:
 
 def _margins(model: nn.Module, batch: Any) -> Tensor:
     output = call(model, batch[0])
-    return margins_of(getattr(output, "logits", output), batch[1])
+    return margins_of(output, batch[1])
 
 
 def _classes(model: nn.Module, batch: Any) -> int:
     """How many classes there are; 0 if examples have no class each."""
     with quiet(model):
         output = call(model, batch[0])
-    output, targets = getattr(output, "logits", output), batch[1]
+    output, targets = logits_of(output), batch[1]
     if not isinstance(output, Tensor) or targets.dtype is not torch.int64 or targets.ndim != 1:
         return 0
     fits = output.ndim == 2 and output.is_floating_point() and len(output) == len(targets)
