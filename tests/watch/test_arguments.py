@@ -39,6 +39,10 @@ LOADER = DataLoader(TensorDataset(*PAIR))
         ({"store": 5}, "store must be the path of a file or None, got 5"),
         ({"name": 3}, "name must be a string or None, got 3"),
         ({"start": -1}, "start must be"),
+        ({"budget": "0.03"}, "budget must be a number in .*got '0.03'"),
+        ({"budget": True}, "budget must be a number in .*got True"),
+        ({"budget": None}, "budget must be a number in .*got None"),
+        ({"budget": float("nan")}, "budget must be in .*got nan"),
         ({"start": 2**53}, r"start must be .*got 9007199254740992: it must be below 2\*\*53"),
     ],
 )
@@ -115,3 +119,10 @@ def test_steps_may_be_of_any_whole_type(small, tmp_path):
             run.log(accuracy=0.5, step=step)
     with RunStore(tmp_path / "s") as store:
         assert [one.step for one in store.readings(run.id, "accuracy")] == [7, 8, 9, 10]
+
+
+def test_a_budget_may_be_a_tensor_or_an_array(small):
+    for given in (torch.tensor(0.5), np.float32(0.5), np.array(0.5)):
+        with thalweg.watch(small.model, small.opt, store=None, budget=given) as run:
+            small.train(3)
+        assert type(run.budget.fraction) is float and run.budget.fraction == 0.5

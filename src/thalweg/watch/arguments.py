@@ -30,6 +30,8 @@ def check_arguments(
     start: Any,
 ) -> None:
     """Raises ValueError, which names the argument, what is allowed and what it got."""
+    if isinstance(budget, str | bool):
+        raise ValueError(f"budget must be a number in [0, inf), such as 0.03, got {budget!r}")
     check_not_negative("budget", budget)
     if start is not None and (not isinstance(start, int) or not 0 <= start < LATEST):
         raise ValueError(f"start must be a whole number of steps, at least 0, got {start!r}{_why(start)}")

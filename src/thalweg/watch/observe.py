@@ -82,6 +82,7 @@ def watch(
         sinks=sinks,
         start=start,
     )
+    budget = float(budget)
     optimizers = watched_optimizers(model, optimizer)
     if rank is None:
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
