@@ -92,6 +92,25 @@ def test_zero_matrix_and_one_by_one():
     assert lanczos(lambda v: -4 * v, start(1), 5, 1e-2).eigenvalues.tolist() == pytest.approx([-4])
 
 
+def test_a_callers_autocast_does_not_round_the_iteration():
+    matrix = symmetric(torch.linspace(-1, 3, 60).tolist()).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lanczos(lambda v: matrix @ v, start(60, dtype=torch.float32), 60, 0.0, wanted=60)
+    assert found.vectors.dtype is torch.float32
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(60), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found.eigenvalues.flip(0), torch.linspace(-1, 3, 60).double(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-28, 1e-20, 1e20, 1e28])
+def test_squares_that_leave_float32_do_no_harm(scale):
+    matrix = symmetric(torch.linspace(-1, 3, 40).tolist()).float() * scale
+    found = lanczos(lambda v: matrix @ v, start(40, dtype=torch.float32), 40, 1e-5, wanted=3)
+    expected = [scale * value for value in torch.linspace(-1, 3, 40)[-3:].flip(0).tolist()]
+    assert found.eigenvalues[:3].tolist() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("matvec", "vector", "arguments", "message"),
     [

@@ -257,3 +257,18 @@ def test_curvature_gram_refuses():
         )
     with pytest.raises(ValueError, match="must have a parameter that requires a gradient"):
         curvature_gram(nn.ReLU(), functional.mse_loss, torch.ones(3, 2), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_gram_of_half_precision_weights_is_summed_in_float32(autocast):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 64, bias=False), nn.ReLU(), nn.Linear(64, 1, bias=False))
+    inputs, targets = torch.randn(12, 40).repeat(2, 1), torch.randn(24, 1)
+    inputs[12:] *= 3  # no new directions: half of the eigenvalues are about zero
+    if not autocast:
+        model, inputs, targets = model.bfloat16(), inputs.bfloat16(), targets.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        gram = curvature_gram(model, functional.mse_loss, inputs, targets)
+    own = gram.blocks.reshape(24, 24)
+    # Inner products of whatever was rounded: no eigenvalue is negative.
+    assert torch.linalg.eigvalsh(own)[0].item() > -1e-6 * own.diagonal().max().item()

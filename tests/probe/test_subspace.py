@@ -85,6 +85,32 @@ def test_a_zero_vector_has_no_share():
     assert math.isnan(share_in_span(torch.zeros(3), torch.eye(3)[:1]))
 
 
+def test_a_reading_inside_of_autocast_and_of_tiny_losses_has_the_same_span(mlp):
+    model, inputs = mlp.model.float(), mlp.inputs.float()
+    params = list(model.parameters())
+
+    def loss(scale: float = 1.0) -> torch.Tensor:
+        return scale * mlp.loss(model(inputs).float())
+
+    plain = top_subspace(loss, params, 3)
+    tiny = top_subspace(lambda: loss(1e-27), params, 3)
+    assert tiny.share == pytest.approx(plain.share, rel=1e-3)
+    assert [value * 1e27 for value in tiny.eigenvalues] == pytest.approx(plain.eigenvalues, rel=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = top_subspace(loss, params, 3)
+    assert rounded.vectors[0].dtype is torch.float32
+    assert subspace_overlap(rounded.vectors, plain.vectors) == pytest.approx(1, abs=0.02)
+
+
+def test_rows_of_a_matrix_are_an_earlier_reading_too(mlp):
+    first = top_subspace(mlp.loss_fn, mlp.params, 3)
+    rows, listed = (
+        top_subspace(mlp.loss_fn, mlp.params, 3, previous=previous)
+        for previous in (torch.stack(first.vectors), first.vectors)
+    )
+    assert rows.eigenvalues == listed.eigenvalues and rows.overlap == listed.overlap > 0.9
+
+
 def test_subspace_probes_refuse(mlp):
     with pytest.raises(ValueError, match=r"vector must have shape \(3,\), got \(4,\)"):
         share_in_span(torch.ones(4), torch.eye(3))

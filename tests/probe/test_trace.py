@@ -105,6 +105,16 @@ def test_xtrace_beats_hutchinson_tenfold_on_a_falling_spectrum_at_equal_cost():
     assert ours < plain / 10
 
 
+@pytest.mark.parametrize("scale", [1e-27, 1e27])
+def test_autocast_and_the_range_of_float32_change_no_estimate(scale):
+    # A norm is within float64 where its square is far outside float32.
+    operator, wide = operator_of(FAST.float() * scale), operator_of(FAST)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, other = hutchinson(operator, 10), xtrace(operator_of(FAST.float()), 40)
+    assert found.frobenius == pytest.approx(scale * hutchinson(wide, 10).frobenius, rel=0.02)
+    assert other.trace == pytest.approx(xtrace(operator_of(FAST.float()), 40).trace, rel=2e-3)
+
+
 def test_readings_repeat_and_leave_the_global_random_state(mlp):
     before = torch.get_rng_state()
     operator = hvp_operator(mlp.loss_fn, mlp.params)

@@ -15,6 +15,7 @@ from thalweg.probe import (
     sharpness,
     stability_limit,
     subspace_overlap,
+    top_eigenpairs,
     top_subspace,
 )
 from thalweg.tasks import MLP
@@ -158,3 +159,19 @@ def test_the_run_that_is_tracked_sharpens_up_to_the_edge_of_stability():
     run.train(400)
     assert first < 0.4 * limit
     assert of_hessian(run).top == pytest.approx(limit, rel=0.15)
+
+
+def test_a_product_that_is_not_finite_is_told_wherever_it_is_and_no_curvature_stays_none():
+    w = torch.ones(9, requires_grad=True)
+    seen = []
+
+    def broken(vector):
+        seen.append(1)
+        return vector * (float("nan") if len(seen) == 2 else 1.0)
+
+    operator = hvp_operator(lambda: w.square().sum(), [w])._replace(matvec=broken)
+    with pytest.raises(ValueError, match="got a non-finite one at product 2"):
+        top_eigenpairs(operator, top=3, warm_start=list(torch.eye(9)[:3]))
+    flat = hvp_operator(lambda: w.sum(), [w])
+    found = top_eigenpairs(flat, top=2, warm_start=list(torch.eye(9)[:2]), iterations=8, tol=0.0)
+    assert found.eigenvalues == (0.0, 0.0)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from thalweg._core.not_finite import NotFiniteError
+from thalweg._core.precision import without_autocast
+from thalweg.probe.eigenvalues import length
 
 
 class Continued(NamedTuple):
@@ -21,6 +23,7 @@ class Continued(NamedTuple):
 
 
 @torch.no_grad()
+@without_autocast()
 def continued(
     matvec: Callable[[Tensor], Tensor],
     start: Tensor,
@@ -50,30 +53,33 @@ def continued(
     """
     n = start.shape[1]
     basis = torch.linalg.qr(start.T).Q.T.contiguous()
-    image = torch.stack([matvec(row) for row in basis])
+    image = torch.stack([_finite(matvec(row), count) for count, row in enumerate(basis, 1)])
     iterations, wanted = min(iterations, n), min(wanted, iterations, n)
     while True:
         products = len(basis)
-        if not bool(image[-1].isfinite().all()):
-            raise NotFiniteError(
-                f"matvec must return finite vectors, got a non-finite one at product {products}"
-            )
         inner = basis.double() @ image.double().T
         values, mixture = torch.linalg.eigh((inner + inner.T) / 2)
         values, mixture = values.flip(0)[:wanted], mixture.flip(1)[:, :wanted].to(basis)
         vectors = mixture.T @ basis
         left = mixture.T @ image - values.to(basis)[:, None] * vectors
-        residuals = torch.linalg.vector_norm(left, dim=1).double()
+        residuals = values.new_tensor([length(row) for row in left])
         near = residuals <= tol * values.abs()
         enough = tol > 0 and products >= max(least, wanted) and bool(near.all())
-        if enough or products >= iterations:
+        done = products > len(start) and not bool(residuals.any())  # nothing is left to go on from
+        if enough or done or products >= iterations:
             return Continued(values, vectors, residuals, products)
         worst = left[(residuals / values.abs().clamp_min(1e-300)).argmax()]
-        direction = worst / torch.linalg.vector_norm(worst).clamp_min(torch.finfo(worst.dtype).tiny)
+        direction = worst / max(length(worst), torch.finfo(worst.dtype).tiny)
         if products == len(start):
             direction = direction + noise
         for _ in range(2):  # twice is enough (Kahan)
             direction = direction - basis.T @ (basis @ direction)
         direction = direction / torch.linalg.vector_norm(direction)
         basis = torch.cat([basis, direction[None]])
-        image = torch.cat([image, matvec(direction)[None]])
+        image = torch.cat([image, _finite(matvec(direction), products + 1)[None]])
+
+
+def _finite(product: Tensor, count: int) -> Tensor:
+    if not bool(product.isfinite().all()):
+        raise NotFiniteError(f"matvec must return finite vectors, got a non-finite one at product {count}")
+    return product

@@ -1,4 +1,4 @@
-"""Functions of which torch has no second derivative, or a wrong one, by formulas of functions that have one."""
+"""Functions of which torch has no second derivative, or a wrong one, by formulas of others that have one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._continued import continued
 from thalweg.probe._named import NamedParams
 from thalweg.probe.cost import costs
-from thalweg.probe.eigenvalues import lanczos
+from thalweg.probe.eigenvalues import lanczos, length
 from thalweg.probe.operator import CurvatureOperator, flatten, split
 from thalweg.probe.parameter_shares import layer_shares
 
@@ -70,6 +70,11 @@ def private_generator(generator: torch.Generator | None) -> torch.Generator:
     return generator or torch.Generator().manual_seed(0)
 
 
+def given(warm: Sequence[Tensor] | Tensor | None) -> bool:
+    """Whether there is a start; rows of a matrix are one too."""
+    return warm is not None and len(warm) > 0
+
+
 def most_products(top: int, iterations: int | None, warm: Sequence[Tensor] | None, cold: int = COLD) -> int:
     """``iterations``, by default what an eigenvalue needs.
 
@@ -79,7 +84,7 @@ def most_products(top: int, iterations: int | None, warm: Sequence[Tensor] | Non
     check_count("top", top)
     if iterations is not None:
         return check_count("iterations", iterations, top)
-    return max(LEAST, top + 3) if warm else max(cold, top + 10)
+    return max(LEAST, top + 3) if given(warm) else max(cold, top + 10)
 
 
 def _checked(operator: CurvatureOperator, warm: Sequence[Tensor]) -> Tensor:
@@ -188,7 +193,7 @@ def top_eigenpairs(
         raise ValueError(f"top must be at most the number of parameters ({operator.n}), got {top}")
     sizes = tuple(shape.numel() for shape in operator.shapes)
     start = drawn(operator.n, operator.like, private_generator(generator))
-    if warm_start:
+    if warm_start is not None and given(warm_start):
         noise, warm = NOISE * start / torch.linalg.vector_norm(start), _checked(operator, warm_start)
         if top > 1:
             more = continued(
@@ -204,7 +209,7 @@ def top_eigenpairs(
             residual = more.residuals[0].item()
             return Sharpness(pairs[0], pairs, list(more.vectors), more.products, residual, sizes)
         mean = warm.sum(0)
-        start = mean / torch.linalg.vector_norm(mean) + noise
+        start = mean / max(length(mean), torch.finfo(mean.dtype).tiny) + noise
     found = lanczos(operator.matvec, start, iterations, tol, wanted=top, least=LEAST)
     values = tuple(found.eigenvalues[:top].tolist())
     residual = found.residuals[0].item()

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from thalweg._core.checks import check_count, check_not_negative
 from thalweg._core.not_finite import NotFiniteError
+from thalweg._core.precision import without_autocast
 from thalweg.probe.cost import costs
 
 __all__ = ["Lanczos", "lanczos"]
+
+AGAIN = 1  # seed of further starts, not that of the first, which would give the same vector
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Lanczos:
 
 
 @torch.no_grad()
+@without_autocast()
 @costs(0, 0, memory="as many vectors as iterations; the products are the caller's")
 def lanczos(
     matvec: Callable[[Tensor], Tensor],
@@ -83,12 +87,12 @@ def lanczos(
     n = start.numel()
     iterations = min(iterations, n)
     wanted = min(wanted, iterations)
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator().manual_seed(AGAIN)
     basis = start.new_empty(iterations, n)
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     exhausted = 0
-    direction = start / torch.linalg.vector_norm(start)
+    direction = start / length(start)
     while True:
         k = len(diagonal)
         basis[k] = direction
@@ -98,7 +102,7 @@ def lanczos(
         diagonal.append(torch.dot(direction, product).item())
         span = basis[: k + 1]
         product = _orthogonal_to(span, product)
-        beta = torch.linalg.vector_norm(product).item()
+        beta = length(product)
         if not np.isfinite(diagonal[-1] + beta):
             raise NotFiniteError(
                 f"matvec must return finite vectors, got a non-finite one at product {k + 1}"
@@ -113,7 +117,7 @@ def lanczos(
             converged = full or exhausted >= wanted
             random = torch.randn(n, generator=noise, dtype=start.dtype).to(start)
             product, beta = _orthogonal_to(span, random), 0.0
-            direction = product / torch.linalg.vector_norm(product).clamp_min(torch.finfo(start.dtype).tiny)
+            direction = product / max(length(product), torch.finfo(start.dtype).tiny)
         else:
             # Not the sharper residual squared over the gap: early on the gap is not yet known.
             near = residuals[:wanted] <= tol * np.abs(values[:wanted])
@@ -132,6 +136,12 @@ def lanczos(
         converged=converged,
         weights=torch.from_numpy(rotation[0] ** 2),
     )
+
+
+def length(vector: Tensor) -> float:
+    """Euclidean, also where the squares of float32 would be 0 or infinite."""
+    plain = torch.linalg.vector_norm(vector).item()
+    return plain if 1e-12 < plain < 1e18 else torch.linalg.vector_norm(vector, dtype=torch.float64).item()
 
 
 def _orthogonal_to(span: Tensor, vector: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from thalweg.probe._named import NamedParams
 from thalweg.probe._wrapped import over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.curvature import sharpness
-from thalweg.probe.eigenpairs import most_products
+from thalweg.probe.eigenpairs import given, most_products
 from thalweg.probe.operator import checked_loss, checked_params, empty_like, flatten, twice_differentiable
 from thalweg.probe.parameter_shares import layer_shares
 
@@ -71,10 +71,11 @@ def share_in_span(vector: Tensor, basis: Sequence[Tensor] | Tensor) -> float:
     rows = _orthonormal("basis", basis)
     if vector.shape != rows.shape[1:]:
         raise ValueError(f"vector must have shape {tuple(rows.shape[1:])}, got {tuple(vector.shape)}")
-    length = torch.linalg.vector_norm(vector)
+    wide = vector.to(rows)  # squares of a small gradient would be 0 in float32
+    length = torch.linalg.vector_norm(wide)
     if not length > 0:
         return math.nan
-    return (rows @ (vector / length).to(rows)).square().sum().item()
+    return (rows @ (wide / length)).square().sum().item()
 
 
 @torch.no_grad()
@@ -151,7 +152,9 @@ def top_subspace(
     return TopSubspace(
         share=share_in_span(gradient, reading.vectors),
         chance=top / len(gradient),
-        overlap=subspace_overlap(previous, reading.vectors) if previous else math.nan,
+        overlap=subspace_overlap(previous, reading.vectors)
+        if previous is not None and given(previous)
+        else math.nan,
         eigenvalues=reading.eigenvalues,
         vectors=reading.vectors,
         hvps=reading.hvps,

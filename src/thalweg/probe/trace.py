@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from thalweg._core.checks import check_count
+from thalweg._core.precision import without_autocast
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenpairs import drawn, private_generator
+from thalweg.probe.eigenvalues import length
 from thalweg.probe.operator import CurvatureOperator
 
 __all__ = ["Hutchinson", "XTrace", "hutchinson", "xtrace"]
@@ -86,7 +88,7 @@ def hutchinson(
         signs = drawn(operator.n, operator.like, generator).sign()
         product = operator.matvec(signs)
         blocks.append(torch.stack([part.sum(dtype=torch.float64) for part in (signs * product).split(sizes)]))
-        squares.append(product.square().sum(dtype=torch.float64))
+        squares.append(product.new_tensor(length(product) ** 2, dtype=torch.float64))
     per_parameter = torch.stack(blocks)
     trace, trace_error = _mean_and_error(per_parameter.sum(1))
     square, square_error = _mean_and_error(torch.stack(squares))
@@ -96,6 +98,7 @@ def hutchinson(
 
 
 @torch.no_grad()
+@without_autocast()
 @costs(0, 0, hvps=30, memory="as many vectors as products")
 def xtrace(
     operator: CurvatureOperator, products: int = 30, *, generator: torch.Generator | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_choice, check_count, check_number
+from thalweg._core.precision import without_autocast
 from thalweg.surgery._calibration import at_least_float
 from thalweg.surgery._edit import (
     EditReport,
@@ -20,7 +21,6 @@ from thalweg.surgery._edit import (
     size_in_bytes,
     weight_of,
 )
-from thalweg.surgery._precision import without_autocast
 from thalweg.surgery._references import refuse_listed
 from thalweg.surgery.rank_allocation import RankAllocation, allocate_ranks
 

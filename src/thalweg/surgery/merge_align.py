@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_choice, check_count, check_positive
+from thalweg._core.precision import without_autocast
 from thalweg.surgery._activations import activation_pieces, check_batches
 from thalweg.surgery._axis_run import movable, trace
 from thalweg.surgery._calibration import LossFn, at_least_float
 from thalweg.surgery._edit import bare
 from thalweg.surgery._kept_function import matched
 from thalweg.surgery._matching import Matching
-from thalweg.surgery._precision import without_autocast
 from thalweg.surgery._same_shape import pair
 from thalweg.surgery._straight_through import Descent, StraightThrough
 from thalweg.surgery._symmetry import symmetry

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from thalweg._core.checks import check_choice, check_number
+from thalweg._core.precision import without_autocast
 from thalweg.surgery._channel_statistics import (
     HOWS,
     Channels,
@@ -20,7 +21,6 @@ from thalweg.surgery._channel_statistics import (
     refresh_norms,
 )
 from thalweg.surgery._edit import bare, copied
-from thalweg.surgery._precision import without_autocast
 from thalweg.surgery._same_shape import pair
 
 __all__ = ["LayerStatistics", "MergeReport", "interpolate", "match_statistics"]

@@ -1,4 +1,4 @@
-"""Edits compute in the types of the weights, also when they are called inside of autocast."""
+"""Computing in the types of what is computed with, also when called inside of autocast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Products as they are written; autocast would also keep casts of weights that an edit then changes."""
+    """Products as they are written; autocast would also keep casts of weights that are then changed."""
     with ExitStack() as stack:
         for device in DEVICES:
             if torch.is_autocast_enabled(device):
