@@ -70,6 +70,22 @@ def test_fused_recurrent_layers_are_seen_at_their_input(kind, batch_first):
     assert not x.requires_grad
 
 
+def test_linear_layers_with_a_transposed_weight_are_seen():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=11, n_positions=6, n_embd=8, n_layer=2, n_head=2)
+    model, tokens = transformers.GPT2LMHeadModel(config), torch.randint(0, 11, (3, 6))
+    found = backward_signal(model, tokens)
+    for name, old in list(model.named_modules()):
+        if type(old).__name__ == "Conv1D":
+            new = nn.Linear(*old.weight.shape)
+            new.weight.data, new.bias.data = old.weight.data.T.contiguous(), old.bias.data
+            model.set_submodule(name, new)
+    expected = backward_signal(model, tokens)
+    assert list(found.norms) == list(expected.norms) and len(found.norms) == 9
+    assert found.norms == pytest.approx(expected.norms, rel=1e-4)
+
+
 def test_a_layer_that_writes_over_its_input_changes_nothing():
     torch.manual_seed(0)
     apart = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))

@@ -104,7 +104,9 @@ def _heard(model: nn.Module, passed: list[tuple[str, Any, int | None]]) -> Itera
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | _ConvNd | nn.RNNCellBase):
+            # transformers' Conv1D is GPT-2's linear layer with its weight transposed.
+            linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            if linear or isinstance(module, _ConvNd | nn.RNNCellBase):
                 handles.append(module.register_forward_hook(lambda _, __, out, name=name: note(name, out)))
             elif isinstance(module, nn.RNNBase):
                 before = _input_noted(name, note)
