@@ -52,6 +52,30 @@ def test_an_unknown_optimizer_must_say_how_it_steps():
         effective_learning_rate(torch.optim.SGD([p], lr=1.0), {"p": torch.ones(2)})
 
 
+@pytest.mark.parametrize(
+    ("make", "power"),
+    [
+        (
+            lambda ps: optim.Descent(ps, optim.clip_norm(1.0), optim.momentum(0.9), optim.decay(0.1), lr=0.1),
+            2,
+        ),
+        (lambda ps: optim.SAM(torch.optim.SGD(ps, lr=0.1)), 2),
+        (lambda ps: optim.SAM(torch.optim.Adam(ps, lr=0.1)), 1),
+        (lambda ps: torch.optim.ASGD(ps, lr=0.1), 2),
+        (lambda ps: optim.Descent(ps, optim.adam(), lr=0.1), None),
+        (lambda ps: optim.Descent(ps, optim.momentum(0.9), optim.sign(), lr=0.1), None),
+    ],
+)
+def test_links_and_what_is_inside_of_a_wrapper_tell_how_it_steps(make, power):
+    optimizer = make([nn.Parameter(torch.full((4,), 2.0))])
+    named = {"w": optimizer.param_groups[0]["params"][0]}
+    if power is None:
+        with pytest.raises(ValueError, match='steps must be "gradient" or "normalised"'):
+            effective_learning_rate(optimizer, named)
+    else:
+        assert effective_learning_rate(optimizer, named)["w"] == pytest.approx(0.1 / 4**power)
+
+
 def test_weights_before_a_normalisation_are_scale_invariant_and_others_are_not():
     model = CNN(width=4, seed=0)
     x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -173,3 +173,28 @@ def test_remedies_run_as_pasted_and_papers_are_there():
         # Units that were shut have a gradient again.
         F.cross_entropy(model(inputs), torch.zeros(64, dtype=torch.long)).backward()
         assert bool((model[2].weight.grad != 0).any())
+
+
+@pytest.mark.parametrize("kind", ["function", "module", "tokens"])
+def test_the_normalisation_reaches_any_activation_and_no_position_sees_another(kind):
+    (found,) = feed(course([0.3, 0.3, 0.3, 0.35, 0.6, 0.9, 1.2], [30, 30, 30, 28, 22, 17, 12]))
+
+    class Shut(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.act, self.down = torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+            torch.nn.init.constant_(self.up.bias, -100)
+
+        def forward(self, x):
+            return self.down(F.relu(self.up(x)) if kind == "function" else self.act(self.up(x)))
+
+    model, x = Shut(), torch.randn(6, 5, 8) if kind == "tokens" else torch.randn(6, 8)
+    exec(found.remedies[0].code, {"torch": torch, "model": model})
+    before = model(x)
+    before.square().sum().backward()
+    assert bool((model.up.weight.grad != 0).any())
+    changed = x.clone()
+    changed[..., -1, :] += 1  # the last position, or the last example
+    same = (model(changed) == before).all(-1)
+    assert bool(same[..., :-1].all()) and not bool(same[..., -1].any())

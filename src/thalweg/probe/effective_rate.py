@@ -24,9 +24,18 @@ POWERS = {"gradient": 2, "normalised": 1}
 NORMALISED = ("adadelta", "adagrad", "adam", "lion", "muon", "rmsprop", "rprop", "signsgd")
 
 
+# Links of a thalweg.optim.Descent behind which a step is still as long as the gradient.
+LINEAR = {"centralize", "clip_norm", "clip_spikes", "decay", "ease_in", "momentum", "orthogonal", "tangent"}
+LINEAR |= {"slow_component", "windowed_component"}
+
+
 def _steps_like(optimizer: torch.optim.Optimizer) -> str:
+    # What makes the step, inside of wrappers such as thalweg.optim.SAM.
+    while isinstance(inner := getattr(optimizer, "inner", None), torch.optim.Optimizer):
+        optimizer = inner
     kinds = [cls.__name__.lower() for cls in type(optimizer).__mro__]
-    if any(kind.startswith("sgd") for kind in kinds):
+    links = {getattr(link, "name", "") for link in getattr(optimizer, "chain", ())}
+    if any(kind.startswith(("sgd", "asgd")) for kind in kinds) or (links and links <= LINEAR):
         return "gradient"
     if any(word in kind for kind in kinds for word in NORMALISED):
         return "normalised"
@@ -52,7 +61,8 @@ def effective_learning_rate(
         optimizer: gives each parameter's learning rate.
         named_params: a module (behind DDP or ``torch.compile``, that inside), a mapping of names to tensors,
             or (name, tensor) pairs; those that the optimizer does not hold are left out.
-        steps: ``"gradient"``, ``"normalised"``, or None to tell from the optimizer's type.
+        steps: ``"gradient"``, ``"normalised"``, or None to tell from the optimizer's type, or a Descent's
+            links; in a wrapper such as :class:`thalweg.optim.SAM`, from those of the optimizer inside.
 
     Returns:
         Name to rate; infinite for a weight that is zero.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from statistics import fmean, median
 
-from thalweg.watch.readings import Finding, Reading, Remedy
+from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.remedies import renewed
 from thalweg.watch.rule import Rule
+from thalweg.watch.rules.vanishing_gradient import normalise
 
 # A change of the targets: three losses above the median of the last twenty, by so many spreads and so much.
 BEFORE = 20
@@ -147,14 +149,10 @@ class LossOfPlasticity(Rule):
             self._worst(),
             ("plasticity", "continual-backprop", "dormant-neurons", "normalize-and-project"),
             (
-                Remedy(
-                    "in a new run, normalise what goes into each activation",
-                    "def normalise(module, inputs):\n"
-                    "    return tuple(torch.nn.functional.layer_norm(x, x.shape[1:]) for x in inputs)\n"
-                    "for module in model.modules():\n"
-                    "    if isinstance(module, torch.nn.ReLU):\n"
-                    "        module.register_forward_pre_hook(normalise)",
-                    "plasticity",
+                replace(
+                    normalise(),
+                    title="in a new run, normalise what each hidden layer gives its activation",
+                    paper="plasticity",
                 ),
                 renewed(),
             ),
