@@ -136,6 +136,25 @@ def test_findings_near_to_each_other_share_a_mark_that_shows_the_gravest(new_des
     expect(marks.last).to_have_accessible_name("Finding: loss spike from step 303, critical")
 
 
+def test_the_number_of_findings_that_share_a_mark_stands_in_one_line(new_desk, reader):
+    with RunStore(new_desk.store, write=True) as store:
+        run = store.begin("many", {})
+        store.write(run, 1000, [(0.0, Reading(step, "loss", 1.0)) for step in (1, 1000)], [])
+        store.write(run, 1000, [], [Finding("spike", 500, "", {}, "info") for _ in range(888)])
+    page = reader(new_desk)
+    page.goto(f"/runs/{run}")
+    number = page.locator(".panel .mark small")
+    expect(number).to_have_text("425")
+    lines, inside = number.evaluate(
+        """(one) => {
+          const text = document.createRange();
+          text.selectNodeContents(one);
+          return [text.getClientRects().length, one.scrollWidth <= one.parentElement.clientWidth];
+        }"""
+    )
+    assert lines == 1 and inside
+
+
 def test_layers_and_phases_are_shown_when_asked_for(page):
     page.get_by_label("Layers").select_option("gradient norm")
     expect(page.locator("#layers .legend input:checked")).to_have_count(2)
