@@ -135,3 +135,20 @@ def test_what_cannot_be_seen_is_an_error():
 class Silent(nn.Module):
     def forward(self, x):
         return "nothing"
+
+
+def test_batch_normalisation_over_processes_is_not_waited_for():
+    """In training mode it would gather statistics from processes that do not call the probe."""
+    plain = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(plain)
+
+    def waits(module, inputs):
+        assert not module.training
+
+    synced[1].register_forward_pre_hook(waits)
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    running = synced[1].running_mean
+    found = backward_signal(synced, x)
+    assert synced[1].training and synced[1].running_mean is running
+    again = nn.Sequential(plain[0], nn.BatchNorm1d(4), nn.ReLU(), plain[3])
+    assert found.norms == pytest.approx(backward_signal(again, x).norms)

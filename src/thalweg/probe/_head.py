@@ -41,7 +41,7 @@ def head_name(model: nn.Module, batch: Any) -> str | None:
 
 
 @contextmanager
-def _own_statistics(model: nn.Module) -> Iterator[None]:
+def statistics_of_the_batch(model: nn.Module) -> Iterator[None]:
     """Batch normalisation by the batch at hand, as in training, with the running statistics left alone."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     running = [(norm.running_mean, norm.running_var) for norm in norms]
@@ -71,6 +71,6 @@ def features_and_output(
     def note(run: str, features: Tensor) -> None:
         found.append(features)
 
-    with _own_statistics(model) if own_statistics else nullcontext():
+    with statistics_of_the_batch(model) if own_statistics else nullcontext():
         result = overhear(model, batch, {}, modules_named(model, [head]), note)
     return found[-1], logits_of(result)

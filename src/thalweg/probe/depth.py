@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thalweg._core.checks import check_count
+from thalweg.probe._head import statistics_of_the_batch
 from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
@@ -63,7 +63,11 @@ def backward_signal(model: nn.Module, batch: Any, *, seed: int = 0) -> BackwardS
     check_count("seed", seed, 0)
     model = bare(model)
     passed: list[tuple[str, Any, int | None]] = []
-    with torch.inference_mode(False), quiet(model), _heard(model, passed), torch.enable_grad():
+    with ExitStack() as stack:
+        # Not batch normalisation in training mode: one that spans processes would wait for the others there.
+        ways = (quiet(model), statistics_of_the_batch(model), _heard(model, passed), torch.enable_grad())
+        for way in (torch.inference_mode(False), *ways):
+            stack.enter_context(way)
         # Some fused recurrent kernels have no backward pass in evaluation mode.
         with torch.backends.cudnn.flags(enabled=False):
             output = _tensor(call(model, batch))
@@ -101,7 +105,6 @@ def _heard(model: nn.Module, passed: list[tuple[str, Any, int | None]]) -> Itera
             passed.append((name, get_gradient_edge(tensor), time))
 
     handles = []
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:
         for name, module in model.named_modules():
             # transformers' Conv1D is GPT-2's linear layer with its weight transposed.
@@ -111,12 +114,8 @@ def _heard(model: nn.Module, passed: list[tuple[str, Any, int | None]]) -> Itera
             elif isinstance(module, nn.RNNBase):
                 before = _input_noted(name, note)
                 handles.append(module.register_forward_pre_hook(before))
-        for norm in norms:
-            norm.training, norm.track_running_stats = True, False
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
         for handle in handles:
             handle.remove()
 
