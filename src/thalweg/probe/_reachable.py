@@ -121,7 +121,8 @@ class Reachable:
     def _module(self, attributes: dict[str, Any]) -> list[Any]:
         kept = attributes.copy()
         self._spaces.append((attributes, kept))
-        held = [value for name, value in kept.items() if name not in _BARE and type(value) not in _ATOMS]
+        # A difference of sets, since nearly all attributes of most modules are bare.
+        held = [kept[name] for name in kept.keys() - _BARE]
         for name in _REGISTERED:
             registered = kept.get(name)
             # A scripted module keeps its own elsewhere.
