@@ -19,10 +19,10 @@ class EdgeOfStability(Rule):
     """Sharpness over the optimizer's own limit: once above 2, three in a row above 1, or five above 0.9.
 
     The limit is 2/lr for gradient descent, 2(1+b)/lr with momentum b, and 2(1+b1)/((1-b1) lr) for Adam,
-    whose sharpness is that of the preconditioned Hessian. Hovering near 1 at a constant learning rate is
-    normal, hence ``info``; far above it, or a learning rate that has just risen, is what breaks runs. A fresh
-    network comes back by itself from up to six times the limit, 12/lr (arXiv 2003.02218): in the first 20
-    steps only what is above that is far.
+    whose sharpness is that of the preconditioned Hessian; lr is the rate that clipping leaves. Hovering near
+    1 at a constant learning rate is normal, hence ``info``; far above it, or a learning rate that has just
+    risen, is what breaks runs. A fresh network comes back by itself from up to six times the limit, 12/lr
+    (arXiv 2003.02218): in the first 20 steps only what is above that is far.
     Adam's first 20 steps are not judged: where no gradient has come yet its preconditioner is 1/eps, which
     says nothing about the steps to come (the same grace as in SPAM, arXiv 2501.06842). Where gradients are
     rare that lasts longer: until it has once been below 2, only five in a row above 2 that do not fall count,
@@ -72,12 +72,13 @@ class EdgeOfStability(Rule):
 
     def _finding(self, reading: Reading, ratio: float, level: int) -> Finding:
         lr = reading.extra.get("lr", self.lr)
-        limit = reading.extra["limit"]
+        limit, left = reading.extra["limit"], reading.extra.get("left by clipping", 1.0)
+        clipped = f", whose gradients are clipped to {left:.2g} of their length" if left < 1 else ""
         return Finding(
             self.name,
             self.near[0].step if level == 1 else reading.step,
             f"sharpness {reading.value:.3g} is {ratio:.2f} times the stability limit {limit:.3g} of "
-            f"{self.about.get('optimizer', 'the optimizer')}: "
+            f"{self.about.get('optimizer', 'the optimizer')}{clipped}: "
             + ("steps along the top eigenvector grow." if level == 2 else "training has reached the edge."),
             {
                 "sharpness": reading.value,

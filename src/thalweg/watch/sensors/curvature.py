@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from thalweg._core.factored import Factored
 from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
+from thalweg.watch.clipped import left_by_clipping
 from thalweg.watch.coming_step import behind
 from thalweg.watch.moment import Moment, Raw, few, kept, sensor
 from thalweg.watch.normalising import normalising_as_in_training
@@ -35,6 +36,9 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
 
     The preconditioner is that behind a step on this batch, see :func:`thalweg.watch.coming_step.behind`: of
     an entry whose gradient is rare, such as a pixel's that is mostly black, its past says nothing.
+
+    Where gradients come clipped, the limit is that of the rate which clipping leaves, see
+    :func:`thalweg.watch.clipped.left_by_clipping`; the share that it leaves is in ``extra``.
 
     Dropout is off. Batch normalisation normalises by the batch, as in training: by its running statistics
     another function would be read, which feels what the gradient does not, such as the size of the weights in
@@ -62,15 +66,18 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
             norm.training = True
         params = [p for p in at.named.values() if p.requires_grad]
         warm = memory.get("vectors")
+        left = left_by_clipping(at, params) if limit < math.inf else 1.0
         diagonal = _known(lambda: preconditioner_of(at.optimizer, params))
         if diagonal is not None:
             gradients = torch.autograd.grad(loss(), params, allow_unused=True)
+            gradients = tuple(one if one is None else left * one for one in gradients)
             diagonal = behind(at.optimizer, params, diagonal, gradients)
         if not alike:
             diagonal = _to_one_limit(params, diagonal, groups, [limit / one for one in limits])
         if warm and len(warm[0]) != sum(map(_columns, diagonal or params)):
             warm = None
         found = sharpness(loss, params, iterations=PRODUCTS, warm_start=warm, preconditioner=diagonal)
+    own, limit = limit, limit / left
     memory["vectors"] = found.vectors
     memory["products"] = memory.get("products", 0) + found.hvps
     # The value comes from below, so one above the limit is worth saying however far it is from converged.
@@ -80,7 +87,8 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     (shares,) = found.shares(named)
     extra = {"products": float(memory["products"]), "residual": found.residual}
     if limit < math.inf:
-        extra |= {"limit": limit, "ratio": found.top / limit, "lr": float(groups[limits.index(limit)]["lr"])}
+        extra |= {"limit": limit, "ratio": found.top / limit, "lr": float(groups[limits.index(own)]["lr"])}
+        extra |= {"left by clipping": left} if left < 1 else {}
         held = {id(p): shares[name] for name, p in named.items()}
         extra |= noted(groups, [sum(held.get(id(p), 0.0) for p in group["params"]) for group in groups])
     parts = found.top * torch.tensor(list(shares.values()))
