@@ -203,3 +203,47 @@ def test_remedies_run_as_pasted_and_papers_are_there():
                 assert modes == [True] * 60
             else:
                 assert norm.momentum == 0.1
+
+
+def left_in_evaluation(model):
+    def evaluate(step):
+        model.eval()
+        with torch.no_grad():
+            model(INPUTS)
+
+    return evaluate
+
+
+def test_training_that_goes_on_in_evaluation_mode_is_named_with_its_modules_and_mended():
+    model = network()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    (found,) = train(model, opt, left_in_evaluation(model), every=30)
+    assert (found.step, found.found, found.layers) == (31, 33, ("1", "3"))
+    assert "trained in evaluation mode" in found.message
+    (remedy,) = found.remedies
+    paste(remedy.code, model, opt, [])
+    assert model.training and papers.find(remedy.paper).key == remedy.paper
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        (network(), lambda model, step: None),
+        # One step in evaluation mode, as of an example that is fitted to an attack.
+        (network(), lambda model, step: model.train(step % 10 != 0)),
+        # Statistics that are kept on purpose, in a model that trains.
+        (network(), lambda model, step: model[1].eval()),
+        (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), lambda model, step: model.eval()),
+    ],
+    ids=["training", "now and then", "statistics alone", "nothing that minds"],
+)
+def test_other_steps_are_none(model, change):
+    def evaluate(step):
+        change(model, step)
+
+    assert train(model, torch.optim.SGD(model.parameters(), lr=0.1), evaluate, every=1) == []
+
+
+def test_a_model_that_was_never_in_training_mode_is_taken_to_be_meant_so():
+    model = network().eval()
+    assert train(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda step: None) == []

@@ -17,7 +17,7 @@ from thalweg.watch.hooks import Listener, sample
 from thalweg.watch.moment import Moment
 from thalweg.watch.watched import Watched
 
-__all__ = ["Evaluation", "Evaluations"]
+__all__ = ["Evaluation", "Evaluations", "minds_the_mode"]
 
 # Notes that no sensor has taken are kept up to this many.
 KEPT = 32
@@ -82,7 +82,7 @@ class Evaluations:
     def _note(self, moment: Moment) -> None:
         assert moment.model is not None
         if self._modules is None:
-            self._modules = [pair for pair in moment.model.named_modules() if _minds_the_mode(pair[1])]
+            self._modules = [pair for pair in moment.model.named_modules() if minds_the_mode(pair[1])]
         norms = {name for name, one in self._modules if isinstance(one, _BatchNorm)}
         on = tuple(name for name, one in self._modules if one.training and not _measuring(one))
         off = tuple(name for name, one in self._modules if not one.training and name in norms)
@@ -123,7 +123,8 @@ def holds_average(optimizer: Optimizer | None) -> bool | None:
     return None
 
 
-def _minds_the_mode(module: nn.Module) -> bool:
+def minds_the_mode(module: nn.Module) -> bool:
+    """Whether a module gives something else in training than in evaluation: it drops units, or normalises."""
     if isinstance(module, _BatchNorm):
         return module.track_running_stats and module.running_mean is not None
     if isinstance(module, _DropoutNd):

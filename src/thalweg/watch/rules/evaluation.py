@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.rule import Rule
 
-ENOUGH = {"modules in training mode": 2, "evaluation of the iterate": 3, "initial statistics": 1}
+ENOUGH = {
+    "modules in training mode": 2,
+    "evaluation of the iterate": 3,
+    "initial statistics": 1,
+    "steps in evaluation mode": 3,
+}
 INITIAL = 0.2
 EARLY = 20
 
@@ -17,7 +22,9 @@ class WrongEvaluation(Rule):
 
     In training mode means with dropout or batch normalisation still in it; passes without gradients at every
     step belong to the training, and so do those before the first. Statistics count where, 20 steps into the
-    run or later, 0.2 of what batch normalisation uses is still what it started with. Each is told once.
+    run or later, 0.2 of what batch normalisation uses is still what it started with. And it is the training
+    that goes wrong where an evaluation leaves its mode behind: three steps of a model in evaluation mode that
+    was in training mode before, with dropout or batch normalisation in it. Each is told once.
     """
 
     name = "evaluation with the wrong weights"
@@ -74,6 +81,20 @@ class WrongEvaluation(Rule):
                 f"{next(iter(reading.layers), '')}: what is judged is random, or depends on the batch.",
                 ("early-dropout", "ghost-batch-norm"),
                 (Remedy("evaluate in evaluation mode", switch, "early-dropout"),),
+            )
+        if reading.name == "steps in evaluation mode":
+            return (
+                f"the model is trained in evaluation mode, in which {reading.value:.0f} of its modules, such "
+                f"as {next(iter(reading.layers), '')}, do something else: no units are dropped, and no "
+                "statistics of batches taken.",
+                ("early-dropout", "ghost-batch-norm"),
+                (
+                    Remedy(
+                        "back to training mode, now and behind each evaluation",
+                        "model.train()",
+                        "early-dropout",
+                    ),
+                ),
             )
         if reading.name == "initial statistics":
             measure = "from torch.optim.swa_utils import update_bn\nupdate_bn(loader, model)"
