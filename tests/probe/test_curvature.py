@@ -232,3 +232,31 @@ def test_flash_attention_alone_has_no_second_derivative_so_the_kernel_choice_mat
     )
     expected = torch.linalg.eigvalsh(explicit.view(64, 64))[-1].item()
     assert sharpness(loss_fn, [q], tol=1e-5, iterations=40).top == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("copies", [2, 10])
+def test_repeated_eigenvalues_are_read_as_often_as_they_are_there(copies, dtype):
+    """A linear layer's mean squared error has each of its own as often as it has outputs."""
+    torch.manual_seed(0)
+    model = nn.Linear(20, copies).to(dtype)
+    inputs, targets = torch.randn(100, 20, dtype=dtype), torch.randn(100, copies, dtype=dtype)
+    rows = torch.cat([inputs, torch.ones(100, 1)], 1).double()
+    exact = torch.linalg.eigvalsh(2 / copies / 100 * rows.T @ rows).flip(0).repeat_interleave(copies)
+    params = list(model.parameters())
+    found = sharpness(lambda: functional.mse_loss(model(inputs), targets), params, top=5)
+    assert found.eigenvalues == pytest.approx(exact[:5].tolist(), rel=1e-3)
+    vectors = torch.stack(found.vectors)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(5, dtype=dtype), rtol=0, atol=1e-5)
+    # That none is missing is seen in a few products, where none is.
+    network = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 1)).to(dtype)
+    assert sharpness(lambda: network(inputs).square().mean(), network.parameters(), top=5).hvps <= 30
+
+
+def test_eigenvalues_of_zero_are_not_taken_for_copies():
+    w = torch.ones(60, requires_grad=True)
+    curvatures = torch.cat([torch.tensor([5.0, 5.0, 3.0]), torch.zeros(57)])
+    found = sharpness(lambda: (0.5 * curvatures * w * w).sum(), [w], top=5)
+    assert found.eigenvalues == pytest.approx([5, 5, 3, 0, 0], abs=1e-5) and found.hvps <= 20
+    flat = sharpness(lambda: w.sum(), [w], top=5)
+    assert flat.eigenvalues == (0, 0, 0, 0, 0) and flat.hvps <= 10

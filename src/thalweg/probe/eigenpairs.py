@@ -12,8 +12,9 @@ from torch import Tensor
 from thalweg._core.checks import check_count
 from thalweg._core.factored import Factored, sound
 from thalweg._core.not_finite import NotFiniteError
-from thalweg.probe._continued import continued
+from thalweg.probe._continued import Continued, continued
 from thalweg.probe._named import NamedParams
+from thalweg.probe._repeated import with_copies
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenvalues import lanczos, length
 from thalweg.probe.operator import CurvatureOperator, flatten, split
@@ -26,6 +27,8 @@ NOISE = 0.05
 # Products before a small residual is believed, for the same reason; and all that a warm start needs for one.
 LEAST = 4
 COLD = 20
+# So many times the products of distinct eigenvalues may be spent on copies of them, unless a number is given.
+COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -170,16 +173,18 @@ def top_eigenpairs(
 
     Operators come from :func:`hvp_operator` and :func:`ggn_operator`, and can be wrapped by
     :func:`preconditioned` and :func:`averaged_over_ranks`. A cold start takes 10 to 20 products for the first
-    eigenvalue and a few for each further one. While training, pass the last reading's ``vectors`` as
-    ``warm_start``: it then takes 4 products, or ``top + 3`` for more than one eigenvalue; see
-    :func:`sharpness` for how close that comes. Ask for ``top=2`` or more where eigenvalues may overtake each
-    other.
+    eigenvalue, a few for each further one, and for several about 4 more, by which copies of repeated
+    eigenvalues are found; each copy takes about as many as a first one. While training, pass the last
+    reading's ``vectors`` as ``warm_start``: it then takes 4 products, or ``top + 3`` for more than one
+    eigenvalue; see :func:`sharpness` for how close that comes. Ask for ``top=2`` or more where eigenvalues
+    may overtake each other.
 
     Args:
         operator: n x n.
         top: how many eigenvalues.
-        iterations: most products to spend, at least ``top``; by default the larger of 20 and ``top + 10``,
-            and after a warm start that of 4 and ``top + 3``.
+        iterations: most products to spend, at least ``top``; by default the larger of 20 and ``top + 10``
+            for distinct eigenvalues, four times that with their copies, and after a warm start the larger of
+            4 and ``top + 3``.
         tol: largest residual over eigenvalue at which to stop; 0 spends all iterations. The values are then
             mostly far closer than that.
         warm_start: flat vectors of shape (n,), such as ``Sharpness.vectors``.
@@ -188,29 +193,33 @@ def top_eigenpairs(
     Raises:
         ValueError: a count or shape is out of range, or a product is not finite.
     """
-    iterations = most_products(top, iterations, warm_start)
+    most = most_products(top, iterations, warm_start)
     if top > operator.n:
         raise ValueError(f"top must be at most the number of parameters ({operator.n}), got {top}")
-    sizes = tuple(shape.numel() for shape in operator.shapes)
     start = drawn(operator.n, operator.like, private_generator(generator))
     if warm_start is not None and given(warm_start):
         noise, warm = NOISE * start / torch.linalg.vector_norm(start), _checked(operator, warm_start)
         if top > 1:
             more = continued(
                 operator.matvec,
-                warm[: min(iterations, operator.n)],
+                warm[: min(most, operator.n)],
                 noise,
-                iterations,
+                most,
                 tol,
                 wanted=top,
                 least=max(LEAST, top + 1),
             )
-            pairs = tuple(more.values.tolist())
-            residual = more.residuals[0].item()
-            return Sharpness(pairs[0], pairs, list(more.vectors), more.products, residual, sizes)
+            return _read(more, operator)
         mean = warm.sum(0)
         start = mean / max(length(mean), torch.finfo(mean.dtype).tiny) + noise
-    found = lanczos(operator.matvec, start, iterations, tol, wanted=top, least=LEAST)
-    values = tuple(found.eigenvalues[:top].tolist())
-    residual = found.residuals[0].item()
-    return Sharpness(values[0], values, list(found.vectors), found.products, residual, sizes)
+    found = lanczos(operator.matvec, start, most, tol, wanted=top, least=LEAST)
+    pairs = Continued(found.eigenvalues[:top], found.vectors, found.residuals[:top], found.products)
+    if top > 1 and found.converged:
+        pairs = with_copies(operator.matvec, found, iterations or COPIES * most, tol, top)
+    return _read(pairs, operator)
+
+
+def _read(pairs: Continued, operator: CurvatureOperator) -> Sharpness:
+    values = tuple(pairs.values.tolist())
+    sizes = tuple(shape.numel() for shape in operator.shapes)
+    return Sharpness(values[0], values, list(pairs.vectors), pairs.products, pairs.residuals[0].item(), sizes)

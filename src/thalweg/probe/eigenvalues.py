@@ -43,8 +43,6 @@ class Lanczos:
     weights: Tensor
 
 
-@torch.no_grad()
-@without_autocast()
 @costs(0, 0, memory="as many vectors as iterations; the products are the caller's")
 def lanczos(
     matvec: Callable[[Tensor], Tensor],
@@ -82,6 +80,28 @@ def lanczos(
     check_count("iterations", iterations)
     check_count("wanted", wanted)
     check_count("least", least)
+
+    def near(values: np.ndarray, residuals: np.ndarray) -> bool:
+        # Not the sharper residual squared over the gap: early on the gap is not yet known.
+        return bool((residuals[:wanted] <= tol * np.abs(values[:wanted])).all())
+
+    # With tol 0 not even a residual that rounds to 0 ends it: the other pairs are wanted too.
+    enough = near if tol > 0 else lambda values, residuals: False
+    return iterate(matvec, start, iterations, enough, wanted=wanted, least=max(least, wanted))
+
+
+@torch.no_grad()
+@without_autocast()
+def iterate(
+    matvec: Callable[[Tensor], Tensor],
+    start: Tensor,
+    iterations: int,
+    enough: Callable[[np.ndarray, np.ndarray], bool],
+    *,
+    wanted: int,
+    least: int,
+) -> Lanczos:
+    """:func:`lanczos` until ``enough(values, residuals)``, which is asked from ``least`` products on."""
     if start.dim() != 1 or not bool(start.isfinite().all()) or not bool(start.any()):
         raise ValueError(f"start must be a finite vector that is not zero, got shape {tuple(start.shape)}")
     n = start.numel()
@@ -101,7 +121,7 @@ def lanczos(
             raise ValueError(f"matvec must return shape {tuple(start.shape)}, got {tuple(product.shape)}")
         diagonal.append(torch.dot(direction, product).item())
         span = basis[: k + 1]
-        product = _orthogonal_to(span, product)
+        product = orthogonal_to(span, product)
         beta = length(product)
         if not np.isfinite(diagonal[-1] + beta):
             raise NotFiniteError(
@@ -116,13 +136,10 @@ def lanczos(
             exhausted += 1
             converged = full or exhausted >= wanted
             random = torch.randn(n, generator=noise, dtype=start.dtype).to(start)
-            product, beta = _orthogonal_to(span, random), 0.0
+            product, beta = orthogonal_to(span, random), 0.0
             direction = product / max(length(product), torch.finfo(start.dtype).tiny)
         else:
-            # Not the sharper residual squared over the gap: early on the gap is not yet known.
-            near = residuals[:wanted] <= tol * np.abs(values[:wanted])
-            # With tol 0 not even a residual that rounds to 0 ends it: the other pairs are wanted too.
-            converged = full or (tol > 0 and k + 1 >= max(wanted, least) and bool(near.all()))
+            converged = full or (k + 1 >= least and enough(values, residuals))
             direction = product / beta
         if converged or k + 1 == iterations:
             break
@@ -144,7 +161,7 @@ def length(vector: Tensor) -> float:
     return plain if 1e-12 < plain < 1e18 else torch.linalg.vector_norm(vector, dtype=torch.float64).item()
 
 
-def _orthogonal_to(span: Tensor, vector: Tensor) -> Tensor:
+def orthogonal_to(span: Tensor, vector: Tensor) -> Tensor:
     # Twice is enough (Kahan): the second pass removes what rounding left of the first.
     for _ in range(2):
         vector = vector - span.T @ (span @ vector)
