@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gloo_pair import join, leave
 from thalweg.probe import dormant_neurons
 from thalweg.surgery import reset_dormant
+from thalweg.watch.remedies import renewed
 
 
 def model() -> nn.Sequential:
@@ -31,12 +32,26 @@ def batch(rank: int) -> torch.Tensor:
     return x
 
 
+def remedied(rank: int) -> dict[str, torch.Tensor]:
+    """Weights behind some steps with the remedy for dormant units pasted into the loop."""
+    replica = DistributedDataParallel(model())
+    opt = torch.optim.Adam(replica.parameters())
+    names = {"model": replica, "opt": opt}
+    exec(renewed().code, names)
+    for part in batch(rank).split(16):
+        names["batch"] = (part, None)
+        opt.zero_grad()
+        replica(part).square().mean().backward()
+        opt.step()
+    return replica.module.state_dict()
+
+
 def main() -> None:
     rank = join()
     replica = DistributedDataParallel(model())
     torch.manual_seed(100 + rank)  # as training loops do, so that dropout differs
     report = reset_dormant(replica, dormant_neurons(replica, batch(rank)))
-    found = {"units": report.units, "weights": replica.module.state_dict()}
+    found = {"units": report.units, "weights": replica.module.state_dict(), "trained": remedied(rank)}
     both: list = [None, None]
     dist.all_gather_object(both, found)
     if rank == 0:

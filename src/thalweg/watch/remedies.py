@@ -41,9 +41,10 @@ WARM = (
 RENEW = (
     "from itertools import count\n"
     "from thalweg import probe, surgery\n"
-    "steps, scores = count(), {}\n"
+    "steps, sizes, scores = count(), [], {}\n"
     "def renew(opt, *_):\n"
-    "    step, needed = next(steps) % 1000, -(-64 // len(batch[0]))\n"
+    "    sizes[:] = sizes or [len(batch[0])]  # of the first batch: the same in every process\n"
+    "    step, needed = next(steps) % 1000, -(-64 // sizes[0])\n"
     "    if step < needed:  # on 64 examples: on fewer, units that are rarely active look dormant\n"
     "        for name, score in probe.dormant_neurons(model, batch[0]).scores.items():\n"
     "            scores.setdefault(name, []).append(score)\n"
