@@ -133,3 +133,10 @@ def test_the_largest_moment_counts_where_it_divides_and_each_kind_decays_as_it_d
         (square / (opt.state[p][key].double() / correction)).mean().item(), rel=1e-4
     )
     assert found < (0.5 if correction < 1 else 2)
+
+
+def test_parameters_may_come_as_a_model_and_need_names():
+    model, opt = trained("Adam")
+    assert second_moment_lag(opt, model) == second_moment_lag(opt, dict(model.named_parameters()))
+    with pytest.raises(ValueError, match=r"params must be a model.*got an entry of type Parameter"):
+        second_moment_lag(opt, model.parameters())

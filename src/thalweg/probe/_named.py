@@ -11,7 +11,7 @@ from thalweg.probe._wrapped import bare
 NamedParams = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
 
-def named(params: NamedParams) -> dict[str, Tensor]:
+def named(params: NamedParams, argument: str = "named_params") -> dict[str, Tensor]:
     """Name to parameter; of a model behind DDP or ``torch.compile``, the names of the model inside.
 
     Raises:
@@ -25,10 +25,10 @@ def named(params: NamedParams) -> dict[str, Tensor]:
             pair = isinstance(entry, tuple) and len(entry) == 2
             if not (pair and isinstance(entry[0], str) and isinstance(entry[1], Tensor)):
                 raise ValueError(
-                    "named_params must be a model, a mapping of names to tensors or (name, tensor) pairs; "
+                    f"{argument} must be a model, a mapping of names to tensors or (name, tensor) pairs; "
                     f"got an entry of type {type(entry).__name__}"
                 )
         found = dict(entries)
     if not found:
-        raise ValueError("named_params must hold at least one parameter, got none")
+        raise ValueError(f"{argument} must hold at least one parameter, got none")
     return found

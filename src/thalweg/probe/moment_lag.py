@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thalweg._core.checks import check_count
+from thalweg.probe._named import NamedParams, named
 from thalweg.probe._thinned import thinned
 from thalweg.probe.cost import costs
 
@@ -39,7 +40,7 @@ class SecondMomentLag:
 @costs(0, 0, memory="a thousand numbers a tensor")
 def second_moment_lag(
     optimizer: torch.optim.Optimizer,
-    params: Mapping[str, Tensor],
+    params: NamedParams,
     *,
     entries: int = 1024,
     scale: float | Tensor | None = None,
@@ -56,17 +57,19 @@ def second_moment_lag(
     Args:
         optimizer: Adam, AdamW, RMSprop or Adadelta (whose :math:`v` is not corrected), or any that keeps
             ``exp_avg_sq``, ``square_avg`` or a state whose name ends in ``square``.
-        params: by name, with their gradients in ``.grad``; those that have none, or no state, are left out.
+        params: a model, a mapping of names to parameters, or (name, parameter) pairs, with gradients in
+            ``.grad``; those that have none, or no state, are left out.
         entries: of each tensor at most so many are looked at, spread evenly over it.
         scale: what the gradients are still multiplied by.
 
     Raises:
-        ValueError: no parameter has both a gradient and a second moment of its shape.
+        ValueError: parameters come without names, or none has both a gradient and a second moment of its
+            shape.
     """
     check_count("entries", entries)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     names, gradients, squares, largest, decays, kept = [], [], [], [], [], []
-    for name, p in params.items():
+    for name, p in named(params, "params").items():
         found = _kept(optimizer, p, SQUARES)
         if found is None or p.grad is None or p.grad.is_sparse or id(p) not in groups:
             continue

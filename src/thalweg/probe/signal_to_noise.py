@@ -28,7 +28,8 @@ class GradientSignalToNoise:
     Attributes:
         ratio: name of the parameter to :math:`r_j = \mathrm{mean}_i(g_{ij})^2 / \mathrm{var}_i(g_{ij})`, of
             its shape. 0 where the mean is zero; infinite where it is not and no example differs. Without any
-            signal a mean over B examples still has about 1/B.
+            signal a mean over B examples still has about 1/B. Above a million (in float32) it is
+            rounding, and may be infinite.
         per_layer: name to the mean of the finite ratios of its weights.
         mean: mean of all finite ratios.
         variance: name to :math:`\mathrm{var}_i(g_{ij})`, with B - 1 in the denominator.
