@@ -272,3 +272,13 @@ def test_the_gram_of_half_precision_weights_is_summed_in_float32(autocast):
     own = gram.blocks.reshape(24, 24)
     # Inner products of whatever was rounded: no eigenvalue is negative.
     assert torch.linalg.eigvalsh(own)[0].item() > -1e-6 * own.diagonal().max().item()
+
+
+@pytest.mark.parametrize("sampling", ["distinct", "replacement", "bernoulli"])
+def test_more_directions_than_the_rank_do_not_raise_the_limit_above_the_tests(sampling):
+    torch.manual_seed(0)
+    gram = gram_of(torch.randn(40, 1, 400, dtype=torch.float64) / 20)
+    exact = sgd_stability(gram, 2.5, 2, sampling=sampling, rank=40)
+    short = sgd_stability(gram, 2.5, 2, sampling=sampling, rank=8)
+    assert exact.limit <= short.limit <= min(short.trace_limit, 1.1 * exact.limit)
+    assert exact.stable is short.stable

@@ -41,8 +41,8 @@ class SgdStability:
             :math:`2 \operatorname{tr} H / ((1 - c_2) \|H\|_F^2 + c_1 \tfrac1n \sum_i \|H_i\|_F^2)`.
         coherence_limit: above it the minimum is unstable, from the coherence (arXiv 2401.12332):
             :math:`\min(2, \sigma / \sqrt{n/B - 1}) / \lambda_1(H)`. Its theorem is about Bernoulli sampling.
-        limit: the exact limit of the map; at most each of the others (of ``coherence_limit`` under Bernoulli
-            sampling).
+        limit: the exact limit of the map, at most each of the others (of ``coherence_limit`` under Bernoulli
+            sampling); where H has more directions than ``rank``, the least upper bound of it that is known.
         coherence: :math:`\sigma`, see :func:`curvature_coherence`.
         sharpness: :math:`\lambda_1(H)`.
         trace: of H.
@@ -117,7 +117,8 @@ def sgd_stability(
         sampling: ``"distinct"`` draws a batch without repeats, anew each step; ``"replacement"`` each example
             on its own; ``"bernoulli"`` takes each example with probability batch_size / n.
         rank: eigendirections of H in which the exact limit is computed; the leading ones of more. What is
-            left out could only lower it.
+            left out could only lower it: hardly where eigenvalues fall fast, and where they do not the trace
+            limit is close.
 
     Raises:
         ValueError: a learning rate, batch size or rank is out of range, or an unknown sampling.
@@ -141,12 +142,17 @@ def sgd_stability(
     own = gram.alike.diagonal().mean().item()
     spread = (1 - c2) * gram.alike.mean().item() + c1 * own
     noise = math.sqrt(n / batch_size - 1)
+    by_trace = 2 * gram.trace / spread
+    by_coherence = (min(2, sigma / noise) if noise else 2) / sharpness
+    # Tests over all directions may know better than the map within the leading ones.
+    tests = [by_trace, by_coherence] if sampling == "bernoulli" else [by_trace]
+    exact = _exact_limit(curvatures, (vectors * values.sqrt()).view(n, k, -1), c1, c2)
     return SgdStability(
         lr=lr,
         gradient_descent=2 / sharpness,
-        trace_limit=2 * gram.trace / spread,
-        coherence_limit=(min(2, sigma / noise) if noise else 2) / sharpness,
-        limit=_exact_limit(curvatures, (vectors * values.sqrt()).view(n, k, -1), c1, c2),
+        trace_limit=by_trace,
+        coherence_limit=by_coherence,
+        limit=min(exact, *tests),
         coherence=sigma,
         sharpness=sharpness,
         trace=gram.trace,
