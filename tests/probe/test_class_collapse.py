@@ -217,3 +217,11 @@ def test_a_silent_layer_has_no_variability_and_the_others_keep_theirs():
     assert found.layers["live"] == pytest.approx(class_variability(x.tanh(), labels), rel=1e-6)
     with pytest.raises(ValueError, match="class means that coincide"):
         neural_collapse_of(torch.zeros(4, 3), torch.arange(4) % 2)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.bool])
+def test_labels_may_be_whole_numbers_of_any_type(kind):
+    features, labels, weight, bias = drawn()
+    labels = labels % 2
+    found = neural_collapse_of(features, labels.to(kind), weight, bias)
+    assert found == neural_collapse_of(features, labels, weight, bias)

@@ -214,3 +214,25 @@ class Own(nn.Module):
 def test_plasticity_refuses(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         plasticity(model, inputs(6, 4), **arguments)
+
+
+def test_a_copy_makes_its_normalised_weights_anew():
+    """Weight normalisation by hooks: the weight is made of two others, with a graph."""
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(4, 16))
+    hooked = nn.Sequential(layer, nn.ReLU(), nn.Linear(16, 3))
+    plain = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 16)), nn.ReLU(), nn.Linear(16, 3)
+    )
+    with torch.no_grad():
+        for mine, theirs in zip(
+            plain.parameters(), [layer.bias, layer.weight_g, layer.weight_v], strict=False
+        ):
+            mine.copy_(theirs)
+        plain[2].load_state_dict(hooked[2].state_dict())
+    x = torch.randn(40, 4)
+    hooked(x)
+    found, expected = (plasticity(model, x, tasks=1, steps=20, rates=[0.01]) for model in (hooked, plain))
+    assert found.score == pytest.approx(expected.score, rel=1e-4)
+    assert found.score > found.baseline - found.untrained

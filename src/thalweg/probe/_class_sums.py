@@ -32,12 +32,13 @@ def rows_of(name: str, features: Tensor, labels: Tensor, ignore_index: int) -> t
     keep = wanted != ignore_index
     if not bool(keep.all()):
         rows, wanted = rows[keep], wanted[keep]
-    if wanted.is_floating_point() or bool((wanted < 0).any()):
-        raise ValueError(f"labels must be classes, integers of at least 0, got {labels.dtype}")
+    if wanted.is_floating_point() or wanted.is_complex() or bool((wanted < 0).any()):
+        got = labels.dtype if labels.is_floating_point() or labels.is_complex() else wanted.min().item()
+        raise ValueError(f"labels must be classes, integers of at least 0, got {got}")
     rows = rows.double()
     if not bool(rows.isfinite().all()):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return rows, wanted.to(rows.device)
+    return rows, wanted.to(rows.device, torch.int64)
 
 
 class ClassSums:

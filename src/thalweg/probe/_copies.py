@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg.probe._randomness import same_randomness
 from thalweg.probe._wrapped import bare
@@ -48,9 +48,12 @@ def copied(model: nn.Module, beside: T) -> tuple[nn.Module, T]:
         ValueError: something in them cannot be copied.
     """
     model = bare(model)
+    # Weights that torch.nn.utils makes of others have a graph, and are made anew when the copy runs.
+    made = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     with _without_hooks(model):
         try:
-            twin, with_it = copy.deepcopy((model, beside))
+            known = {id(tensor): tensor.detach().clone() for tensor in made}
+            twin, with_it = copy.deepcopy((model, beside), known)
         except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"model must be copyable by copy.deepcopy, got {type(model).__name__} with "

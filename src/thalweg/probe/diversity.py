@@ -125,8 +125,9 @@ def feature_diversity(
             labels do not fit.
     """
     if labels is not None and (labels.is_floating_point() or (labels < 0).any()):
-        raise ValueError(f"labels must be classes, integers of at least 0, got {labels.dtype}")
-    wanted = None if labels is None else labels.flatten()
+        got = labels.dtype if labels.is_floating_point() else labels.min().item()
+        raise ValueError(f"labels must be classes, integers of at least 0, got {got}")
+    wanted = None if labels is None else labels.flatten().long()
     model = bare(model)
     found: dict[str, FeatureDiversity] = {}
 
