@@ -24,6 +24,9 @@ def script():
 
 def test_ranks_read_what_one_process_reads_and_training_goes_on(tmp_path):
     first, second = torch.load(run_both(str(SCRIPT), tmp_path), weights_only=False)
+    own, other = first.pop("failed"), second.pop("failed")
+    assert own == 3 * ["loss_fn must return a finite loss, got nan"]
+    assert other == 3 * ["loss_fn must succeed on every rank of group, and failed on another"]
     assert first == second
 
     model, inputs, targets = script().problem()

@@ -72,6 +72,30 @@ def grouped(model, inputs, targets, group=None):
     }
 
 
+def failing(model, inputs, targets):
+    """What each rank is told where the loss of the first one's half is NaN; none waits for another."""
+    spoiled = inputs * (float("nan") if dist.get_rank() == 0 else 1.0)
+    params, group = list(model.parameters()), dist.group.WORLD
+
+    def loss():
+        return cross_entropy(model(spoiled), targets)
+
+    calls = (
+        lambda: sharpness(loss, params, group=group),
+        lambda: top_subspace(loss, params, 2, group=group),
+        lambda: gauss_newton_sharpness(
+            lambda: model(spoiled), lambda z: cross_entropy(z, targets), params, group=group
+        ),
+    )
+    told = []
+    for call in calls:
+        try:
+            call()
+        except ValueError as error:
+            told.append(str(error))
+    return told
+
+
 def main(path):
     join()
     model, inputs, targets = problem()
@@ -80,6 +104,7 @@ def main(path):
     found = readings(parallel, inputs[half], targets[half], averaged_over_ranks)
     found |= grouped(parallel, inputs[half], targets[half], dist.group.WORLD)
     gram = curvature_gram(parallel, cross_entropy, inputs[:4], targets[:4])
+    found["failed"] = failing(parallel, inputs[half], targets[half])
     # Training goes on as if nothing had been asked.
     cross_entropy(parallel(inputs[half]), targets[half]).backward()
     found["gradient"] = torch.cat([p.grad.flatten() for p in model.parameters()]).tolist()

@@ -67,10 +67,12 @@ def sharpness(
             same arguments otherwise; None for one.
 
     Raises:
-        ValueError: a count, shape or preconditioner is out of range, or as :func:`hvp_operator` says.
+        ValueError: a count, shape or preconditioner is out of range, or as :func:`hvp_operator` says; with a
+            group, on every rank if on one.
     """
     most_products(top, iterations, warm_start)  # refused before the loss is computed
-    operator = over_group(hvp_operator(loss_fn, params), group)
+    listed = checked_params(params)
+    operator = over_group(lambda: hvp_operator(loss_fn, listed), listed, group)
     if preconditioner is not None:
         operator = preconditioned(operator, preconditioner)
     return top_eigenpairs(
@@ -104,7 +106,8 @@ def gauss_newton_sharpness(
         ValueError: a count, shape or preconditioner is out of range, or as :func:`ggn_operator` says.
     """
     most_products(top, iterations, warm_start)  # refused before the loss is computed
-    operator = over_group(ggn_operator(output_fn, loss_fn, params), group)
+    listed = checked_params(params)
+    operator = over_group(lambda: ggn_operator(output_fn, loss_fn, listed), listed, group)
     if preconditioner is not None:
         operator = preconditioned(operator, preconditioner)
     return top_eigenpairs(

@@ -22,6 +22,7 @@ from thalweg.probe.curvature import sharpness
 from thalweg.probe.eigenpairs import given, most_products
 from thalweg.probe.operator import checked_loss, checked_params, empty_like, flatten, twice_differentiable
 from thalweg.probe.parameter_shares import layer_shares
+from thalweg.probe.ranks import on_every_rank
 
 __all__ = ["TopSubspace", "share_in_span", "subspace_overlap", "top_subspace"]
 
@@ -132,13 +133,8 @@ def top_subspace(
     iterations = most_products(top, iterations, previous, cold=60)
     listed = checked_params(params)
     if gradient is None:
-        with twice_differentiable(listed):  # the same random numbers as the Hessian sees
-            loss = checked_loss(loss_fn())
-            check_reachable("loss_fn", loss)
-            found = torch.autograd.grad(loss, listed, allow_unused=True, materialize_grads=True)
-        gradient = over_processes(
-            flatten(found, empty_like(listed)), group
-        )  # of which only the direction counts
+        found = on_every_rank(lambda: _gradient(loss_fn, listed), group, listed[0].device)
+        gradient = over_processes(found, group)  # of which only the direction counts
     reading = sharpness(
         loss_fn,
         listed,
@@ -159,6 +155,14 @@ def top_subspace(
         vectors=reading.vectors,
         hvps=reading.hvps,
     )
+
+
+def _gradient(loss_fn: Callable[[], Tensor], listed: list[Tensor]) -> Tensor:
+    with twice_differentiable(listed):  # the same random numbers as the Hessian sees
+        loss = checked_loss(loss_fn())
+        check_reachable("loss_fn", loss)
+        found = torch.autograd.grad(loss, listed, allow_unused=True, materialize_grads=True)
+    return flatten(found, empty_like(listed))
 
 
 def _orthonormal(name: str, basis: Sequence[Tensor] | Tensor) -> Tensor:
