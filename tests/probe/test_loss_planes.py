@@ -196,3 +196,13 @@ def test_a_mask_of_infinities_stays_beyond_the_checkpoints():
         for name, p in (corner := Masked(0)).named_parameters():
             p.copy_((1 - beta - gamma) * a[name] + beta * b[name] + gamma * c[name])
         assert found.losses[0, 0].item() == pytest.approx(loss_fn(corner).item(), rel=1e-4)
+
+
+def test_a_filter_of_gpt2s_linear_layer_is_a_column():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(6, 4)
+    conv1d.weight.data.mul_(torch.arange(1.0, 7.0))  # shape (4 inputs, 6 outputs)
+    linear = nn.Linear(4, 6)
+    linear.weight.data.copy_(conv1d.weight.T)
+    for layer, dim in ((conv1d, 0), (linear, 1)):
+        found = filter_direction(nn.Sequential(layer))["0.weight"].norm(dim=dim)
+        torch.testing.assert_close(found, layer.weight.detach().norm(dim=dim))

@@ -55,8 +55,8 @@ def _direction(p: Tensor, owner: nn.Module, vectors: str, generator: torch.Gener
             return torch.zeros_like(p)
         dims = tuple(range(p.dim()))
     else:
-        # A transposed convolution keeps its output channels second.
-        out = 1 if isinstance(owner, _ConvTransposeNd) else 0
+        # A transposed convolution keeps its output channels second, and so does GPT-2's linear layer.
+        out = 1 if isinstance(owner, _ConvTransposeNd) or type(owner).__name__ == "Conv1D" else 0
         dims = tuple(dim for dim in range(p.dim()) if dim != out)
     length, own = (torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (drawn, p.to(wide)))
     return (drawn * own / length.clamp_min(torch.finfo(wide).tiny)).to(p.dtype)

@@ -35,9 +35,7 @@ def on_every_rank(make: Callable[[], T], group: Any, device: torch.device) -> T:
         raise
     torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group=group)
     if failed.item():
-        raise NotFiniteError(
-            "loss_fn must succeed on every rank of group, and failed on another"
-        )
+        raise NotFiniteError("loss_fn must succeed on every rank of group, and failed on another")
     return made
 
 
