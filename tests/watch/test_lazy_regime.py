@@ -156,3 +156,30 @@ def test_it_reads_in_a_watched_run_and_changes_nothing(small):
         small.train(3, run)
         assert "feature alignment" not in run.disabled
     assert state.keys() == small.model.state_dict().keys()
+
+
+def test_features_of_an_expert_which_is_given_some_of_the_examples_are_left_alone():
+    class Experts(nn.Module):
+        """Each example goes to the expert that the sign of its first number names."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.experts = nn.Linear(6, 8), nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
+
+        def forward(self, x):
+            hidden, chosen = self.first(x).relu(), (x[:, 0] > 0).long()
+            out = hidden.new_zeros(len(x), 3)
+            for index, expert in enumerate(self.experts):
+                out[chosen == index] = expert(hidden[chosen == index])
+            return out
+
+    torch.manual_seed(0)
+    model, memory, x = Experts(), {}, torch.randn(40, 6)
+    assert feature_alignment.read(moment(model, x, memory)) == []
+    assert "some of the examples" in memory["silent"] and memory["over"]
+    # All of them at first, and later a part.
+    memory = {}
+    x[:, 0] = 0.1
+    assert len(feature_alignment.read(moment(model, x, memory))) == 1
+    memory["batch"][0][:10, 0] = -1.0
+    assert feature_alignment.read(moment(model, x, memory, step=2)) == [] and memory["over"]

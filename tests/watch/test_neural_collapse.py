@@ -154,3 +154,18 @@ def test_a_training_set_sorted_by_class_gives_examples_of_all():
     assert raw.extra["classes"] == 4
     whole = neural_collapse_of(inputs.relu(), labels).variability
     assert raw.value == pytest.approx(whole, rel=0.15)
+
+
+def test_a_model_may_flatten_the_training_set_as_a_view():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain_model(3)
+
+        def forward(self, x):
+            return self.inner(x.view(-1).view(-1, 3))
+
+    inputs, labels = clusters(1200, 3, 0.5)
+    (raw,) = class_features.read(moment(Flat(), inputs, labels, {}, ((inputs, labels), (inputs, labels))))
+    (plain,) = class_features.read(moment(plain_model(3), inputs, labels, {}, ((inputs, labels),) * 2))
+    assert raw.value == plain.value

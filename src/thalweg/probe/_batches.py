@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def take(batch: Any, index: Tensor | slice, examples: int) -> Any:
-    """Rows ``index`` of every tensor in ``batch`` whose first dimension counts the ``examples``."""
+    """Rows ``index`` of every tensor in ``batch`` whose first dimension counts the ``examples``.
+
+    Of a contiguous tensor they are contiguous too: a model may say ``x.view(-1)``.
+    """
     if isinstance(batch, Tensor):
         if not batch.dim() or len(batch) != examples:
             return batch
-        return batch[index if isinstance(index, slice) else index.to(batch.device)]
+        part = batch[index if isinstance(index, slice) else index.to(batch.device)]
+        return part.contiguous() if batch.layout == torch.strided and batch.is_contiguous() else part
     if isinstance(batch, Mapping):
         return {name: take(value, index, examples) for name, value in batch.items()}
     if isinstance(batch, tuple | list):

@@ -14,6 +14,7 @@ from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
 
 EXAMPLES = 64
+A_PART = "the model's last layer is given some of the examples only, such as an expert"
 # Of each parameter so many entries stand for all.
 ENTRIES = 1024
 
@@ -40,6 +41,8 @@ def feature_alignment(at: Moment) -> list[Raw]:
     if any(name not in at.named for name in weights):
         return []
     gram = gram_matrix(features)
+    if gram.shape != memory["gram"].shape:
+        return at.over(A_PART)
     if not bool(gram.any()):  # nothing can be told of features that are all alike
         return []
     alignment = gram_alignment(memory["gram"], gram)
@@ -60,6 +63,8 @@ def _begin(at: Moment) -> list[Raw]:
     hidden = [name for name, p in at.named.items() if p.requires_grad and id(p) not in last]
     weights = {name: _entries(at.named[name]) for name in hidden}
     features, _ = features_and_output(at.model, batch, head, own_statistics=True)
+    if len(features) < examples(batch):
+        return at.over(A_PART)
     gram = gram_matrix(features)
     size = _size(weights, at) if weights else 0.0
     if not size or not bool(gram.any()):
