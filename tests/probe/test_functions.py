@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from thalweg.nn import Elephant
 from thalweg.probe import (
     dormant_neurons,
     feature_diversity,
@@ -217,3 +218,62 @@ def test_functions_beside_modules_are_heard_and_each_layer_once():
     assert list(found.dead) == ["first", "act", "out"]
     assert found.dead["first"] == 1.0 and found.scores["first"].shape == (16,)
     assert list(feature_ranks(Mixed(), x)) == ["first", "act", "out"]
+
+
+class Swish(nn.Module):
+    """SiLU written out in the ways that one finds, and sigmoids that are none of it."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.first, self.second, self.out = way, nn.Linear(6, 9), nn.Linear(9, 7), nn.Linear(7, 4)
+
+    def act(self, x):
+        return {
+            "left": lambda: x * torch.sigmoid(x),
+            "right": lambda: x.sigmoid() * x,
+            "method": lambda: x.mul(functional.sigmoid(x)),
+            "in place": lambda: x.mul_(x.sigmoid()),
+            "silu": lambda: functional.silu(x),
+            "sigmoid": lambda: torch.sigmoid(x),
+            "halved": lambda: torch.sigmoid(x) * 0.5,
+        }[self.way]()
+
+    def forward(self, x):
+        return self.out(self.act(self.second(self.act(self.first(x)))))
+
+
+@pytest.mark.parametrize("way", ["left", "right", "method", "in place"])
+def test_a_product_with_its_own_sigmoid_is_one_activation(way):
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    for measure in (
+        lambda m: dormant_neurons(m, x).scores,
+        lambda m: saturated_units(m, x, slope=0.1).flat,
+        lambda m: {name: float(one.effective_rank) for name, one in feature_ranks(m, x).items()},
+        lambda m: local_complexity(m, x, radius=0.5, vertices=6).layers,
+        lambda m: neural_collapse(m, (x, torch.arange(50) % 4)).layers,
+    ):
+        found, expected = measure(Swish(way)), measure(Swish("silu"))
+        assert list(found)[:2] == ["first", "second"] and list(found) == list(expected)
+        torch.testing.assert_close(list(found.values()), list(expected.values()))
+
+
+def test_a_sigmoid_alone_is_heard_as_ever():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    model, again = Swish("sigmoid"), Swish("halved")
+    with torch.no_grad():
+        first = torch.sigmoid(model.first(x))
+        flat = (first * (1 - first) <= 0.1).double().mean(0)
+    assert list(saturated_units(model, x, slope=0.1).flat) == ["first", "second"]
+    torch.testing.assert_close(saturated_units(model, x, slope=0.1).flat["first"], flat)
+    for found in (dormant_neurons(model, x).scores, dormant_neurons(again, x).scores):
+        torch.testing.assert_close(found["first"], first.mean(0) / first.mean())
+
+
+def test_a_module_that_says_so_is_an_activation():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 9), Elephant(), nn.Linear(9, 4)), torch.randn(50, 6)
+    with torch.no_grad():
+        units = model[:2](x)
+    torch.testing.assert_close(dormant_neurons(model, x).scores["1"], units.mean(0) / units.mean())
+    assert list(saturated_units(model, x).flat) == ["1"] == list(feature_ranks(model, x))

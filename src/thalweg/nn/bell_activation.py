@@ -46,6 +46,7 @@ class Elephant(nn.Module):
         ValueError: for a bad argument, or input whose last dimension is not ``units``.
     """
 
+    is_activation = True  # by which probes know that it makes units
     log_width: Tensor | None
     log_height: Tensor | None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +35,23 @@ _ACTIVATIONS = (
 ALONE = _found(*_ACTIVATIONS.split())  # acts on each entry alone
 EVERY = ALONE | _found("glu")
 _OF_FORMULAS = _found("tanh", "sigmoid")
-_SCALINGS = _found("mul", "div", "true_divide", "__mul__", "__rmul__", "__truediv__")
+_SIGMOIDS = _found("sigmoid") - _found("sigmoid_")
+_PRODUCTS = _found("mul", "__mul__", "__rmul__", "__imul__")
+_SCALINGS = _PRODUCTS | _found("div", "true_divide", "__truediv__")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A sigmoid: ``result`` of ``value``, and the function for other values."""
+
+    run: str
+    again: Function
+    value: Tensor
+    result: Tensor
+
+    def gates(self, args: tuple) -> bool:
+        """Whether these are the value and its sigmoid, whose product is SiLU."""
+        return len(args) == 2 and {id(one) for one in args} == {id(self.value), id(self.result)}
 
 
 class _Listener(TorchFunctionMode):
@@ -43,6 +60,8 @@ class _Listener(TorchFunctionMode):
         self.heard, self.before, self.after = heard, before, after
         self.layer: str | None = None
         self.scaled: Any = None
+        # What was called last, of which the next call may make another activation.
+        self.pending: _Call | None = None
         self.inside = 0
         self.runs: dict[str, int] = {}
 
@@ -56,7 +75,14 @@ class _Listener(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        value = args[0] if args else kwargs.get("input")
+        last, value = self.pending, args[0] if args else kwargs.get("input")
+        if last is not None and func in _PRODUCTS and last.gates(args):
+            self.pending = None
+            self._tell_before(last.run, functional.silu, last.value)
+            result = func(*args, **kwargs)
+            self._tell_after(last.run, result)
+            return result
+        self.flush()
         if not self._listens(func, value):
             result = func(*args, **kwargs)
             if func in _SCALINGS:
@@ -66,12 +92,34 @@ class _Listener(TorchFunctionMode):
         name = self.layer if self.layer is not None else func.__name__
         count = self.runs[name] = self.runs.get(name, -1) + 1
         run = f"{name}[{count}]" if count else name
-        if self.before is not None:
-            self.before(run, lambda tensor: func(tensor, *args[1:], **others), value.detach())
+        again = lambda tensor: func(tensor, *args[1:], **others)  # noqa: E731
+        if func in _SIGMOIDS:
+            result = func(*args, **kwargs)
+            self.pending = _Call(run, again, value, result)
+            return result
+        self._tell_before(run, again, value)
         result = func(*args, **kwargs)
+        self._tell_after(run, result)
+        return result
+
+    def flush(self) -> None:
+        """Tell of a call that nothing more was made of."""
+        last, self.pending = self.pending, None
+        if last is not None:
+            self.inside += 1  # whoever is told may call such functions
+            try:
+                self._tell_before(last.run, last.again, last.value)
+                self._tell_after(last.run, last.result)
+            finally:
+                self.inside -= 1
+
+    def _tell_before(self, run: str, function: Function, value: Tensor) -> None:
+        if self.before is not None:
+            self.before(run, function, value.detach())
+
+    def _tell_after(self, run: str, result: Tensor) -> None:
         if self.after is not None:
             self.after(run, result.detach())
-        return result
 
 
 @contextmanager
@@ -87,8 +135,9 @@ def functions_heard(
 
     A run is called as the layer that ran last before it, the last module with a weight matrix or kernel of
     its own: ``F.relu(bn1(conv1(x)))`` is ``conv1``, a second activation after it ``conv1[1]``; as the
-    function, if none ran yet. Modules made of such functions are heard too; what is computed in C++ (a
-    recurrent cell) or by a hand-written formula is not, nor what is called within one of ``modules``.
+    function, if none ran yet. ``x * sigmoid(x)`` is SiLU. Modules made of such functions are heard too; what
+    is computed in C++ (a recurrent cell) or by another hand-written formula is not, nor what is called within
+    one of ``modules``.
 
     Yields:
         A dictionary that holds the runs' names once the model has run.
@@ -101,19 +150,25 @@ def functions_heard(
 
         return hook
 
+    def flush(module: nn.Module, inputs: Any) -> None:
+        listener.flush()
+
     def enter(module: nn.Module, inputs: Any) -> None:
         listener.inside += 1
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         listener.inside -= 1
 
-    handles = [module.register_forward_hook(note(name)) for name, module in with_weights(model).items()]
+    makers = with_weights(model)
+    handles = [module.register_forward_hook(note(name)) for name, module in makers.items()]
+    handles += [module.register_forward_pre_hook(flush) for module in makers.values()]
     for module in modules:
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         # A part compiled on its own calls nothing that can be heard.
         with uncompiled(), listener:
             yield listener.runs
+            listener.flush()
     finally:
         for handle in handles:
             handle.remove()

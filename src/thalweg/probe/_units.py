@@ -42,8 +42,9 @@ ACTIVATIONS = (
 
 
 def is_activation(module: nn.Module) -> bool:
-    """One of torch.nn, or one of those that Hugging Face's models are built with."""
-    return isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations"
+    """One of torch.nn, one of those that Hugging Face's models are built with, or one that says so."""
+    known = isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations"
+    return known or getattr(module, "is_activation", None) is True
 
 
 class NoActivationsError(ValueError):

@@ -125,9 +125,10 @@ def dormant_neurons(
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
         threshold: at least 0; 0.025 to report, up to 0.1 to reset.
         layers: names of modules whose outputs to score. By default every activation module of ``torch.nn``
-            or ``transformers``, and the activation functions of torch that the model calls itself, each
-            under the name of the last layer before it, whose units it makes (``fc1`` for
-            ``F.relu(fc1(x))``). A layer that runs more than once is reported as ``name``, ``name[1]``, ...
+            or ``transformers``, or with an attribute ``is_activation = True``, and the activation functions of
+            torch that the model calls itself, each under the name of the last layer before it, whose units it
+            makes (``fc1`` for ``F.relu(fc1(x))``). A layer that runs more than once is reported as ``name``,
+            ``name[1]``, ...
         inputs_of: names of modules whose (first) inputs to score, for activations that are neither: a
             transformer's feed-forward units are what its second linear layer reads, gates included.
         unit_dim: dimension of the units. By default that with as many entries as the layer that made them
