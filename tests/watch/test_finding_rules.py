@@ -130,6 +130,21 @@ def test_gradient_descent_may_begin_above_its_limit(ratios, steps):
 
 
 @pytest.mark.parametrize(
+    ("ratios", "loss", "steps"),
+    [
+        ([3.2, 2.3, 2.1, 1.5, 1.8], lambda step: 4.5 * 0.99**step, []),  # it flattens its path as it learns
+        ([3.2, 2.3, 2.1, 1.5, 1.8], lambda step: 4.5, [22]),
+        ([3.2, 1.5, 2.3], lambda step: 4.5 * 0.99**step, [42]),  # it has been there, and leaves again
+        ([3.2, 7.0], lambda step: 4.5 * 0.99**step, [22]),
+    ],
+)
+def test_a_fresh_network_may_take_longer_than_twenty_steps_while_its_loss_falls(ratios, loss, steps):
+    rows = [(step, "loss", loss(step)) for step in range(1, 20 * len(ratios) + 2)] + sharp(ratios, start=2)
+    found = feed(sorted(rows, key=lambda row: row[0]), "SGD")
+    assert [one.step for one in found if one.severity == "warning"] == steps
+
+
+@pytest.mark.parametrize(
     ("ratios", "steps"),
     [
         ([900.0, 10.5, 3.0, 0.3, 0.2], []),  # the preconditioner of rare gradients settles

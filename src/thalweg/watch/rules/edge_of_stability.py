@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from thalweg.watch.growth import Losses
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.remedies import lower, warmed
 from thalweg.watch.rule import GRACE, Rule
@@ -13,6 +14,7 @@ NEAR = 0.9
 NEAR_IN_A_ROW = 5
 FAR = 2.0
 FAR_AT_FIRST = 6.0
+BLOCK = 5
 
 
 class EdgeOfStability(Rule):
@@ -22,7 +24,8 @@ class EdgeOfStability(Rule):
     whose sharpness is that of the preconditioned Hessian; lr is the rate that clipping leaves. Hovering near
     1 at a constant learning rate is normal, hence ``info``; far above it, or a learning rate that has just
     risen, is what breaks runs. A fresh network comes back by itself from up to six times the limit, 12/lr
-    (arXiv 2003.02218): in the first 20 steps only what is above that is far.
+    (arXiv 2003.02218): in the first 20 steps, and until it has once been below 2 as long as the loss falls,
+    only what is above that is far.
     Adam's first 20 steps are not judged: where no gradient has come yet its preconditioner is 1/eps, which
     says nothing about the steps to come (the same grace as in SPAM, arXiv 2501.06842). Where gradients are
     rare that lasts longer: until it has once been below 2, only five in a row above 2 that do not fall count,
@@ -30,19 +33,23 @@ class EdgeOfStability(Rule):
     """
 
     name = "edge of stability"
-    reads = ("sharpness",)
+    reads = ("loss", "sharpness")
 
     def __init__(self, about):
         super().__init__(about)
         self.near: list[Reading] = []
         self.said = 0
-        self.settled = not self.adaptive
+        self.settled = False
+        self.losses = Losses(BLOCK)
 
     def restart(self, about):
         super().restart(about)
-        self.near, self.said, self.settled = [], 0, not self.adaptive
+        self.near, self.said, self.settled = [], 0, False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
+        if reading.name == "loss":
+            self.losses.add(reading.step, reading.value)
+            return
         ratio = reading.extra.get("ratio", 0.0)
         early = self.begins(reading.step)
         self.settled = self.settled or (not early and ratio <= FAR)
@@ -68,6 +75,7 @@ class EdgeOfStability(Rule):
 
     def _least_far(self) -> float:
         fresh = self.near[-1].step - int(self.about.get("since", 0)) <= GRACE
+        fresh = fresh or (not self.settled and self.losses.fall)
         return FAR_AT_FIRST if fresh and not self.adaptive else FAR
 
     def _finding(self, reading: Reading, ratio: float, level: int) -> Finding:
