@@ -11,7 +11,7 @@ from thalweg.watch.moment import Moment, Raw, examples, few, sensor
 EXAMPLES = 16
 FEWEST = 4
 UNJUDGED = (
-    "vanishing and exploding over depth or time are judged from four layers or steps on, of linear, "
+    "is read and not judged: vanishing and exploding take four layers or steps at least, of linear, "
     "convolutional and recurrent layers; heard were {}"
 )
 
