@@ -44,6 +44,35 @@ def net() -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+class Experts(nn.Module):
+    """Examples below zero go to one expert, the others to another, which runs only if there are any."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(2)
+        )
+        self.double()
+
+    def forward(self, x):
+        result = torch.zeros_like(x)
+        for expert, chosen in zip(self.experts, (x[:, 0] < 0, x[:, 0] >= 0), strict=True):
+            if chosen.any():
+                result[chosen] = expert(x[chosen])
+        return result
+
+
+def experts_readings(part: slice, group: Any) -> list[Any]:
+    x = X.clone()
+    x[:, 0] = torch.where(torch.arange(len(X)) < 12, -1.0, 1.0)
+    model = Experts()
+    dormant = dormant_neurons(model, x[part], threshold=0.5, group=group)
+    saturated = saturated_units(model, x[part], slope=0.5, share=0.5, group=group)
+    scores = {name: score.tolist() for name, score in dormant.scores.items()}
+    return [scores, dormant.total, saturated.fraction, saturated.linear]
+
+
 def split_readings(model: nn.Module, part: slice, group: Any) -> dict[str, Any]:
     """Probes whose sums go over the processes."""
     x, labels = X[part], LABELS[part]
@@ -54,6 +83,7 @@ def split_readings(model: nn.Module, part: slice, group: Any) -> dict[str, Any]:
     return {
         "dormant": [dormant.fraction, dormant.total, dormant.dead, dormant.scores["2"].tolist()],
         "saturated": [saturated.fraction, saturated.linear, saturated.flat["4"].tolist()],
+        "experts": experts_readings(part, group),
         "hubs": [hubs.units, hubs.carried, hubs.active_units],
         "diversity": [vars(one) for one in feature_diversity(model, x, labels, group=group).values()],
         "collapse": vars(collapse),

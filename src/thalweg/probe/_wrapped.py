@@ -66,6 +66,23 @@ def one_state(model: nn.Module, group: Any) -> Iterator[None]:
             alias.copy_(own)
 
 
+def of_all_processes(found: dict[str, Tensor], group: Any, fill: float = 0.0) -> dict[str, Tensor]:
+    """With what only other processes of ``group`` have, full of ``fill``: an expert may run in one alone.
+
+    The order is the same in all of them, so that each can go on to :func:`over_processes`.
+    """
+    if group is None:
+        return found
+    each: list[Any] = [None] * distributed.get_world_size(group)
+    own = {name: (tensor.shape, tensor.dtype, str(tensor.device.type)) for name, tensor in found.items()}
+    distributed.all_gather_object(each, own, group=group)
+    every = {name: kind for one in each for name, kind in one.items()}
+    return {
+        name: found[name] if name in found else torch.full(shape, fill, dtype=dtype, device=device)
+        for name, (shape, dtype, device) in every.items()
+    }
+
+
 def over_processes(tensor: Tensor, group: Any, how: str = "sum") -> Tensor:
     """Sum, minimum or maximum of ``tensor`` over the processes of ``group``; itself where that is None."""
     if group is None:

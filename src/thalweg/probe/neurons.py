@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_not_negative
 from thalweg.probe._hidden import overhear_units
 from thalweg.probe._units import some, unit_rows
-from thalweg.probe._wrapped import bare, one_state, over_processes
+from thalweg.probe._wrapped import bare, of_all_processes, one_state, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["DormantNeurons", "dormant_neurons"]
@@ -81,7 +81,7 @@ def activity(
     with one_state(model, group):
         outputs = overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
     scores, entries = {}, {}
-    for run, packed in sums.items():
+    for run, packed in of_all_processes(sums, group).items():
         packed = over_processes(packed, group)
         # An expert to which no example went: nothing is known of its units.
         if not packed[-1] > 0:
@@ -125,10 +125,10 @@ def dormant_neurons(
         batch: the model's input: a tensor, a tuple of positional or a mapping of keyword arguments.
         threshold: at least 0; 0.025 to report, up to 0.1 to reset.
         layers: names of modules whose outputs to score. By default every activation module of ``torch.nn``
-            or ``transformers``, or with an attribute ``is_activation = True``, and the activation functions of
-            torch that the model calls itself, each under the name of the last layer before it, whose units it
-            makes (``fc1`` for ``F.relu(fc1(x))``). A layer that runs more than once is reported as ``name``,
-            ``name[1]``, ...
+            or ``transformers``, or with an attribute ``is_activation = True``, and the activation functions
+            of torch that the model calls itself, each under the name of the last layer before it, whose units
+            it makes (``fc1`` for ``F.relu(fc1(x))``). A layer that runs more than once is reported as
+            ``name``, ``name[1]``, ...
         inputs_of: names of modules whose (first) inputs to score, for activations that are neither: a
             transformer's feed-forward units are what its second linear layer reads, gates included.
         unit_dim: dimension of the units. By default that with as many entries as the layer that made them

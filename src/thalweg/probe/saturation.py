@@ -15,7 +15,7 @@ from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._sequences import as_sequences
 from thalweg.probe._units import overhear, some, unit_rows
-from thalweg.probe._wrapped import bare, one_state, over_processes
+from thalweg.probe._wrapped import bare, of_all_processes, one_state, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.neurons import share as shares
 
@@ -149,7 +149,10 @@ def saturated_units(
     with one_state(model, group), as_sequences(model) as arranged:
         _overhear(model, batch, layers, measure)
     flat, full, linear = {}, {}, {}
-    for run, packed in cases.items():
+    lowest, highest = (
+        of_all_processes(found, group, fill) for found, fill in ((lowest, torch.inf), (highest, -torch.inf))
+    )
+    for run, packed in of_all_processes(cases, group).items():
         packed = over_processes(packed, group)
         low, high = (
             over_processes(tensor[run], group, how) for tensor, how in ((lowest, "min"), (highest, "max"))
