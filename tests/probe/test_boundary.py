@@ -37,3 +37,17 @@ def test_one_class_has_no_boundary():
         boundary_points(model, torch.randn(5, 2))
     with pytest.raises(ValueError, match=r"logits \(points, classes\), got \(5, 2, 2\)"):
         boundary_points(model, torch.randn(5, 2, 2))
+
+
+def test_many_points_are_paired_part_by_part_as_few_are(monkeypatch):
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 3), torch.randn(90, 2)
+    whole = boundary_points(model, x)
+    monkeypatch.setattr("thalweg.probe.boundary.PAIRS", 400)
+    assert torch.equal(boundary_points(model, x), whole)
+    predicted = model(x).argmax(1)
+    draws = torch.rand(90, 90, generator=torch.Generator().manual_seed(0))
+    partner = (draws * (predicted[:, None] != predicted)).argmax(1)
+    beside = ((x[partner] - x) / (x[partner] - x).norm(dim=1, keepdim=True)).double()
+    along = ((whole - x) / (whole - x).norm(dim=1, keepdim=True)).double()
+    assert float((beside * along).sum(1).min()) > 1 - 1e-4  # on the way to the partner that is drawn

@@ -180,3 +180,13 @@ def test_numbers_are_those_of_the_layer_that_its_threshold_is_about():
     assert found.evidence == {"dormant": 0.55, "at first": 0.1, "threshold": 0.5, "of all units": 0.07}
     assert found.message.startswith("55% of the units of 1 are dormant, 10% were at step 2: ")
     assert found.layers == ("1",)
+
+
+def test_a_layer_that_is_judged_later_is_no_rise_of_all_units():
+    rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
+    early = [(step, 0.02, {"1": 0.02}) for step in range(2, 200, 20)]
+    late = [(step, 0.3, {"1": 0.02, "expert": 0.58}) for step in range(202, 500, 20)]
+    assert [one for row in early + late for one in rule.see(Reading(row[0], "dormant units", *row[1:]))] == []
+    risen = [(step, 0.4, {"1": 0.22, "expert": 0.58}) for step in (502, 522)]
+    found = [one for row in risen for one in rule.see(Reading(row[0], "dormant units", *row[1:]))]
+    assert found[0].evidence["at first"] == 0.3 and found[0].layers == ("1",)

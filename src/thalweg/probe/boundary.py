@@ -14,6 +14,7 @@ from thalweg.probe.cost import costs
 __all__ = ["boundary_points"]
 
 HALVINGS = 20
+PAIRS = 2**22  # of points that are looked at together
 
 
 @costs(HALVINGS + 1, 0, memory="two copies of the points")
@@ -51,12 +52,13 @@ def boundary_points(model: nn.Module, points: Tensor, *, halvings: int = HALVING
 
     with quiet(model):
         start = predicted(points)
-        other = start[:, None] != start[None, :]
-        if not bool(other.any()):
+        if bool((start == start[:1]).all()):
             raise ValueError("points must have two predicted classes or more, got one")
-        source = torch.Generator().manual_seed(seed)
-        draws = torch.rand(other.shape, generator=source).to(points.device)
-        partner = (draws * other).argmax(1)
+        source, rows = torch.Generator().manual_seed(seed), []
+        for some in start.split(max(1, PAIRS // len(start))):
+            draws = torch.rand(len(some), len(start), generator=source).to(points.device)
+            rows.append((draws * (some[:, None] != start)).argmax(1))
+        partner = torch.cat(rows)
         near, far = points, points[partner]
         for _ in range(halvings):
             middle = (near + far) / 2

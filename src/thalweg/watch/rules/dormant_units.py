@@ -58,6 +58,10 @@ class DormantUnits(Rule):
             return
         shut = {name for name, share in reading.layers.items() if share >= SHUT}
         self.shut = shut if self.shut is None else self.shut & shut
+        if self.firsts and reading.layers.keys() - self.firsts.keys():
+            # The share of all units was of fewer: an expert has now been given enough to be judged.
+            self.early.clear()
+            self.past.clear()
         for name, share in reading.layers.items():
             self.firsts.setdefault(name, (reading.step, share))
         if len(self.early) < SETTLED:
