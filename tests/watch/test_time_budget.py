@@ -199,6 +199,18 @@ def test_a_fault_in_the_first_steps_is_seen_where_the_hooks_cost_more_than_the_b
         assert [one.step for one in store.readings(1, "gradient norm")] == list(range(2, 31))
 
 
+def test_a_budget_that_the_hooks_alone_exceed_is_said_to_be_exceeded(costly_start):
+    weight = nn.Parameter(torch.ones(4))
+    opt = torch.optim.SGD([weight], lr=0.0)
+    with thalweg.watch(None, opt, store=None) as run:
+        for _ in range(41):
+            opt.step()
+        words = run.left_out()["hooks and recorder"]
+    share = float(words.removeprefix("took ").partition("%")[0]) / 100
+    assert share == pytest.approx(run.budget.hooks / run.budget.trained, abs=0.01) and share > 0.03
+    assert words.endswith("% of the time of 40 steps by themselves, more than the budget of 0.03")
+
+
 def test_a_gradient_that_explodes_from_step_5_on_is_named_at_once(costly_start):
     weight = nn.Parameter(torch.ones(4))
     opt = torch.optim.SGD([weight], lr=0.0)

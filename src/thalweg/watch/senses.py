@@ -130,6 +130,12 @@ class Senses:
     def left_out(self) -> dict[str, str]:
         """By sensor: what it lacks, why it can say nothing of this run, or how seldom it ran."""
         words = dict(self.budget.left_out())
+        budget = self.budget
+        if self.sensors and 0 < budget.fraction * budget.trained < budget.hooks:
+            words["hooks and recorder"] = (
+                f"took {budget.hooks / budget.trained:.1%} of the time of {budget.steps} steps by "
+                f"themselves, more than the budget of {budget.fraction:.2g}"
+            )
         if self.recorder.judges.thin > 1:
             words["loss"] = (
                 f"judged every {self.recorder.judges.thin} steps rather than every 1; all are stored"
