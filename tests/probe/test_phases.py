@@ -384,3 +384,15 @@ def test_the_picture_numbers_the_phases_and_marks_the_outcome(tmp_path):
     )
     with pytest.raises(ValueError, match="at most 60 runs to draw, got 61"):
         plot_phases(by_hand({str(n): [0, 0] for n in range(61)}, 1))
+
+
+def test_a_state_that_loses_its_readings_keeps_its_moments():
+    """Two levels of readings that hardly differ within themselves; most of four states are left empty."""
+    draw = np.random.default_rng(5)
+    runs = [np.round(5 * draw.standard_normal((n, 3))) + level for n, level in ((3, 0), (8, 1e6), (6, 0))]
+    for covariance in ("full", "diag"):
+        found = fit_phases(runs, states=range(1, 6), covariance=covariance, standardise="all", restarts=3)
+        for numbers in (found.model.means, found.model.covariances, found.model.transitions):
+            assert np.isfinite(numbers).all()
+        assert [found.states[run][0] for run in "012"] == [found.states[run][-1] for run in "012"]
+        assert np.abs(found.model.means).max() < 10 and found.model.covariances.max() < 10

@@ -12,6 +12,7 @@ from thalweg.probe._markov import Markov
 from thalweg.probe._series import Array
 
 FLOOR = 1e-3  # least variance, in squared standard deviations of the readings
+EMPTY = 1e-3  # readings, or a share of one, under which a state keeps its moments
 CLUSTERINGS = 20  # iterations of k-means
 GAIN = 1e-4  # nats a point in time under which another iteration is not worth its time
 
@@ -32,8 +33,14 @@ class _Floored(GaussianHMM):
         return None
 
     def _do_mstep(self, stats: Any) -> None:
-        super()._do_mstep(stats)
+        means, spreads = self.means_, vars(self)["_covars_"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            super()._do_mstep(stats)
+        # Divided by next to nothing, the moments of a state without readings would be without bounds.
+        empty = stats["post"] < EMPTY
+        self.means_[empty] = means[empty]
         fitted: Array = vars(self)["_covars_"]
+        fitted[empty] = spreads[empty]
         if self.covariance_type == "diag":
             fitted = np.maximum(fitted, FLOOR)
         else:
