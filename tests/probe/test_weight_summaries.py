@@ -69,3 +69,12 @@ def test_weight_statistics_refuses():
         weight_statistics({"bias": torch.ones(3)})
     with pytest.raises(ValueError, match="'w' must be finite, got NaN or infinity"):
         weight_statistics({"w": torch.full((2, 2), torch.nan)})
+
+
+def test_biases_of_recurrent_layers_are_biases():
+    torch.manual_seed(0)
+    layer = nn.LSTM(5, 7)
+    vectors = torch.cat([layer.bias_ih_l0, layer.bias_hh_l0]).detach().double().numpy()
+    found = weight_statistics(layer).values
+    assert found["bias mean"] == pytest.approx(vectors.mean(), rel=1e-5)
+    assert found["bias variance"] == pytest.approx(vectors.var(ddof=1), rel=1e-5)

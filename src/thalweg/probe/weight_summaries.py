@@ -40,9 +40,9 @@ def weight_statistics(named_params: NamedParams) -> WeightStatistics:
     """The weight statistics whose course over a run shows its phases (arXiv 2308.09543).
 
     Every parameter with two or more dimensions is a weight. A convolution has no spectrum here: its l1, l2
-    and code sparsity are means over pairs of channels. Vectors whose name ends in ``bias`` are biases; other
-    vectors (gains of normalisation) are left out. No pass through the model: one singular value decomposition
-    a matrix. Log it as readings, and give their course to :func:`fit_phases`.
+    and code sparsity are means over pairs of channels. Vectors whose name ends in ``bias``, or begins with
+    ``bias_`` as in ``nn.LSTM``, are biases; other vectors (gains of normalisation) are left out. No pass
+    through the model: one singular value decomposition a matrix. Log it as readings, and give their course to :func:`fit_phases`.
 
     Args:
         named_params: a model, a mapping of names to tensors, or (name, tensor) pairs.
@@ -52,7 +52,7 @@ def weight_statistics(named_params: NamedParams) -> WeightStatistics:
     """
     params = {name: p.detach() for name, p in named(named_params).items()}
     weights = {name: p for name, p in params.items() if p.dim() >= 2}
-    biases = {name: p for name, p in params.items() if p.dim() == 1 and name.endswith("bias")}
+    biases = {name: p for name, p in params.items() if p.dim() == 1 and _is_bias(name.rpartition(".")[2])}
     if not weights:
         raise ValueError("named_params must hold a parameter with two dimensions or more, got none")
     for name, p in (weights | biases).items():
@@ -66,6 +66,10 @@ def weight_statistics(named_params: NamedParams) -> WeightStatistics:
             flat = torch.cat([p.reshape(-1).float() for p in tensors.values()])
             values |= {f"{kind} {name}": how(flat).item() for name, how in DISTRIBUTION.items()}
     return WeightStatistics(values, per_layer)
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith("bias") or name.startswith("bias_")
 
 
 def _variance(values: Tensor) -> Tensor:
