@@ -42,7 +42,8 @@ def weight_statistics(named_params: NamedParams) -> WeightStatistics:
     Every parameter with two or more dimensions is a weight. A convolution has no spectrum here: its l1, l2
     and code sparsity are means over pairs of channels. Vectors whose name ends in ``bias``, or begins with
     ``bias_`` as in ``nn.LSTM``, are biases; other vectors (gains of normalisation) are left out. No pass
-    through the model: one singular value decomposition a matrix. Log it as readings, and give their course to :func:`fit_phases`.
+    through the model: one singular value decomposition a matrix. Log it as readings, and give their course
+    to :func:`fit_phases`.
 
     Args:
         named_params: a model, a mapping of names to tensors, or (name, tensor) pairs.
