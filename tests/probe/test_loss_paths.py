@@ -210,6 +210,20 @@ def test_tied_weights_move_and_count_once():
     assert model.head.weight is model.tokens.weight
 
 
+def test_a_tied_weight_may_be_saved_under_either_of_its_names_but_not_as_two():
+    model, end = (GPT(11, 6, layers=1, heads=2, width=8, tied=True, seed=seed) for seed in (0, 1))
+    tokens = torch.arange(12).view(2, 6) % 11
+    saved = end.state_dict()
+
+    def line(state):
+        return loss_line(lambda m: m(tokens).square().mean(), model, model, state, points=3)
+
+    for name in ("tokens.weight", "head.weight"):  # files of safetensors hold one of them
+        assert line({key: value for key, value in saved.items() if key != name}) == line(saved)
+    with pytest.raises(ValueError, match=r"end\['head.weight'\] must equal end\['tokens.weight'\], to which"):
+        line({**saved, "head.weight": saved["head.weight"] + 1})
+
+
 def test_half_precision_weights_are_mixed_in_float32():
     model = nn.Linear(1, 1, bias=False).bfloat16()
     start, end = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[1.0078125]])}
@@ -230,6 +244,10 @@ def test_a_loss_that_explodes_between_the_ends_is_an_infinite_barrier():
     [
         ({"points": 2}, "points must be an integer >= 3, got 2"),
         ({"end": 3}, "end must be a model or a state dict, got int"),
+        (
+            {"end": {"model": {"0.weight": torch.ones(6, 4)}, "step": 3}},
+            "end must be a state dict, got a mapping that may hold it at 'model'",
+        ),
         (
             {"end": {"0.weight": torch.ones(6, 4)}},
             "end must hold every parameter of the model, got none for '0.bias'",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -43,14 +44,24 @@ def weights_of(name: str, checkpoint: Checkpoint, model: nn.Module) -> Weights:
     known = {*wanted, *model.state_dict()}
     given = {_plain(str(key), known): value for key, value in checkpoint.items()}
     strange = [key for key in given if key not in known and key != "n_averaged"]
+    inner = [key for key in strange if isinstance(given[key], Mapping) and given[key]]
+    if inner:
+        at = " or ".join(map(repr, inner))
+        raise ValueError(f"{name} must be a state dict, got a mapping that may hold it at {at}")
     if strange:
         raise ValueError(
             f"{name} must fit the model, which has no {strange[0]!r}{nearest(strange[0], known)}"
         )
     params = {key for key, _ in model.named_parameters()}
+    ties = _ties(model)
     found = {}
     for key, own in wanted.items():
         value = given.get(key)
+        for tied in ties.get(key, ()):
+            other = given.get(tied)
+            value = other if value is None else value
+            if isinstance(value, Tensor) and isinstance(other, Tensor) and not _same(value, other):
+                raise ValueError(f"{name}[{tied!r}] must equal {name}[{key!r}], to which the model ties it")
         if value is None and key in params:
             raise ValueError(f"{name} must hold every parameter of the model, got none for {key!r}")
         if value is None:
@@ -60,6 +71,20 @@ def weights_of(name: str, checkpoint: Checkpoint, model: nn.Module) -> Weights:
             raise ValueError(f"{name}[{key!r}] must have shape {tuple(own.shape)}, got {got}")
         found[key] = value.detach()
     return found
+
+
+def _ties(model: nn.Module) -> dict[str, list[str]]:
+    """Parameter to the other names that it has in the model."""
+    first = {id(p): key for key, p in model.named_parameters()}
+    ties: dict[str, list[str]] = {}
+    for key, p in model.named_parameters(remove_duplicate=False):
+        if key != first[id(p)]:
+            ties.setdefault(first[id(p)], []).append(key)
+    return ties
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other.to(one.device))
 
 
 def _plain(key: str, known: Collection[str]) -> str:
