@@ -67,8 +67,9 @@ def forecast(
             if not plot.parent.is_dir():
                 raise ValueError(f"--plot must be in a folder that exists, got {str(plot)!r}")
         from thalweg.watch import RunStore
+        from thalweg.watch._store_file import in_words
 
-        with RunStore(store) as opened:
+        with in_words(store), RunStore(store) as opened:
             found = [logged(opened, one, loss) for one in run]
         runs = list({one.name: one for one in found}.values())  # an id and a name may be of one run
         plans = {text: planned_rates(text, runs[0].rates) for text in schedule}

@@ -160,6 +160,15 @@ def test_a_finding_that_is_damaged_is_shown_as_such_and_does_not_cost_the_page(s
     assert "<h3>unreadable finding" in page and "one: 1 finding<" in page
 
 
+def test_a_damaged_store_is_refused_in_words(store, tmp_path):
+    with open(store, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (store.stat().st_size - 4096))
+    with pytest.raises(ValueError, match=r"store '.*run.sqlite' (cannot be read|is no.*): .*malformed"):
+        write_report(store, tmp_path / "page.html")
+    assert not list(tmp_path.glob("page*"))
+
+
 def test_of_many_runs_an_error_names_a_few(tmp_path):
     with RunStore(tmp_path / "s", write=True) as opened:
         for _ in range(30):

@@ -131,6 +131,24 @@ def test_damaged_rows_do_not_keep_a_run_from_going_on(small, tmp_path, damage, t
     assert losses == [*range(1, 41)]
 
 
+@pytest.mark.parametrize("table", ["runs", "findings"])
+def test_a_damaged_file_is_refused_in_words_before_training(small, tmp_path, table):
+    path = tmp_path / "s"
+    attempt(small, path, 20, [1.0] * 10 + [float("inf")] * 30)
+    with sqlite3.connect(path) as db:
+        db.execute("pragma wal_checkpoint(truncate)")
+        (page,) = db.execute("select rootpage from sqlite_master where name = ?", (table,)).fetchone()
+        (size,) = db.execute("pragma page_size").fetchone()
+    db.close()
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"store '.*' cannot be (read|written): .*malformed"):
+        attempt(small, path, 20, resume=True)
+    assert path.read_bytes() == before and not small.opt._optimizer_step_pre_hooks
+
+
 def test_a_rule_that_needs_a_history_has_it_at_once(small, tmp_path):
     """A spike in the second step after a resumption is told by the median of the steps before."""
     path = tmp_path / "s"

@@ -199,6 +199,16 @@ def test_a_full_disk_warns_once_loses_nothing_and_is_made_up_for_when_space_retu
     assert sqlite3.connect(path).execute("pragma integrity_check").fetchone() == ("ok",)
 
 
+def test_a_run_that_cannot_go_on_since_the_disk_is_full_is_refused_before_training(small, tmp_path):
+    path = tmp_path / "s"
+    with RunStore(path, write=True) as store:
+        store.end(store.begin("mine", {}), "finished")
+        store.db.execute(f"pragma max_page_count = {store.db.execute('pragma page_count').fetchone()[0]}")
+        with pytest.raises(ValueError, match=f"store '{path}' cannot be written: .*full"):
+            store.resume(1, 0, text="x" * 100_000)
+        assert store.run(1).outcome == "finished" and store.run(1).about == {}
+
+
 def test_what_a_disk_that_stays_full_lost_is_said_at_the_end(small, tmp_path):
     path = tmp_path / "s"
     with pytest.warns(UserWarning) as caught:

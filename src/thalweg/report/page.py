@@ -18,6 +18,7 @@ from thalweg import papers
 from thalweg.report._chosen_findings import chosen_findings
 from thalweg.report._whole_file import check_page, write_whole
 from thalweg.report.figures import CURVES, Line, draw
+from thalweg.watch._store_file import in_words
 from thalweg.watch.readings import Finding
 from thalweg.watch.store import RunInfo, RunStore
 
@@ -68,10 +69,10 @@ def write_report(
         table: rows of a comparison, each with the same keys in the same order.
 
     Raises:
-        ValueError: if the store is not one, or has no such run, or no file can be written at ``path``.
+        ValueError: the store is none, is damaged or has no such run, or no file can be written at ``path``.
     """
     check_page("path", Path(path))
-    with RunStore(store) as opened:
+    with in_words(store), RunStore(store) as opened:
         known = {one.id: one for one in opened.runs()}
         if not known:
             raise ValueError(f"store {str(store)!r} holds no run yet")

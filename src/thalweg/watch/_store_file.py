@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from thalweg.watch._store_schema import APPLICATION, SCHEMA, make, upgrade
@@ -49,6 +51,15 @@ def open_file(path: Path, write: bool, wait: float = 5.0) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+@contextmanager
+def in_words(path: str | Path, verb: str = "read") -> Iterator[None]:
+    """What SQLite cannot do with the store, such as on a full disk or in a damaged file, is a ValueError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise ValueError(f"store {str(path)!r} cannot be {verb}: {error}") from None
 
 
 def identity(path: Path) -> tuple[int, int] | None:

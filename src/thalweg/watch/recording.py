@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from thalweg.watch._store_file import in_words
 from thalweg.watch.delivery import Delivery
 from thalweg.watch.readings import Finding, Reading, labelled
 from thalweg.watch.recorder import Recorder
@@ -24,12 +25,13 @@ def earlier_run(store: RunStore, resume: bool | int | str, name: str | None) -> 
     """The run that is to go on: by id or name, or, for True, the latest called ``name`` if there is one.
 
     Raises:
-        ValueError: there is no such run, or ``resume`` is True and there is no name.
+        ValueError: there is no such run, ``resume`` is True and there is no name, or the file is damaged.
     """
     if resume is True and not name:
         raise ValueError("resume=True needs the name of the run: watch(..., name=..., resume=True)")
     wanted = name if resume is True else resume
-    known = store.runs()
+    with in_words(store.path):
+        known = store.runs()
     key = "id" if isinstance(wanted, int) else "name"
     found = [one for one in known if getattr(one, key) == wanted]
     if not found and resume is not True:
@@ -68,10 +70,12 @@ def begin_recording(
         if found is not None:
             ids[label] = found
     known = {**about, **({"sinks": ids} if ids else {})}
-    run = 0
+    run, before = 0, list[Finding]()
     if store is not None and earlier is not None:
         run = earlier.id
         store.resume(run, start, **known)
+        with in_words(store.path):
+            before = store.findings(run, damaged=_warned)
     elif store is not None:
         run = store.begin(name, known)
     rules = {one.label: all_rules(one.about()) for one in optimizers}
@@ -82,7 +86,7 @@ def begin_recording(
         on_finding,
         titles={one.label: one.title for one in optimizers},
         past=lambda: _past(store, run, rules, start) if store and earlier else iter(()),
-        findings=store.findings(run, damaged=_warned) if store and earlier else (),
+        findings=before,
     )
     recorder.step = start
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from thalweg._core.checks import check_count
 from thalweg.watch import _store_coarse, _store_curve
-from thalweg.watch._store_file import identity, open_file, version
+from thalweg.watch._store_file import identity, in_words, open_file, version
 from thalweg.watch._store_rows import as_reading, as_row
 from thalweg.watch.readings import Finding, Reading
 from thalweg.watch.run_info import FIELDS, RunInfo, as_run
@@ -88,17 +88,18 @@ class RunStore:
         now = time.time()
         row = (name, now, now, json.dumps(about))
         insert = "insert into runs (name, started, seen, about) values (?, ?, ?, ?)"
-        try:
-            with self.moment("immediate"):
-                run = self.db.execute(insert, row).lastrowid
-        except sqlite3.Error as error:
-            raise ValueError(f"store {str(self.path)!r} cannot be written: {error}") from None
+        with in_words(self.path, "written"), self.moment("immediate"):
+            run = self.db.execute(insert, row).lastrowid
         assert run is not None
         return run
 
     def resume(self, run: int, step: int, **about: Any) -> None:
-        """Go on with a run behind ``step``: what an earlier attempt stored behind it makes way."""
-        with self.moment("immediate"):
+        """Go on with a run behind ``step``: what an earlier attempt stored behind it makes way.
+
+        Raises:
+            ValueError: nothing can be written, such as on a full disk.
+        """
+        with in_words(self.path, "written"), self.moment("immediate"):
             mine = "series in (select id from series where run = ?)"
             self.db.execute(f"delete from readings where step > ? and {mine}", (step, run))
             ids = [one for (one,) in self.db.execute("select id from series where run = ?", (run,))]
