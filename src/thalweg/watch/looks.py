@@ -15,6 +15,7 @@ from thalweg.probe._logits import logits_of
 from thalweg.watch.budget import Budget
 from thalweg.watch.clock import Clock
 from thalweg.watch.evaluations import Evaluations
+from thalweg.watch.half_precision import region_around
 from thalweg.watch.hooks import Listener, with_closure
 from thalweg.watch.labels import NamedLabels
 from thalweg.watch.moment import Moment, Raw
@@ -105,7 +106,7 @@ class Looks:
         found = logits_of(output)
         moment.output = None
         if isinstance(found, Tensor) and not hasattr(found, "device_mesh"):
-            moment.output = found.detach()
+            moment.output, moment.region = found.detach(), region_around(found)
         # A loss function need not take what the model takes: it is given what was logged, or nothing.
         if moment.loss_fn is None:
             moment.batch = args or kwargs

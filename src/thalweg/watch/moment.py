@@ -39,6 +39,7 @@ class Moment:
         batch: what the loop logged, or what the model was called with.
         inputs: (positional, keyword) arguments of the last forward pass in training mode.
         output, targets: of the last forward pass, detached, if they could be told.
+        region: device and type of the autocast region of that pass, if it ran in one.
         evaluate: (train, test), each a pair of inputs and targets.
         scale: what gradients are still multiplied by (fused optimizers undo a GradScaler's scale within the
             step): whatever reads ``.grad`` divides by it. None where they are what they should be.
@@ -57,6 +58,7 @@ class Moment:
     inputs: tuple[tuple, dict[str, Any]] | None = None
     output: Tensor | None = None
     targets: Tensor | None = None
+    region: tuple[str, torch.dtype] | None = None
     evaluate: tuple[Any, Any] | None = None
     scale: float | Tensor | None = None
     evaluations: list[Any] = field(default_factory=list)

@@ -14,6 +14,7 @@ from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._untouched import untouched
 from thalweg.watch.budget import Budget
 from thalweg.watch.communication import CommunicationError, alone
+from thalweg.watch.half_precision import as_called
 from thalweg.watch.hooks import eagerly
 from thalweg.watch.loss_function import LossFunctionError
 from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give
@@ -95,7 +96,8 @@ class Senses:
             moment.memory = self.memories[name]
             failure: Exception | None = None
             try:
-                with self.paused(), _unseen(sensor, moment):
+                region = moment.region if sensor.runs else None
+                with self.paused(), _unseen(sensor, moment), as_called(moment.model, region):
                     raws += sensor.read(moment)
             except Exception as error:
                 failure = error
