@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from thalweg.probe import (
     example_losses,
     gradient_signal_to_noise,
 )
+from thalweg.probe._example_forms import Outer
 from thalweg.tasks import CNN, GPT, MLP, RNN, Llama
 
 B = 6
@@ -342,16 +345,26 @@ def test_a_given_direction_is_used():
     close(found.cosines, found.dots / found.norms / length)
 
 
-def peak(run):
-    """Bytes allocated at one time, at most."""
+def allocations(run):
+    """Bytes allocated, and freed again as negative numbers, in order."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
-    now = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
+    return [one.nbytes() for one in seen.profiler.kineto_results.events() if one.name() == "[memory]"]
+
+
+def peak(run):
+    """Bytes allocated at one time, at most."""
+    return max(accumulate(allocations(run)))
+
+
+def test_what_is_written_out_is_written_to_one_place():
+    left, right = torch.randn(2**13, 1, 16, 12), torch.randn(2**13, 1, 16, 20)
+    form = Outer(2**13, (1, 16, 12, 20), (12, 20), lambda part: (left[part], right[part]))
+    rows = (left.mT @ right).flatten(1)
+    close(form.norms(True)[0], rows.square().sum(1), 1e-4)
+    close(form.norms(True)[1].flatten(), rows.sum(0), 1e-4)
+    close(form.squares().flatten(), rows.square().sum(0), 1e-4)
+    assert sum(max(size, 0) for size in allocations(lambda: form.norms(True))) < 4 * rows.numel()
 
 
 @pytest.mark.parametrize("name", ["mlp", "gpt"])

@@ -42,6 +42,12 @@ def _flat(g: Tensor) -> Tensor:
     return g.reshape(len(g), -1)
 
 
+def _added(whole: Tensor | None, rows: Tensor) -> Tensor:
+    """The sum of the rows on top of ``whole``: as a product it reads them once and writes nothing else."""
+    whole = rows.new_zeros(rows.shape[1]) if whole is None else whole
+    return whole.addmv_(rows.T, rows.new_ones(len(rows)))
+
+
 class Form(ABC):
     """g_1 to g_B of one parameter. Where a subclass has no short way, they are written out part by part."""
 
@@ -53,26 +59,31 @@ class Form(ABC):
     def explicit(self, part: slice) -> Tensor:
         """The gradients themselves, shape (examples of ``part``, *shape)."""
 
+    def rows(self) -> Iterator[Tensor]:
+        """Some examples' after the other, (b, entries); each may be over when the next is asked for."""
+        return (_flat(self.explicit(part)) for part in parts(self.examples, self.entries))
+
     def norms(self, total: bool) -> tuple[Tensor, Tensor | None]:
         """Squared norms, shape (B,), and the sum over examples if asked for."""
         found, whole = [], None
-        for part in parts(self.examples, self.entries):
-            g = self.explicit(part)
-            found.append(_flat(g).square().sum(1))
+        for g in self.rows():
+            found.append(torch.linalg.vector_norm(g, dim=1))
             if total:
-                whole = g.sum(0) if whole is None else whole.add_(g.sum(0))
-        return torch.cat(found), whole
+                whole = _added(whole, g)
+        return torch.cat(found).square_(), None if whole is None else whole.view(self.shape)
 
     def dots(self, direction: Tensor) -> Tensor:
         """Inner products with ``direction`` of the parameter's shape, (B,)."""
         flat = direction.reshape(-1)
-        return torch.cat([_flat(self.explicit(part)) @ flat for part in parts(self.examples, self.entries)])
+        return torch.cat([g @ flat for g in self.rows()])
 
     def squares(self) -> Tensor:
         """Sum over examples of the squared entries, of the parameter's shape."""
-        return sum(  # type: ignore[return-value]
-            self.explicit(part).square_().sum(0) for part in parts(self.examples, self.entries)
-        )
+        whole = None
+        for g in self.rows():
+            whole = _added(whole, g.square_())
+        assert whole is not None
+        return whole.view(self.shape)
 
     def gram(self) -> Tensor:
         """All inner products, (B, B)."""
@@ -123,6 +134,14 @@ class Outer(Form):
     def explicit(self, part: slice) -> Tensor:
         left, right = self.factors(part)
         return (left.mT @ right).reshape(-1, *self.shape)
+
+    def rows(self) -> Iterator[Tensor]:
+        held: Tensor | None = None
+        for part in parts(self.examples, self.entries, 4 * WORK):
+            left, right = (factor.flatten(0, 1) for factor in self.factors(part))
+            # In one place, which stays in the cache, rather than in a new one for every part.
+            held = left.new_empty(len(left), self.p, self.q) if held is None else held
+            yield torch.bmm(left.mT, right, out=held[: len(left)]).view(-1, self.entries)
 
     def norms(self, total: bool) -> tuple[Tensor, Tensor | None]:
         t, p, q = self.positions, self.p, self.q

@@ -197,6 +197,7 @@ class _Layers:
                 if not self.missing[target]:
                     self._reduce(target)
 
+    @torch.no_grad()
     def finish(self) -> None:
         """What no gradient reached has none."""
         for target, name in enumerate(self.names):
