@@ -189,3 +189,12 @@ def test_grokking_progress_refuses(change, message):
     }
     with pytest.raises(ValueError, match=message):
         grokking_progress(**arguments)
+
+
+def test_training_rows_may_be_an_array():
+    train = torch.arange(P * P) % 3 == 0
+    table, inputs = Table(circuit(P, [2])), torch.arange(P * P)
+    tensor, array = (
+        grokking_progress(table, inputs, P, rows, frequencies=[2]) for rows in (train, train.numpy())
+    )
+    assert tensor == array

@@ -336,6 +336,7 @@ GOOD = {"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 1.0]}
             r"run 'a' must be an array \(time, readings\), got shape \(2, 2, 2\)",
         ),
         ({"a": {"x": [0, 1, 2], "y": [0, 1]}}, {}, r"equally many readings.*got \{'x': 3, 'y': 2\}"),
+        ({"a": {"x": {0: 0.0}, "y": {}}}, {}, "run 'a' must have values of each reading, got none of 'y'"),
         ({"a": {"x": {0: 0.0}, "y": [0, 1]}}, {}, "all its readings by step or none, got both kinds"),
         ({"a": {"x": [0, np.nan, 2]}}, {}, "run 'a' must have finite readings, got nan for 'x' at step 1"),
         ({"a": GOOD, "b": {"x": [0, 1, 2], "z": [0, 1, 2]}}, {}, "run 'b' must have the reading 'y'"),
@@ -355,6 +356,10 @@ def test_fit_phases_refuses(runs, changed, message):
         fit_phases(runs, **{"states": 1, **changed})
 
 
+def test_the_number_of_states_may_be_numpys():
+    assert fit_phases({"a": GOOD}, states=np.int64(2)).count == 2
+
+
 def test_detours_refuses():
     phases = by_hand({"a": [0, 1], "b": [0, 0]}, 2)
     with pytest.raises(ValueError, match="a number for every run, got none for 'b'"):
@@ -363,6 +368,14 @@ def test_detours_refuses():
         detours(phases, {"a": 1.0, "b": np.nan})
     with pytest.raises(ValueError, match="at least 3 runs to regress on them, got 2"):
         detours(phases, {"a": 1.0, "b": 2.0})
+
+
+def test_the_picture_puts_runs_that_never_converged_last_and_wants_all():
+    phases = by_hand({"a": [0, 0, 2], "b": [0, 1, 1], "c": [0, 2, 2]}, 3)
+    courses, _ = plot_phases(phases, outcome={"a": np.nan, "b": 20, "c": 10}).axes
+    assert [label.get_text() for label in courses.get_yticklabels()] == ["c", "b", "a"]
+    with pytest.raises(ValueError, match="outcome must have a number for every run, got none for 'c'"):
+        plot_phases(phases, outcome={"a": 3, "b": 20})
 
 
 def test_the_picture_numbers_the_phases_and_marks_the_outcome(tmp_path):

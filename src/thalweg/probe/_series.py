@@ -64,8 +64,11 @@ def _table(name: str, run: Mapping[str, Any]) -> tuple[Array, Array]:
     if not series:
         return np.arange(0), np.empty((0, 0))
     if all(isinstance(one, Mapping) for one in series):
+        empty = [reading for reading, one in run.items() if not one]
+        if empty:
+            raise ValueError(f"run {name!r} must have values of each reading, got none of {empty[0]!r}")
         # The rarest reading sets the times; of each other one its last value until then.
-        begin = max((min(one) for one in series if one), default=0)
+        begin = max(min(one) for one in series)
         rarest = min(series, key=len)
         steps = [step for step in sorted(rarest) if step >= begin]
         columns = []

@@ -100,6 +100,7 @@ def grokking_progress(
     for k in keys:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= p // 2:
             raise ValueError(f"frequencies must be integers in [1, {p // 2}], got {k!r}")
+    train = torch.as_tensor(train)
     if train.shape != (p * p,) or train.dtype is not torch.bool:
         raise ValueError(
             f"train must be booleans of shape ({p * p},), got {train.dtype}, {tuple(train.shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,14 +29,14 @@ def plot_phases(
     Args:
         phases: as :func:`fit_phases` gives them.
         outcome: run to a number, such as the step at which it converged, marked on its bar, by which the
-            runs are sorted.
+            runs are sorted; NaN for one that never did.
         unit: of the steps, for the axis.
 
     Returns:
         A ``matplotlib.figure.Figure``.
 
     Raises:
-        ValueError: more than 60 runs.
+        ValueError: more than 60 runs, or one without an outcome.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,7 +45,11 @@ def plot_phases(
     if len(runs) > MOST_RUNS:
         raise ValueError(f"phases must hold at most {MOST_RUNS} runs to draw, got {len(runs)}")
     if outcome is not None:
-        runs.sort(key=lambda run: outcome[run])
+        missing = [run for run in runs if run not in outcome]
+        if missing:
+            raise ValueError(f"outcome must have a number for every run, got none for {missing[0]!r}")
+        # One that is NaN, of a run that did not converge, has no mark and comes last.
+        runs.sort(key=lambda run: math.inf if math.isnan(outcome[run]) else outcome[run])
     height = 1.8 + max(1.6, 0.16 * len(runs))
     figure = Figure(figsize=(9.0, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

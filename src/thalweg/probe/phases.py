@@ -145,7 +145,7 @@ def fit_phases(
     for name, count in (("restarts", restarts), ("iterations", iterations)):
         check_count(name, count)
     check_count("seed", seed, 0)
-    numbers = [states] if isinstance(states, int) else list(states)
+    numbers = [int(states)] if isinstance(states, int | np.integer) else list(states)
     for number in numbers:
         check_count("states", number)
     if not numbers:
