@@ -59,14 +59,14 @@ class Form(ABC):
     def explicit(self, part: slice) -> Tensor:
         """The gradients themselves, shape (examples of ``part``, *shape)."""
 
-    def rows(self) -> Iterator[Tensor]:
+    def written(self) -> Iterator[Tensor]:
         """Some examples' after the other, (b, entries); each may be over when the next is asked for."""
         return (_flat(self.explicit(part)) for part in parts(self.examples, self.entries))
 
     def norms(self, total: bool) -> tuple[Tensor, Tensor | None]:
         """Squared norms, shape (B,), and the sum over examples if asked for."""
         found, whole = [], None
-        for g in self.rows():
+        for g in self.written():
             found.append(torch.linalg.vector_norm(g, dim=1))
             if total:
                 whole = _added(whole, g)
@@ -75,12 +75,12 @@ class Form(ABC):
     def dots(self, direction: Tensor) -> Tensor:
         """Inner products with ``direction`` of the parameter's shape, (B,)."""
         flat = direction.reshape(-1)
-        return torch.cat([g @ flat for g in self.rows()])
+        return torch.cat([g @ flat for g in self.written()])
 
     def squares(self) -> Tensor:
         """Sum over examples of the squared entries, of the parameter's shape."""
         whole = None
-        for g in self.rows():
+        for g in self.written():
             whole = _added(whole, g.square_())
         assert whole is not None
         return whole.view(self.shape)
@@ -135,7 +135,7 @@ class Outer(Form):
         left, right = self.factors(part)
         return (left.mT @ right).reshape(-1, *self.shape)
 
-    def rows(self) -> Iterator[Tensor]:
+    def written(self) -> Iterator[Tensor]:
         held: Tensor | None = None
         for part in parts(self.examples, self.entries, 4 * WORK):
             left, right = (factor.flatten(0, 1) for factor in self.factors(part))
