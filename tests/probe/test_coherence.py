@@ -210,3 +210,12 @@ def test_signal_to_noise_at_its_ends():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_gradient_may_be_one_tensor():
+    rows = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    for gradients in (rows, list(rows)):
+        found = coherence_of_batches(gradients)
+        assert list(found.per_layer) == ["0"] and found.per_layer["0"] == found.alpha
+        expected = rows.double().mean(0).square().sum() / rows.double().square().sum(1).mean()
+        assert found.alpha == pytest.approx(expected.item(), rel=1e-6)

@@ -75,3 +75,8 @@ def test_levels_are_logarithmic_where_losses_differ_by_orders_and_a_flat_plane_d
     )
     with pytest.raises(ValueError, match="plane must hold a finite loss, got none"):
         plot_plane(plane([[math.nan] * 2] * 2))
+
+
+def test_paths_need_labels():
+    with pytest.raises(ValueError, match="paths must be a mapping of labels to paths, got list"):
+        plot_paths([path(0, 1, 0)])

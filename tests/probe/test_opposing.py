@@ -164,3 +164,11 @@ def test_losses_for_it_are_recorded_in_evaluation_mode(at_the_edge):
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_rows_may_be_the_tensors_of_single_steps():
+    table = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
+    found, expected = opposing_signals(list(table)), opposing_signals(table)
+    assert found.rising == expected.rising and found.correlation == expected.correlation
+    with pytest.raises(ValueError, match=r"rows of one length, got shapes \[\(11,\), \(12,\)\]"):
+        opposing_signals([table[0], table[1, :11]])

@@ -94,7 +94,7 @@ def gradient_coherence(
 
 @costs(0, 0, memory="one copy of the gradients")
 def coherence_of_batches(
-    gradients: Iterable[Sequence[Tensor]], *, names: Sequence[str] | None = None
+    gradients: Iterable[Tensor | Sequence[Tensor]], *, names: Sequence[str] | None = None
 ) -> GradientCoherence:
     r"""Coherence of k gradients that are there already: of minibatches, micro-batches or workers.
 
@@ -102,8 +102,8 @@ def coherence_of_batches(
     in the answer is about the k gradients; :func:`example_coherence` gives that of single examples.
 
     Args:
-        gradients: k lists of one tensor a parameter, gradients of the mean loss of batches of equal size; may
-            be a generator, since only their sum is kept.
+        gradients: k lists of one tensor a parameter, or k tensors of all of them: gradients of mean losses of
+            batches of equal size; may be a generator, since only their sum is kept.
         names: of the parameters, for ``per_layer``; by default their positions.
 
     Returns:
@@ -116,6 +116,7 @@ def coherence_of_batches(
     squared: list[float] = []
     k = 0
     for k, gradient in enumerate(gradients, start=1):
+        gradient = [gradient] if isinstance(gradient, Tensor) else gradient
         tensors = [g.detach().to(torch.promote_types(g.dtype, torch.float32)) for g in gradient]
         if total and [g.shape for g in tensors] != [t.shape for t in total]:
             raise ValueError(f"gradients[{k - 1}] must have the shapes of gradients[0]")

@@ -97,7 +97,11 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 @costs(0, 0, memory="one copy of the losses in float64")
 def opposing_signals(
-    losses: Tensor, *, group: int | None = None, step: int | None = None, spike: float = 3.0
+    losses: Tensor | Sequence[Tensor],
+    *,
+    group: int | None = None,
+    step: int | None = None,
+    spike: float = 3.0,
 ) -> OpposingSignals:
     """Find two groups of examples whose losses move against each other (arXiv 2311.04163).
 
@@ -107,7 +111,8 @@ def opposing_signals(
     other steps: the correlation leaves out the step at which the groups were chosen.
 
     Args:
-        losses: of n examples over time, shape (steps + 1, n), finite: a tensor, an array or rows in a list.
+        losses: of n examples over time, shape (steps + 1, n), finite: a tensor, an array, or rows in a
+            list, such as the tensors of those steps.
         group: examples in each group; by default 1% of n and at least 1; at most half of n.
         step: where to choose the groups; by default where the mean loss rose most.
         spike: a step spikes if the rise of its mean loss is this many robust standard deviations (1.4826
@@ -116,6 +121,10 @@ def opposing_signals(
     Raises:
         ValueError: an argument is out of range, or a loss is not finite.
     """
+    if isinstance(losses, list | tuple) and losses and all(isinstance(row, Tensor) for row in losses):
+        if len(shapes := {tuple(row.shape) for row in losses}) > 1:
+            raise ValueError(f"losses must have rows of one length, got shapes {sorted(shapes)}")
+        losses = torch.stack(list(losses))
     losses = torch.as_tensor(losses)
     if losses.dim() != 2 or losses.shape[0] < 2 or losses.shape[1] < 2:
         raise ValueError(f"losses must have shape (2 or more, 2 or more), got {tuple(losses.shape)}")

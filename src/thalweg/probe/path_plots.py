@@ -27,8 +27,10 @@ def plot_paths(paths: Mapping[str, LossPath], *, unit: str = "loss") -> Any:
         A ``matplotlib.figure.Figure``; ``.savefig("paths.png")`` keeps it.
 
     Raises:
-        ValueError: no path, or more than six.
+        ValueError: no path, more than six, or they have no labels.
     """
+    if not isinstance(paths, Mapping):
+        raise ValueError(f"paths must be a mapping of labels to paths, got {type(paths).__name__}")
     if not 1 <= len(paths) <= len(STYLES):
         raise ValueError(f"paths must hold 1 to {len(STYLES)} paths, got {len(paths)}")
     title = "Barrier: " + ", ".join(f"{path.barrier:.3g} ({label})" for label, path in paths.items())
