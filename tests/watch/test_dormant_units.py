@@ -106,14 +106,16 @@ def rows_of(shares, losses):
         ([0.01, 0.02, 0.13, 0.18, 0.2, 0.2], lambda step: 0.3, [(62, "warning")]),
         (
             [0.01, 0.02, 0.13, 0.18, 0.2, 0.2],
-            lambda step: 0.3 * 0.97 ** min(step, 75),
+            lambda step: 0.3 * 0.97 ** min(step, 75) * (4 if step > 75 else 1),
             [(62, "info"), (102, "warning")],
         ),
+        # It has arrived, and holds what it has learnt.
+        ([0.01, 0.02, 0.13, 0.18, 0.2, 0.2], lambda step: 0.3 * 0.97 ** min(step, 75), [(62, "info")]),
         ([0.01, 0.6, 0.7, 0.7], lambda step: 0.3 * 0.97**step, [(42, "info")]),
         ([0.01, 0.6, 0.7, 0.7], lambda step: 0.3 + 0.01 * step, [(42, "critical")]),
     ],
 )
-def test_units_that_fall_silent_while_the_loss_falls_are_information(shares, losses, told):
+def test_units_that_fall_silent_while_the_run_learns_are_information(shares, losses, told):
     rule = DormantUnits({"optimizer": "Adam", "lr": 1e-3})
     rows = rows_of(shares, losses)
     assert [(row[0], one.severity) for row in rows for one in rule.see(Reading(*row))] == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from statistics import median
@@ -19,6 +20,7 @@ SETTLED = 3
 PASSING = 0.10
 SHUT = 0.9
 LEARNT = 0.7
+WORSE = 1.5
 BLOCK = 5
 
 
@@ -28,8 +30,9 @@ class DormantUnits(Rule):
     Units that never were active are the architecture's, not the run's, and in its first steps a run silences
     some for a while, up to 0.10: there must be 0.05 more than in the first three readings, in the layer 0.25
     more than in the first. The last of the three signs alone is an early one, ``info``, and so is the first
-    while the loss falls: units that answer few examples are silent on most, and the harm of silent ones is a
-    loss that no longer falls (arXiv 2302.12902, 2303.01486). What was ``info`` is told again once it alarms.
+    while the loss falls, or has fallen to 0.7 and is no more than 1.5 times what it has been: units that
+    answer few examples are silent on most, and the harm of silent ones is a loss that they hold up (arXiv
+    2302.12902, 2303.01486). What was ``info`` is told again once it alarms.
 
     A layer of which nine tenths are dormant in the first three readings and in every one since lets hardly
     anything through: that is the run's trouble where its loss neither falls nor has fallen to 0.7.
@@ -47,6 +50,8 @@ class DormantUnits(Rule):
         self.shut: set[str] | None = None
         # By layer, the first reading of it: step and share.
         self.firsts: dict[str, tuple[int, float]] = {}
+        # The lowest that the usual loss has been.
+        self.best = math.inf
         # Of SEVERITIES, how many have been told.
         self.said = 0
 
@@ -64,6 +69,8 @@ class DormantUnits(Rule):
             self.past.clear()
         for name, share in reading.layers.items():
             self.firsts.setdefault(name, (reading.step, share))
+        if self._known():
+            self.best = min(self.best, median(self.losses.latest))
         if len(self.early) < SETTLED:
             self.early.append(reading)
         first, past = self.early[0], list(self.past)
@@ -79,7 +86,7 @@ class DormantUnits(Rule):
         never = self.shut if len(self.early) == SETTLED and self._stuck() else set()
         if not (many or layer or rising or never):
             return
-        alarms = layer or (many and not self.losses.fall)
+        alarms = layer or (many and not self._learns())
         severity = (
             "critical" if never or (alarms and reading.value > LAYER) else "warning" if alarms else "info"
         )
@@ -114,9 +121,19 @@ class DormantUnits(Rule):
     def _many(self, reading: Reading, usual: float) -> bool:
         return reading.value > SHARE and reading.value - usual > RISE
 
+    def _known(self) -> bool:
+        return len(self.losses.latest) >= BLOCKS * BLOCK
+
+    def _learns(self) -> bool:
+        """Whether the loss is known, and falls or is about as low as it has been."""
+        if not self._known() or self.losses.fall:
+            return self._known()
+        now = median(self.losses.latest)
+        return not self.losses.negative and now <= min(LEARNT * median(self.losses.first), WORSE * self.best)
+
     def _stuck(self) -> bool:
         """Whether the loss is known, and neither falls nor has fallen."""
         past, first = self.losses.latest, self.losses.first
-        if len(past) < BLOCKS * BLOCK or self.losses.fall:
+        if not self._known() or self.losses.fall:
             return False
         return self.losses.negative or median(past) > LEARNT * median(first)
