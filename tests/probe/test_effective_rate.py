@@ -122,3 +122,12 @@ def test_weight_must_be_known_and_returns_after_an_error():
     with pytest.raises(ValueError, match="finite tensor"):
         scale_dependence(model, torch.full((1, 2), 3e38), "weight", stretch=1e10)
     assert torch.equal(model.weight, before)
+
+
+def test_the_length_is_felt_also_within_a_callers_autocast():
+    model = GPT(11, context=6, layers=1, heads=2, width=16, seed=0)
+    tokens = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(tokens)
+        assert scale_dependence(model, tokens, "head.weight") > 0.3
+        assert torch.equal(model(tokens), before)

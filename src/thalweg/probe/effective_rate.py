@@ -99,6 +99,8 @@ def _statistics_of_the_batch(model: nn.Module) -> Iterator[None]:
 
 
 def _output(model: nn.Module, batch: Any) -> Tensor:
+    # Around a caller's autocast it would keep the casts of the weight that stood here before.
+    torch.clear_autocast_cache()
     output = call(model, batch)
     output = logits_of(output)
     if not isinstance(output, Tensor) or not bool(output.isfinite().all()):
@@ -154,6 +156,7 @@ def scale_dependence(
             moved = (_output(model, batch) - start).norm().item()
         finally:
             p.data = before
+            torch.clear_autocast_cache()
     if moved:
         return longer / moved
     return math.inf if longer else 0.0
