@@ -249,6 +249,25 @@ def test_a_store_that_is_deleted_during_a_run_is_said_with_what_is_lost(small, t
     assert run.step == 20 and not folder.exists()
 
 
+def test_a_store_that_is_moved_during_a_run_holds_all_that_was_stored_before(small, tmp_path):
+    path, there = tmp_path / "s", tmp_path / "elsewhere"
+    there.mkdir()
+    with pytest.warns(UserWarning) as caught:
+        run = thalweg.watch(small.model, small.opt, budget=0, store=path)
+        for step in range(20):
+            run.log(loss=1.0)
+            small.opt.step()
+            if step == 9:
+                run.recorder.flush()
+                path.rename(there / "s")
+        run.close()
+    said = [str(one.message) for one in caught]
+    assert len(said) == 2 and "10 readings and 0 findings could not be stored" in said[1]
+    whole(there / "s")
+    with RunStore(there / "s") as store:
+        assert [one.step for one in store.readings(run.id, "loss")] == [*range(1, 11)]
+
+
 def test_another_store_in_the_place_of_a_deleted_one_is_left_alone(small, tmp_path):
     path = tmp_path / "s"
     with pytest.warns(UserWarning, match="was deleted or moved"):

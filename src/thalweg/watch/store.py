@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,11 @@ class RunStore:
             ValueError: a step is below 0 or from 2**53 on.
             sqlite3.Error: nothing can be stored now; such as on a full disk, or if the file has been deleted.
         """
-        if identity(self._place) != self._file:
+        if (found := identity(self._place)) != self._file:
+            if found is None:
+                # A file that was moved left behind what only the log holds; another's log is not touched.
+                with suppress(sqlite3.Error):
+                    self.db.execute("pragma wal_checkpoint(passive)")
             # SQLite would go on writing into what nobody can open any more.
             raise sqlite3.OperationalError(f"{str(self.path)!r} was deleted or moved during the run")
         now = time.time()
