@@ -22,6 +22,7 @@ from thalweg.probe import (
     ggn_operator,
     gradient_starvation,
     grokking_progress,
+    hutchinson,
     hvp_operator,
     input_energy,
     loss_line,
@@ -30,7 +31,10 @@ from thalweg.probe import (
     plasticity,
     scale_dependence,
     softmax_collapse,
+    spectral_density,
+    top_eigenpairs,
     train_curve,
+    xtrace,
 )
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -272,3 +276,30 @@ def test_one_logit_for_yes_or_no_has_no_classes():
         softmax_collapse(model(X), torch.zeros_like(yes))
     with pytest.raises(ValueError, match="logits of two classes or more, got one"):
         boundary_points(model, X)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: accuracy_gap(m, X, (X, LABELS)), "train must be a pair of inputs and targets, got Tensor"),
+        (
+            lambda m: accuracy_gap(m, (X, LABELS), [X]),
+            "test must be a pair of inputs and targets, got list of 1",
+        ),
+        (lambda m: neural_collapse(m, X), "data must be a pair of inputs and targets, got Tensor"),
+        (
+            lambda m: example_gradient_norms(m, (X, LABELS), nn.CrossEntropyLoss(reduction="none")),
+            "a function of the model and a batch, got CrossEntropyLoss, one of outputs and targets",
+        ),
+        (lambda m: hvp_operator(m(X).sum(), m.parameters()), "loss_fn must be a function .* got Tensor"),
+        (lambda m: hutchinson(m), "operator must be a CurvatureOperator, .* got Packed"),
+        (lambda m: xtrace(m), "operator must be a CurvatureOperator, .* got Packed"),
+        (lambda m: spectral_density(m), "operator must be a CurvatureOperator, .* got Packed"),
+        (lambda m: top_eigenpairs(lambda: m(X)), "operator must be a CurvatureOperator, .* got function"),
+    ],
+)
+def test_what_is_easily_mistaken_is_named(call, message):
+    model = Packed()
+    model.forward = model.body.forward
+    with pytest.raises(ValueError, match=message):
+        call(model)

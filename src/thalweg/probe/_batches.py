@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 
+def pair(name: str, value: Any) -> tuple[Any, Tensor]:
+    """``value`` as inputs and what goes with them.
+
+    Raises:
+        ValueError: it is no such pair.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        got = type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+        raise ValueError(f"{name} must be a pair of inputs and targets, got {got}")
+    return value[0], value[1]
+
+
 def take(batch: Any, index: Tensor | slice, examples: int) -> Any:
     """Rows ``index`` of every tensor in ``batch`` whose first dimension counts the ``examples``.
 

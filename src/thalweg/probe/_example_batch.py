@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 from torch.nn.parallel import DistributedDataParallel
 
 from thalweg.probe._untouched import untouched
@@ -70,6 +71,11 @@ def losses_of(model: nn.Module, batch: Any, loss_fn: LossFn, examples: int) -> T
     Raises:
         ValueError: they are not of shape (B,), not finite, or not floating-point.
     """
+    if isinstance(loss_fn, _Loss):
+        raise ValueError(
+            f"loss_fn must be a function of the model and a batch, got {type(loss_fn).__name__}, one "
+            "of outputs and targets: write lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
     losses = loss_fn(model, batch)
     if not isinstance(losses, Tensor) or losses.shape != (examples,):
         got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__

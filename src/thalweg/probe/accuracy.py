@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_count
-from thalweg.probe._batches import take
+from thalweg.probe._batches import pair, take
 from thalweg.probe._example_batch import changed
 from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
@@ -32,8 +32,8 @@ class AccuracyGap:
     gap: float
 
 
-def _accuracy(model: nn.Module, name: str, pair: tuple[Any, Tensor], batch_size: int, ignore: int) -> float:
-    inputs, targets = pair
+def _accuracy(model: nn.Module, name: str, given: tuple[Any, Tensor], batch_size: int, ignore: int) -> float:
+    inputs, targets = pair(name, given)
     tensors: list[Tensor] = []
     changed(inputs, tensors.append)
     first = tensors[0] if tensors else targets.new_empty(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_count
-from thalweg.probe._batches import take
+from thalweg.probe._batches import pair, take
 from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of
 from thalweg.probe._hidden import activations_heard
 from thalweg.probe._logits import logits_of
@@ -190,7 +190,7 @@ def neural_collapse(
             shapes do not fit; fewer than two classes have examples, or their means coincide.
     """
     check_count("batch_size", batch_size)
-    inputs, labels = data
+    inputs, labels = pair("data", data)
     if not len(labels):
         raise ValueError("data must hold at least one example, got none")
     model = bare(model)

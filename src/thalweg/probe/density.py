@@ -12,7 +12,7 @@ from thalweg._core.checks import check_count, check_positive
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenpairs import drawn, private_generator
 from thalweg.probe.eigenvalues import lanczos
-from thalweg.probe.operator import CurvatureOperator
+from thalweg.probe.operator import CurvatureOperator, check_operator
 
 __all__ = ["SpectralDensity", "spectral_density"]
 
@@ -92,6 +92,7 @@ def spectral_density(
     """
     check_count("samples", samples)
     check_count("iterations", iterations)
+    check_operator(operator)
     if starts is None:
         generator = private_generator(generator)
         each = (drawn(operator.n, operator.like, generator) for _ in range(samples))

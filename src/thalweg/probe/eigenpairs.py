@@ -17,7 +17,7 @@ from thalweg.probe._named import NamedParams
 from thalweg.probe._repeated import with_copies
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenvalues import lanczos, length
-from thalweg.probe.operator import CurvatureOperator, flatten, split
+from thalweg.probe.operator import CurvatureOperator, check_operator, flatten, split
 from thalweg.probe.parameter_shares import layer_shares
 
 __all__ = ["Sharpness", "preconditioned", "top_eigenpairs"]
@@ -173,7 +173,7 @@ def top_eigenpairs(
 
     Operators come from :func:`hvp_operator` and :func:`ggn_operator`, and can be wrapped by
     :func:`preconditioned` and :func:`averaged_over_ranks`. A cold start takes 10 to 20 products for the first
-    eigenvalue, a few for each further one, and for several about 4 more, by which copies of repeated
+    eigenvalue, a few for each further one, and for several 4 to 8 more, by which copies of repeated
     eigenvalues are found; each copy takes about as many as a first one. While training, pass the last
     reading's ``vectors`` as ``warm_start``: it then takes 4 products, or ``top + 3`` for more than one
     eigenvalue; see :func:`sharpness` for how close that comes. Ask for ``top=2`` or more where eigenvalues
@@ -193,6 +193,7 @@ def top_eigenpairs(
     Raises:
         ValueError: a count or shape is out of range, or a product is not finite.
     """
+    check_operator(operator)
     most = most_products(top, iterations, warm_start)
     if top > operator.n:
         raise ValueError(f"top must be at most the number of parameters ({operator.n}), got {top}")
@@ -214,7 +215,7 @@ def top_eigenpairs(
         start = mean / max(length(mean), torch.finfo(mean.dtype).tiny) + noise
     found = lanczos(operator.matvec, start, most, tol, wanted=top, least=LEAST)
     pairs = Continued(found.eigenvalues[:top], found.vectors, found.residuals[:top], found.products)
-    if top > 1 and found.converged:
+    if top > 1 and tol > 0:
         pairs = with_copies(operator.matvec, found, iterations or COPIES * most, tol, top)
     return _read(pairs, operator)
 

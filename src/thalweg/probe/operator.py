@@ -35,6 +35,15 @@ class CurvatureOperator(NamedTuple):
     shapes: tuple[torch.Size, ...]
 
 
+def check_operator(operator: CurvatureOperator) -> None:
+    """Refuse what is no operator, such as a model or a loss function."""
+    if not isinstance(operator, CurvatureOperator):
+        raise ValueError(
+            "operator must be a CurvatureOperator, as hvp_operator(loss_fn, params) returns, "
+            f"got {type(operator).__name__}"
+        )
+
+
 def checked_params(params: Iterable[Tensor]) -> list[Tensor]:
     """``params`` as a list of distinct real tensors that require a gradient."""
     listed = [params] if isinstance(params, Tensor) else list(params)
@@ -122,6 +131,11 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
             scalar, not finite, or does not require a gradient; it checkpoints activations by reentrant
             autograd (``use_reentrant=False`` works); a vector has the wrong shape.
     """
+    if not callable(loss_fn):
+        raise ValueError(
+            "loss_fn must be a function without arguments that returns the loss, "
+            f"got {type(loss_fn).__name__}"
+        )
     listed = checked_params(params)
     like = empty_like(listed)
     with twice_differentiable(listed):

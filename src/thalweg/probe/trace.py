@@ -13,7 +13,7 @@ from thalweg._core.precision import without_autocast
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenpairs import drawn, private_generator
 from thalweg.probe.eigenvalues import length
-from thalweg.probe.operator import CurvatureOperator
+from thalweg.probe.operator import CurvatureOperator, check_operator
 
 __all__ = ["Hutchinson", "XTrace", "hutchinson", "xtrace"]
 
@@ -78,9 +78,10 @@ def hutchinson(
         generator: draws the signs; by default a private one with seed 0.
 
     Raises:
-        ValueError: ``samples`` is below 2.
+        ValueError: ``samples`` is below 2, or ``operator`` is none.
     """
     check_count("samples", samples, low=2)
+    check_operator(operator)
     generator = private_generator(generator)
     sizes = [shape.numel() for shape in operator.shapes]
     blocks, squares = [], []
@@ -116,9 +117,10 @@ def xtrace(
         generator: draws the test vectors; by default a private one with seed 0.
 
     Raises:
-        ValueError: ``products`` is odd or below 4.
+        ValueError: ``products`` is odd or below 4, or ``operator`` is none.
     """
     check_count("products", products, low=4)
+    check_operator(operator)
     if products % 2:
         raise ValueError(f"products must be even, got {products}")
     generator, n = private_generator(generator), operator.n
