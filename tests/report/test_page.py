@@ -50,6 +50,15 @@ def test_two_runs_are_compared_and_the_title_of_a_plot_gives_where_they_ended(st
     assert page.count("<svg") == 1
 
 
+def test_a_run_that_is_named_twice_is_shown_once(store, tmp_path):
+    once, twice = (
+        write_report(store, tmp_path / f"{len(runs)}.html", runs=runs).read_text(encoding="utf8")
+        for runs in ([1], [1, 1])
+    )
+    assert re.findall("<h2>.*?</h2>", twice) == re.findall("<h2>.*?</h2>", once)
+    assert re.findall('aria-label="(.*?)"', twice) == ["Accuracy: test 1 at the end"]
+
+
 def test_the_latest_run_is_the_default(store, tmp_path):
     page = write_report(store, tmp_path / "page.html").read_text(encoding="utf8")
     assert "two: no findings" in page

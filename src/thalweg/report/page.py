@@ -76,7 +76,7 @@ def write_report(
         known = {one.id: one for one in opened.runs()}
         if not known:
             raise ValueError(f"store {str(store)!r} holds no run yet")
-        chosen = list(runs) if runs is not None else [max(known)]
+        chosen = list(dict.fromkeys(runs)) if runs is not None else [max(known)]
         for one in chosen:
             if one not in known:
                 raise ValueError(f"run must be one of {_ids(list(known))}, got {one!r}")
