@@ -70,7 +70,9 @@ def experts_readings(part: slice, group: Any) -> list[Any]:
     dormant = dormant_neurons(model, x[part], threshold=0.5, group=group)
     saturated = saturated_units(model, x[part], slope=0.5, share=0.5, group=group)
     scores = {name: score.tolist() for name, score in dormant.scores.items()}
-    return [scores, dormant.total, saturated.fraction, saturated.linear]
+    ranks = {name: vars(one) for name, one in feature_ranks(model, x[part], group=group).items()}
+    diverse = {name: vars(one) for name, one in feature_diversity(model, x[part], group=group).items()}
+    return [scores, dormant.total, saturated.fraction, saturated.linear, ranks, diverse]
 
 
 def split_readings(model: nn.Module, part: slice, group: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from thalweg.probe._units import (
     overhear,
     run_quietly,
 )
+from thalweg.probe._wrapped import of_all_processes
 
 
 def overhear_units(
@@ -56,6 +57,27 @@ def overhear_units(
             overhear(model, batch, *chosen(model, layers, inputs_of), told)
             return set()
         return _overhear_activations(model, batch, told)
+
+
+def overhear_units_of_all(
+    model: nn.Module,
+    batch: Any,
+    hear: Hear,
+    layers: Iterable[str] | None,
+    inputs_of: Iterable[str] | None,
+    group: Any,
+) -> None:
+    """As :func:`overhear_units`; over processes once the model has run in each, ``hear`` may exchange sums.
+
+    What ran in other processes alone, such as an expert, is heard without rows.
+    """
+    if group is None:
+        overhear_units(model, batch, hear, layers, inputs_of)
+        return
+    kept: dict[str, Tensor] = {}
+    overhear_units(model, batch, lambda run, t: kept.update({run: t.clone()}), layers, inputs_of)
+    for run, none in of_all_processes({run: t[:0] for run, t in kept.items()}, group).items():
+        hear(run, kept.pop(run, none))
 
 
 def _overhear_activations(model: nn.Module, batch: Any, hear: Hear) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.probe._hidden import overhear_units
+from thalweg.probe._hidden import overhear_units_of_all
 from thalweg.probe._units import some
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
@@ -146,5 +146,5 @@ def feature_diversity(
         found[run] = FeatureDiversity(whole, same, different, correlation, constant, rows, features.shape[1])
 
     with one_state(model, group):
-        overhear_units(model, batch, measure, layers, inputs_of)
+        overhear_units_of_all(model, batch, measure, layers, inputs_of, group)
     return some(found)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_number
 from thalweg.probe._example_ranks import gathered
-from thalweg.probe._hidden import overhear_units
+from thalweg.probe._hidden import overhear_units_of_all
 from thalweg.probe._units import some
 from thalweg.probe._wrapped import bare, one_state, over_processes
 from thalweg.probe.cost import costs
@@ -140,7 +140,7 @@ def _of_all(features: Tensor, group: Any) -> Tensor:
     return gathered(rows, group)
 
 
-@costs(1, 0, memory=f"{MEMORY}, one layer at a time")
+@costs(1, 0, memory=f"{MEMORY}, one layer at a time; all features with a group")
 def feature_ranks(
     model: nn.Module,
     batch: Any,
@@ -191,7 +191,7 @@ def feature_ranks(
         )
 
     with one_state(model, group):
-        overhear_units(model, batch, measure, layers, inputs_of)
+        overhear_units_of_all(model, batch, measure, layers, inputs_of, group)
     return some(found)
 
 
