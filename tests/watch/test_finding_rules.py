@@ -96,6 +96,28 @@ def test_a_falling_initial_transient_is_no_spike_and_a_lasting_rise_is_one_findi
     assert [one.step for one in feed(risen)] == [100]
 
 
+@pytest.mark.parametrize(
+    ("loss", "height", "steps"),
+    [
+        (0.02, 1.5, []),  # one example that is not fitted yet
+        (0.02, 2.5, [150]),  # more than any example had in the beginning
+        (0.5, 1.5, [150]),  # much is left to fit
+        (None, 1.5, [150]),
+        (-1.0, 1.5, [150]),
+    ],
+)
+def test_a_fitted_models_gradient_is_a_spike_above_those_of_the_first_steps(loss, height, steps):
+    rule = GradientSpike({"optimizer": "AdamW", "lr": 1e-3})
+    found = []
+    for step in range(1, 160):
+        early = step <= 20
+        if loss is not None:
+            found += rule.see(Reading(step, "loss", 2.0 if early else loss))
+        norm = 2.0 if early else height if step == 150 else 0.1
+        found += rule.see(Reading(step, "gradient norm", norm))
+    assert [one.step for one in found] == steps
+
+
 def sharp(ratios, start=100):
     extra = [{"ratio": r, "limit": 20.0, "lr": 0.1} for r in ratios]
     return [(start + 20 * i, "sharpness", 20.0 * e["ratio"], e) for i, e in enumerate(extra)]

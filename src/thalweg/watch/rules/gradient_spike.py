@@ -18,6 +18,7 @@ TIMES = 6.0
 SPREADS = 5.0
 BEYOND = 3.5
 QUIET = 200
+FITTED = 0.1
 
 
 class GradientSpike(Rule):
@@ -25,23 +26,33 @@ class GradientSpike(Rule):
 
     Median and spread (in logarithms) are those of the last 64 readings; the highest is that of the same but
     the last 5, so that a gradient that grows over a few steps is seen too. A model that fits most batches
-    gets many times the usual gradient from the others, again and again: those are no spikes. After a finding
+    gets many times the usual gradient from the others, again and again: those are no spikes, and where the
+    loss is down to a tenth none is that is no larger than the gradients of the run's first steps: the one
+    example that is not fitted yet has the gradient that all had then. After a finding
     the next 200 steps' spikes are counted, not reported; the spike itself enters the memory, so that a
     lasting rise is one finding.
     """
 
     name = "gradient spike"
-    reads = ("gradient norm",)
+    reads = ("loss", "gradient norm")
 
     def __init__(self, about):
         super().__init__(about)
         self.past: deque[Reading] = deque(maxlen=MEMORY)
+        self.first: list[float] = []
+        self.first_losses: list[float] = []
+        self.losses: deque[float] = deque(maxlen=ENOUGH)
         self.reported = -math.inf
         self.count = 0
 
     def see(self, reading: Reading) -> Iterable[Finding]:
+        if reading.name == "loss":
+            self._hear(reading)
+            return
         if not reading.finite or reading.value <= 0:
             return
+        if len(self.first) < ENOUGH:
+            self.first.append(reading.value)
         past = list(self.past)
         self.past.append(reading)
         # The smallest of the past is below the median: most readings are settled without sorting.
@@ -52,7 +63,7 @@ class GradientSpike(Rule):
         spread = 1.4826 * median(map(abs, logs)) + 0.05
         highest = max(one.value for one in past[:-LATEST])
         threshold = max(TIMES, math.exp(SPREADS * spread), BEYOND * highest / usual)
-        if reading.value < threshold * usual:
+        if reading.value < threshold * usual or (self._fitted() and reading.value <= median(self.first)):
             return
         self.count += 1
         if reading.step - self.reported < QUIET:
@@ -75,6 +86,18 @@ class GradientSpike(Rule):
             ("spam", "gradient-clipping", "opposing-signals"),
             self._remedies(usual),
         )
+
+    def _hear(self, loss: Reading) -> None:
+        if loss.finite:
+            self.losses.append(loss.value)
+            if len(self.first_losses) < ENOUGH:
+                self.first_losses.append(loss.value)
+
+    def _fitted(self) -> bool:
+        """Whether the loss is known to be down to a tenth; below zero it has no scale for that."""
+        if len(self.losses) < ENOUGH or min(self.losses) < 0:
+            return False
+        return median(self.losses) <= FITTED * median(self.first_losses)
 
     def _worst(self, reading: Reading, past: list[Reading]) -> tuple[str, ...]:
         """The three layers that rose most against their own median."""
