@@ -260,3 +260,15 @@ def test_eigenvalues_of_zero_are_not_taken_for_copies():
     assert found.eigenvalues == pytest.approx([5, 5, 3, 0, 0], abs=1e-5) and found.hvps <= 20
     flat = sharpness(lambda: w.sum(), [w], top=5)
     assert flat.eigenvalues == (0, 0, 0, 0, 0) and flat.hvps <= 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_are_found_also_where_the_last_eigenvalues_asked_for_do_not_converge(seed):
+    """Five eigenvalues, each four times, over a bulk in which the sixth to eighth different ones lie."""
+    source = torch.Generator().manual_seed(seed)
+    curvatures = 5 * torch.rand(200, generator=source) ** 4
+    curvatures[:20] = (5 + 20 * torch.rand(5, generator=source)).repeat_interleave(4)
+    exact = curvatures.sort(descending=True).values[:8].tolist()
+    w = torch.ones(200, requires_grad=True)
+    found = sharpness(lambda: (0.5 * curvatures * w * w).sum(), [w], top=8)
+    assert found.eigenvalues[:4] == pytest.approx(exact[:4], rel=0.02) and found.hvps <= 80

@@ -6,6 +6,7 @@ The mean squared error of a linear layer has every eigenvalue as often as there 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from thalweg._core.precision import without_autocast
 from thalweg.probe._continued import Continued
 from thalweg.probe.eigenvalues import Lanczos, iterate, orthogonal_to
 
-# Products before the largest value of the remaining space is believed: the first residuals are small.
-LEAST = 4
+# Products before the remaining space is believed to hold nothing more, since the first residuals are small
+# whatever it holds, and after which it is in any case: copies are seen after 2 to 5.
+LEAST, MOST = 4, 16
 SEED = 2  # neither the first start's nor that of Lanczos' own further ones
 
 
@@ -28,11 +30,11 @@ def with_copies(
     """``found`` with the copies of its eigenvalues that are among the ``wanted`` largest.
 
     Iterates from a random start in what is orthogonal to the vectors found, until the largest value there is
-    seen to be below them (mostly 4 products), or those above the least of them have converged: then again.
+    seen to be below them (mostly 4 to 8 products), or those above the least of them are as sure as that: then again.
 
     Args:
         matvec, tol, wanted: as for :func:`thalweg.probe.lanczos`.
-        found: its answer, whose ``wanted`` pairs have converged.
+        found: its answer, whether or not it converged.
         iterations: most products to spend, those of ``found`` among them.
     """
     n = found.vectors.shape[1]
@@ -41,31 +43,34 @@ def with_copies(
     source = torch.Generator().manual_seed(SEED)
     rounding = torch.finfo(vectors.dtype).eps * n**0.5 * np.abs(found.eigenvalues.numpy()).max()
     while products + LEAST <= iterations and len(vectors) < n and len(values) == wanted:
-        least = values[-1] + max(tol * abs(values[-1]), rounding)
-
-        def seen(
-            ritz: np.ndarray, errors: np.ndarray, values: np.ndarray = values, least: float = least
-        ) -> bool:
-            if ritz[0] <= least:
-                return bool(ritz[0] + errors[0] <= least)
-            among = ritz >= np.sort(np.concatenate([values, ritz]))[-wanted]
-            return bool((errors[among] <= tol * np.abs(ritz[among])).all())
-
+        # Some eigenvalue lies within the residual of the least one found: up to there it is no copy.
+        unsure = 0.0 if found.converged else residuals[-1]
+        least = values[-1] + max(tol * abs(values[-1]), unsure, rounding)
         start = orthogonal_to(vectors, torch.randn(n, generator=source).to(vectors))
         rest = iterate(
             lambda v, span=vectors: orthogonal_to(span, matvec(v)),  # type: ignore[misc]
             start,
             min(iterations - products, n - len(vectors)),
-            seen,
+            partial(_seen, known=values, least=least, unsure=unsure, tol=tol),
             wanted=wanted,
             least=LEAST,
         )
         products += rest.products
         if rest.eigenvalues[0] <= least:
             break
-        both = np.concatenate([values, rest.eigenvalues.numpy()[: len(rest.vectors)]])
-        order = np.argsort(-both, kind="stable")[:wanted]
-        values = both[order]
-        residuals = np.concatenate([residuals, rest.residuals.numpy()[: len(rest.vectors)]])[order]
+        count = len(rest.vectors)
+        order = np.argsort(-np.concatenate([values, rest.eigenvalues[:count]]), kind="stable")[:wanted]
+        values = np.concatenate([values, rest.eigenvalues[:count]])[order]
+        residuals = np.concatenate([residuals, rest.residuals[:count]])[order]
         vectors = torch.cat([vectors, rest.vectors])[torch.from_numpy(order)]
     return Continued(torch.from_numpy(values.copy()), vectors, torch.from_numpy(residuals.copy()), products)
+
+
+def _seen(
+    ritz: np.ndarray, errors: np.ndarray, *, known: np.ndarray, least: float, unsure: float, tol: float
+) -> bool:
+    """Whether the values ``ritz`` of the remaining space are told from the ``known`` ones well enough."""
+    if ritz[0] <= least:
+        return len(ritz) >= MOST or bool(ritz[0] + errors[0] <= least)
+    among = ritz >= np.sort(np.concatenate([known, ritz]))[-len(known)]
+    return bool((errors[among] <= np.maximum(tol * np.abs(ritz[among]), unsure)).all())
