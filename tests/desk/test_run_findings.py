@@ -105,6 +105,22 @@ def test_a_page_reads_no_more_findings_than_it_and_its_neighbours_show(many, mon
     assert numbers(many.get("/runs/1/findings/2999").text) == [2999] and len(read) == 1
 
 
+def test_the_api_gives_a_thousand_at_a_time_and_leads_to_the_rest(many):
+    address, steps, answers = "/api/runs/1/findings", [], 0
+    while address:
+        answer = many.get(address)
+        assert len(answer.json()) <= 1000
+        steps += [one["step"] for one in answer.json()]
+        address, answers = answer.links.get("next", {}).get("url"), answers + 1
+    assert steps == [*range(MANY)] and answers == 3
+    few = many.get("/api/runs/1/findings?limit=2&after=5")
+    assert [one["step"] for one in few.json()] == [5, 6]
+    assert few.headers["link"] == '</api/runs/1/findings?limit=2&after=7>; rel="next"'
+    assert "link" not in many.get(f"/api/runs/1/findings?after={MANY - 3}").headers
+    for wrong in ("limit=0", "limit=1001", "after=-1"):
+        assert many.get(f"/api/runs/1/findings?{wrong}").status_code == 422
+
+
 def test_what_a_page_says_of_findings_that_it_does_not_show_is_what_a_loop_over_all_says(many):
     with RunStore(many.app.state.store) as store:
         stored, all_of_them = StoredFindings(store, 1), store.findings(1)

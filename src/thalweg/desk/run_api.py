@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/api/runs")
 ID = 2**63 - 1  # the largest that SQLite counts to
+AT_ONCE = 1000  # findings in an answer
 
 
 @router.get("", tags=["runs"], response_model=list[RunShape])
@@ -55,14 +56,25 @@ def run(request: Request, run: int) -> JSONResponse:
 
 
 @router.get("/{run}/findings", tags=["findings"], response_model=list[FindingShape])
-def findings(request: Request, run: int, after: Annotated[int, Query(ge=0, le=ID)] = 0) -> JSONResponse:
-    """What was found in a run, in order; ``after``: how many are known already."""
+def findings(
+    request: Request,
+    run: int,
+    after: Annotated[int, Query(ge=0, le=ID)] = 0,
+    limit: Annotated[int, Query(ge=1, le=AT_ONCE)] = AT_ONCE,
+) -> JSONResponse:
+    """What was found in a run, in order; ``after``: how many are known already.
+
+    Where there are more than ``limit``, the header ``Link`` says where the rest is.
+    """
     source = source_of(request)
     with source.open() as store:
         run_of(store, run, source)
-        return JSONResponse(
-            [plain_finding(one) for one in store.findings(run, after, damaged=source.damaged)]
-        )
+        found = store.findings(run, after, most=limit + 1, damaged=source.damaged)
+    headers = {}
+    if len(found) > limit:
+        rest = request.url.include_query_params(after=after + limit)
+        headers["Link"] = f'<{rest.path}?{rest.query}>; rel="next"'
+    return JSONResponse([plain_finding(one) for one in found[:limit]], headers=headers)
 
 
 def _record(one: RunInfo) -> dict[str, Any]:
