@@ -30,7 +30,7 @@ def with_copies(
     """``found`` with the copies of its eigenvalues that are among the ``wanted`` largest.
 
     Iterates from a random start in what is orthogonal to the vectors found, until the largest value there is
-    seen to be below them (mostly 4 to 8 products), or those above the least of them are as sure as that: then again.
+    seen to be below them (mostly 4 to 8 products), or those above the least of them are as sure: then again.
 
     Args:
         matvec, tol, wanted: as for :func:`thalweg.probe.lanczos`.
