@@ -36,8 +36,10 @@ def severities(rules: Path = RULES) -> dict[str, tuple[str, ...]]:
     for tree, rule in _rules(rules):
         for call in ast.walk(rule):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding":
-                # A variable there was taken from the levels that the file begins with.
-                said = _severe(call.args[SEVERITY]) or _severe(*(one for one in tree.body if one is not rule))
+                # A variable there is what the rule says it is, or was taken from the levels above it.
+                given = call.args[SEVERITY]
+                said = _severe(given) or _severe(*_meant(given, rule))
+                said = said or _severe(*(one for one in tree.body if one is not rule))
                 found.setdefault(_named(call.args[0], _names(rule)), set()).update(said)
     return {name: tuple(one for one in SEVERITIES if one in said) for name, said in found.items()}
 
@@ -54,6 +56,13 @@ def _rules(folder: Path) -> Iterator[tuple[ast.Module, ast.ClassDef]]:
 def _named(first: ast.expr, names: list[str]) -> str:
     """Which of a rule's names ``self.name`` or ``self.further[0]`` is."""
     return names[1 + ast.literal_eval(first.slice)] if isinstance(first, ast.Subscript) else names[0]
+
+
+def _meant(variable: ast.expr, rule: ast.ClassDef) -> list[ast.expr]:
+    """What a rule assigns to a variable."""
+    name = variable.id if isinstance(variable, ast.Name) else ""
+    found = [one for one in ast.walk(rule) if isinstance(one, ast.Assign)]
+    return [one.value for one in found for to in one.targets if isinstance(to, ast.Name) and to.id == name]
 
 
 def _severe(*nodes: ast.AST) -> set[str]:
