@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from readme_loop import batches, paste
 from thalweg import optim, papers, tasks
 from thalweg.watch import Reading, all_rules
+from thalweg.watch.different_examples import different
 from thalweg.watch.moment import Moment
 from thalweg.watch.sensors.gradient_noise import gradient_noise
 
@@ -271,6 +272,16 @@ def test_examples_that_come_again_are_counted_once():
     at.batch = torch.cat([at.batch[0][:32], at.batch[0][:32] + 1]), at.batch[1]
     extra = gradient_noise.read(at)[0].extra
     assert extra["different"] == 96 and extra["weights"] == 83
+
+
+def test_large_examples_are_told_apart_by_some_of_their_entries():
+    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    at = Moment(1, {}, None, batch={"pixels": images, "kind": torch.arange(16)})
+    assert different(at) == 16
+    at.batch = {"pixels": images.flip(0), "kind": torch.arange(16).flip(0)}
+    assert different(at) == 16
+    at.batch = {"pixels": images.flip(3), "kind": torch.arange(16)}
+    assert different(at) == 32
 
 
 @pytest.mark.parametrize("about", [ABOUT, {"optimizer": "AdamW", "lr": 1e-3}])
