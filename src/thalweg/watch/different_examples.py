@@ -19,7 +19,7 @@ ENTRIES = 2**12
 def different(at: Moment) -> int:
     """Different examples among those of the batches that a sensor was given, this one included.
 
-    Told apart by one number each: the sum of its entries, of large ones of some, with fixed weights. An example
+    Told apart by one number each: the sum of its entries, of large ones of some, with fixed weights. One
     that is augmented counts once for every time that it comes.
     """
     seen: set[float] = at.memory.setdefault("seen", set())
