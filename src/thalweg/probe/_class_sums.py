@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._wrapped import over_processes
 
 
@@ -37,7 +38,7 @@ def rows_of(name: str, features: Tensor, labels: Tensor, ignore_index: int) -> t
         raise ValueError(f"labels must be classes, integers of at least 0, got {got}")
     rows = rows.double()
     if not bool(rows.isfinite().all()):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+        raise NotFiniteError(f"{name} must be finite, got NaN or infinity")
     return rows, wanted.to(rows.device, torch.int64)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.nn.parallel import DistributedDataParallel
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._untouched import untouched
 from thalweg.probe._wrapped import check_module, uncompiled
 
@@ -91,7 +92,7 @@ def losses_of(model: nn.Module, batch: Any, loss_fn: LossFn, examples: int) -> T
         raise ValueError(f"loss_fn must return floating-point losses, got {losses.dtype}")
     bad = (~losses.detach().isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(
+        raise NotFiniteError(
             f"loss_fn must return finite losses, got {losses[bad[0]].item()} for example {bad[0]}"
             f" and {len(bad) - 1} more"
         )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._quiet import call, listening, modules_named, quiet
 
 Hear = Callable[[str, Tensor], None]
@@ -185,5 +186,5 @@ def unit_rows(name: str, values: Tensor, unit_dim: int | None) -> Tensor:
     rows = values.movedim(unit_dim, 0).flatten(1).to(torch.promote_types(values.dtype, torch.float32))
     # One reduction over the sum: finite entries cannot add up to NaN, and infinity is an error anyway.
     if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
-        raise ValueError(f"layer {name!r} must return finite activations, got NaN or infinity")
+        raise NotFiniteError(f"layer {name!r} must return finite activations, got NaN or infinity")
     return rows

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._named import NamedParams, named
 from thalweg.probe.cost import costs
 
@@ -110,6 +111,6 @@ def weight_gradient_alignment(named_params: NamedParams) -> dict[str, float]:
         size = torch.linalg.vector_norm(weight) * torch.linalg.vector_norm(gradient)
         cosine = -torch.dot(weight, gradient) / size if bool(size != 0) else size
         if not bool(cosine.isfinite()):
-            raise ValueError(f"weight and gradient of {name!r} must be finite, got NaN or infinity")
+            raise NotFiniteError(f"weight and gradient of {name!r} must be finite, got NaN or infinity")
         cosines[name] = cosine.clamp(-1, 1).item()
     return cosines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe.cost import costs
 
 __all__ = ["gram_alignment", "gram_matrix"]
@@ -30,7 +31,7 @@ def gram_matrix(features: Tensor) -> Tensor:
     rows = features.detach().flatten(1)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if not bool(rows.isfinite().all()):
-        raise ValueError("features must be finite, got NaN or infinity")
+        raise NotFiniteError("features must be finite, got NaN or infinity")
     rows = rows - rows.mean(0)
     return rows @ rows.T
 

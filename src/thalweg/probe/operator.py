@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._randomness import same_randomness
 from thalweg.probe._second_derivatives import Formulas
@@ -86,7 +87,7 @@ def checked_loss(loss: Tensor) -> Tensor:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"loss_fn must return a scalar tensor, got {got}")
     if not bool(loss.isfinite()):
-        raise ValueError(f"loss_fn must return a finite loss, got {loss.item()}")
+        raise NotFiniteError(f"loss_fn must return a finite loss, got {loss.item()}")
     return loss.reshape(())
 
 

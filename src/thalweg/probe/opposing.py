@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_count, check_positive
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._example_batch import (
     LossFn,
     count,
@@ -129,7 +130,7 @@ def opposing_signals(
     if losses.dim() != 2 or losses.shape[0] < 2 or losses.shape[1] < 2:
         raise ValueError(f"losses must have shape (2 or more, 2 or more), got {tuple(losses.shape)}")
     if not bool(losses.isfinite().all()):
-        raise ValueError("losses must be finite, got NaN or infinity")
+        raise NotFiniteError("losses must be finite, got NaN or infinity")
     check_positive("spike", spike)
     n = losses.shape[1]
     size = max(1, n // 100) if group is None else check_count("group", group)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.checks import check_number
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._example_ranks import gathered
 from thalweg.probe._hidden import overhear_units_of_all
 from thalweg.probe._units import some
@@ -50,7 +51,7 @@ def _singular_values(features: Tensor) -> Tensor:
     if features.dim() != 2 or not features.numel():
         raise ValueError(f"features must be a matrix (examples, features), got shape {tuple(features.shape)}")
     if not bool(features.isfinite().all()):
-        raise ValueError("features must be finite, got NaN or infinity")
+        raise NotFiniteError("features must be finite, got NaN or infinity")
     return torch.linalg.svdvals(features.detach().double())
 
 

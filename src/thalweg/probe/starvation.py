@@ -13,6 +13,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg._core.checks import check_count
+from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import changed, count
 from thalweg.probe._graphs import check_reachable, dense
@@ -198,7 +199,7 @@ def gradient_starvation(
     if not len(margins):
         raise ValueError(f"targets must hold one that counts, got only ignore_index={ignore_index}")
     if not bool(margins.isfinite().all()):
-        raise ValueError("model must give finite margins, got NaN or infinity")
+        raise NotFiniteError("model must give finite margins, got NaN or infinity")
     kernels = {}
     for name in params:
         jacobian = torch.cat([gradients.pop(name).flatten(1) for gradients in rows])[keep].double()
