@@ -179,7 +179,7 @@ def test_damaged_rows_are_told_and_the_others_given(tmp_path):
 
 
 def test_a_run_that_goes_on_says_what_watching_has_cost_so_far(tmp_path, monkeypatch):
-    monkeypatch.setattr("thalweg.watch.live.TELLING", 0.0)
+    monkeypatch.setattr("thalweg.watch.looks.TELLING", 0.0)
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with thalweg.watch(model, optimizer, store=tmp_path / "s", budget=0.5) as run:
