@@ -9,6 +9,7 @@ from thalweg.watch import clip_gradients
 from thalweg.watch.clipped import left_by_clipping
 from thalweg.watch.moment import Moment
 from thalweg.watch.sensors.curvature import tracked_sharpness
+from thalweg.watch.sensors.gradient_noise import gradient_noise
 
 CURVATURES = torch.tensor([80.0, 10.0], dtype=torch.float64)
 
@@ -107,3 +108,21 @@ def test_clipped_descent_at_four_times_the_limit_is_no_finding_and_without_clipp
     assert edges(clip=True) == ([], pytest.approx(94.0))
     severities, end = edges(clip=False)
     assert severities == ["warning"] and abs(end) > 1e20
+
+
+def test_noise_of_clipped_steps_is_that_of_the_rate_which_clipping_leaves():
+    torch.manual_seed(0)
+    model, batch = Bowl([1.0, 1.0]), torch.randn(64, 2, dtype=torch.float64)
+
+    def read(rate, clip):
+        opt, memory = torch.optim.SGD(model.parameters(), rate), {}
+        for step in (1, 2):
+            at = moment(model, opt, step, batch)
+            at.memory = memory
+            stepped(opt, model, batch, clip)
+            found = gradient_noise.read(at)[0].extra
+        return found["step"], found["gain"]
+
+    loss_fn(model, batch).backward()
+    whole = model.x.grad.norm().item()
+    assert read(0.1, clip=whole / 10) == pytest.approx(read(0.01, clip=None), rel=1e-3)

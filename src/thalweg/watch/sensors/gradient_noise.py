@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from thalweg.probe import preconditioner_of, stability_limit
 from thalweg.probe._example_batch import changed, count, taken, undisturbed
+from thalweg.watch.clipped import left_by_clipping
 from thalweg.watch.coming_step import behind
 from thalweg.watch.different_examples import different
 from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
@@ -49,7 +50,7 @@ def gradient_noise(at: Moment) -> list[Raw]:
     The scale is the ratio of means over some ten readings; what one reading gave is in ``extra``. There too,
     of optimizers whose step is a known multiple P of the gradient: ``step``, :math:`\sum P g^2` of the
     gradient g that the coming step takes, and ``gain``, what the signal alone would give, the loss that a
-    small step takes away; both in units of loss.
+    small step takes away; both in units of loss, and for the rate that clipping leaves.
     """
     assert at.model is not None and at.loss_fn is not None
     params = [p for p in at.named.values() if p.requires_grad and p.grad is not None]
@@ -71,6 +72,7 @@ def gradient_noise(at: Moment) -> list[Raw]:
             plain.add(gradient)
             if rates is not None:
                 moved.add([g * rate.sqrt() for g, rate in zip(gradient, rates, strict=True)])
+        left = 1.0 if rates is None else left_by_clipping(at, params)
     signal, noise = plain.signal, size * plain.spread
     memory = at.memory
     for name, value in (("signal", signal), ("noise", noise)):
@@ -79,7 +81,8 @@ def gradient_noise(at: Moment) -> list[Raw]:
     extra = {"signal": signal, "noise": noise, "batch": float(examples(at.batch))}
     extra |= {"weights": float(sum(p.numel() for p in params)), "different": float(different(at))}
     if rates is not None:
-        extra |= {"step": _step(at, params, rates), "gain": moved.signal}
+        # A step is the rate times c g, of which g was read: the rate that clipping leaves is c times it.
+        extra |= {"step": _step(at, params, rates) / left, "gain": moved.signal * left}
     total = signal + noise
     return [
         Raw("gradient noise scale", scale, extra=extra),
