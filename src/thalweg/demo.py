@@ -88,8 +88,8 @@ def demo(
         torch.set_num_threads(threads)
     names = " and ".join(f"“{name}”" for name in dict.fromkeys(one.name for one in before.findings))
     lead = (
-        f"An MLP learns addition modulo {PRIME} from 40% of all pairs. Watched at a budget of {BUDGET:.0%}, the "
-        f"first run shows {names}. The second differs in the optimizer that the finding gave: "
+        f"An MLP learns addition modulo {PRIME} from 40% of all pairs. Watched at a budget of {BUDGET:.0%}, "
+        f"the first run shows {names}. The second differs in the optimizer that the finding gave: "
         f"{next(line for line in remedy.splitlines() if line.startswith('opt = '))}"
     )
     outcomes = [before, after]

@@ -211,7 +211,7 @@ def test_arguments_out_of_range_are_refused(arguments, message):
         optim.SAM(optim.SGD([nn.Parameter(torch.ones(1))]), **arguments)
 
 
-# At rate 0.25 and radius 0.2 rounding, which differs between processors, decides whether it diverges on its way.
+# At rate 0.25 and radius 0.2 rounding decides whether it diverges on its way: on some processors it does.
 @pytest.mark.parametrize(("lr", "radius"), [(0.5, 0.0), (0.5, 0.05), (0.25, 0.1), (0.2, 0.2)])
 def test_full_batch_sam_settles_at_its_own_edge_of_stability(lr, radius):
     """Where lr lambda (1 + radius lambda) = 2, from learning rate and radius alone (arXiv 2302.08692)."""
