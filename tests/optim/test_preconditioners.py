@@ -61,6 +61,19 @@ def test_a_factor_and_its_transpose_belong_together(name, shape):
     torch.testing.assert_close(found.scaled(3.0).times(gradient), 3 * found.times(gradient))
 
 
+def test_lengths_and_directions_are_bounded_each_by_its_own_part_of_the_gradient():
+    optimizer, p, _, _ = stepped(CHAINS["normalized"], WIDE)
+    found = optimizer.preconditioner(p)
+    gradient, share = 100 * torch.randn_like(p), 0.3
+    bounded = found.bounded(gradient, share)
+    unit = p.detach() / p.detach().norm(dim=1, keepdim=True)
+    along = (unit * gradient).sum(1, keepdim=True)
+    turn = gradient - along * unit
+    torch.testing.assert_close(bounded.lengths, found.lengths.minimum(1 / (share * along.abs())))
+    torch.testing.assert_close(bounded.inner, found.inner.minimum(1 / (share * turn.abs())))
+    assert (bounded.lengths < found.lengths).any() and (bounded.inner < found.inner).any()
+
+
 # Not projected in 4 bits: mean squares there lie far apart, and 4 bits keep none below 1/16 of the largest.
 @pytest.mark.parametrize(("bits", "projected"), [(8, False), (4, False), (8, True)])
 def test_state_in_few_bits_is_read(bits, projected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 __all__ = ["Factored", "InSubspace", "OfLengths"]
 
 
-class Factored:
+class Factored(ABC):
     r"""A positive semi-definite :math:`P = F F^\top` of one parameter; :math:`P` is never written out.
 
     The eigenvalues of :math:`P H` other than 0 are those of :math:`F^\top H F`, which is symmetric.
@@ -24,25 +25,25 @@ class Factored:
     shape: torch.Size
     size: int
 
+    @abstractmethod
     def factor(self, x: Tensor) -> Tensor:
         """:math:`F x`: a vector of shape (size,) to one shaped like the parameter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transposed(self, g: Tensor) -> Tensor:
         r""":math:`F^\top g`: what is shaped like the parameter to shape (size,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bounded(self, gradient: Tensor, share: float) -> Factored:
         r"""With no entry of the diagonal inside above 1 / (share times its part of ``gradient``)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scaled(self, by: float) -> Factored:
         """``by`` times this; ``by`` is at least 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finite(self) -> bool:
         """Whether everything in it is finite and the diagonal inside not negative."""
-        raise NotImplementedError
 
     def times(self, g: Tensor) -> Tensor:
         """:math:`P g`, shaped like the parameter."""
