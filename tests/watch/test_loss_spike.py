@@ -87,6 +87,14 @@ def test_a_spike_is_told_three_steps_later_and_once():
     assert when == [(SPIKE + 3, SPIKE)]
 
 
+@pytest.mark.parametrize("thin", [1, 7])
+def test_the_threshold_is_reckoned_once_in_eight_losses_however_few_are_judged(thin, monkeypatch):
+    reckoned, threshold = [], LossSpike._threshold
+    monkeypatch.setattr(LossSpike, "_threshold", lambda self: reckoned.append(1) or threshold(self))
+    told([(thin * step, "loss", 1.0) for step in range(801)])
+    assert 100 <= len(reckoned) <= 102
+
+
 def test_one_hard_batch_is_none_unless_it_stands_far_out():
     losses = series(200, 0)
     (found,) = told(run(spiked(0, height=5.0, lasting=1)))

@@ -155,6 +155,15 @@ def test_losses_that_cost_too_much_to_judge_are_all_stored_and_a_nan_is_still_fo
         assert len(store.readings(1, "loss")) == 100
 
 
+@pytest.mark.parametrize(("step_time", "asleep"), [(0.001, 200), (0.05, 32)])
+def test_where_nothing_can_be_paid_for_long_nobody_looks_for_that_long(step_time, asleep):
+    budget = make(0.03)
+    budget.earn(100 * step_time, 100)
+    budget.overhead(1e6)
+    budget.earn(step_time)
+    assert budget.wake(101) == 101 + asleep
+
+
 def test_an_early_sensor_runs_from_the_first_steps_on_and_all_pay_that_back():
     early = {**SENSORS, "cheap": {**SENSORS["cheap"], "early": True}}
     budget = make(0.03, early)

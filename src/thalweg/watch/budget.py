@@ -15,8 +15,8 @@ __all__ = ["Budget"]
 CAUTION = 1.5
 # A run that takes more than this multiple of the usual price is charged to all sensors beyond it.
 HICCUP = 3.0
-# Between looks at who can pay, at most so many steps pass.
-ASLEEP = 32
+# Between looks at who can pay, at most so many steps pass, or what they do in so many seconds.
+ASLEEP, NAP = 32, 0.2
 # In so many first steps an early sensor runs on credit, as far as so many steps will earn it.
 EARLY = 32
 CREDIT = 1000
@@ -142,7 +142,8 @@ class Budget:
 
     def wake(self, step: int) -> int:
         """The next step, behind ``step``, before which any sensor could be due."""
-        spare, earliest = max(self.spare, 0.0), step + ASLEEP
+        asleep = max(ASLEEP, int(NAP / self.step_time)) if self.step_time else ASLEEP
+        spare, earliest = max(self.spare, 0.0), step + asleep
         for account in self.accounts.values():
             due = step if account.last is None else account.last + account.every
             if account.idle or due >= earliest:
@@ -150,8 +151,8 @@ class Budget:
             need = self._need(account)
             lacking = need - account.saved - spare
             if lacking > 0 and not (account.early and self._lends(need)):
-                wait = lacking / (self.net * account.part) if self.net > 0 else ASLEEP
-                due = max(due, step + int(min(wait, ASLEEP)))
+                wait = lacking / (self.net * account.part) if self.net > 0 else asleep
+                due = max(due, step + int(min(wait, asleep)))
             earliest = min(earliest, due)
             if earliest <= step + 1:
                 return step + 1

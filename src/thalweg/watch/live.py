@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class Run:
         listener, moment = self._listener, self.moment
         if listener.last is not None:
             listener.take()
-        raws = [Raw(key.replace("_", " "), number(key, value)) for key, value in numbers.items()]
+        raws = _raws(numbers) if numbers else ()
         value = None if loss is None else number("loss", loss)
         to = moment.step + (not listener.again) if step is None else check_step(step)
         if batch is not None:
@@ -96,12 +96,12 @@ class Run:
             if listener.listens and (targets := self._looks.labels.of_batch(batch)) is not None:
                 # For sensors that read before the coming step.
                 moment.targets = targets
-        if self._active and self._open:
+        if self._active:
             if raws:
                 self.recorder.note(to, raws)
             # A closure's later losses are not those of the weights that the step begins with.
             if value is not None and not listener.again:
-                self.recorder.put_loss(to, value, step is not None)
+                self.recorder.put_loss(start, to, value, step is not None)
                 if moment.step == self._logged:
                     self._stray.loss(moment.step)
                 self._logged = moment.step
@@ -168,7 +168,7 @@ class Run:
 
     def detach(self) -> None:
         """See no more of the training; a run that is to be stored as ended is closed instead."""
-        self._open = False
+        self._open = self._active = False
         atexit.unregister(self._at_exit)
         self._looks.stop()
 
@@ -180,3 +180,7 @@ class Run:
 
     def _at_exit(self) -> None:
         self.close(outcome_of_script())
+
+
+def _raws(numbers: Mapping[str, Any]) -> list[Raw]:
+    return [Raw(key.replace("_", " "), number(key, value)) for key, value in numbers.items()]

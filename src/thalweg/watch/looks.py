@@ -26,7 +26,7 @@ from thalweg.watch.watched import Watched
 __all__ = ["Looks"]
 
 # The part of the budget that judging the losses may take.
-JUDGING = 0.2
+JUDGING = 0.1
 # Every so many seconds the store is told what watching has cost so far.
 TELLING = 2.0
 # In its first steps a run shows what it offers: look at each of them.
@@ -114,7 +114,7 @@ class Looks:
         self._spent(start)
 
     def _hooked(self, index: int) -> RemovableHandle:
-        def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        def look(args: tuple, kwargs: dict[str, Any]) -> Any:
             changed = None
             if kwargs or len(args) > 1:
                 changed = with_closure(args, kwargs, partial(self._look, index), self.listener)
@@ -122,9 +122,13 @@ class Looks:
                 self._look(index)
             return changed
 
-        # Nothing of ours is for the compiler of somebody who compiles the step.
-        hook: Callable[..., Any] = torch.compiler.disable(before)
-        return self.watched[index].optimizer.register_step_pre_hook(hook)
+        # Nothing of ours is for the compiler of somebody who compiles the step; others need not pay for that.
+        apart: Callable[..., Any] = torch.compiler.disable(look)
+
+        def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            return (apart if torch.compiler.is_compiling() else look)(args, kwargs)
+
+        return self.watched[index].optimizer.register_step_pre_hook(before)
 
     def _look(self, index: int) -> None:
         """Gradients are there, weights not yet moved: take the readings that are due, if any can be."""

@@ -217,13 +217,20 @@ def how_to_give(need: str) -> str:
 def number(name: str, value: Any) -> float | Tensor:
     """One number, or a copy of a tensor that holds one: the loop may go on writing into it."""
     if isinstance(value, Tensor):
+        if value.is_cpu:
+            # Nothing has to be waited for, and a float is the cheaper copy; what else it is, is said below.
+            try:
+                plain = value.item()
+            except RuntimeError:
+                plain = None
+            if type(plain) is float:
+                return plain
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
         if value.is_complex() or value.is_meta:
             kind = f"a {value.dtype} tensor on {value.device}"
             raise ValueError(f"{name} must be a real number, got {kind}")
-        # On the CPU nothing has to be waited for, and a float is the cheaper copy.
-        return value.item() if value.is_cpu else value.detach().clone()
+        return value.detach().clone()
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -80,6 +80,8 @@ class Recorder(threading.Thread):
         self._inbox: deque[Any] = deque()
         self._wake = threading.Event()
         self._ending = False
+        # What is to be added to ``time.perf_counter`` to give the time of day.
+        self._epoch = 0.0
         self._readings: list[tuple[float, Reading]] = []
         self._unsaved: list[Finding] = []
         self._undelivered: tuple[list[tuple[float, Reading]], list[Finding]] = [], []
@@ -102,13 +104,14 @@ class Recorder(threading.Thread):
         """Hand over numbers that the loop logged for a step, which may have begun or not."""
         self._inbox.append((time.time(), step, raws))
 
-    def put_loss(self, step: int, loss: float | Tensor, named: bool = False) -> None:
+    def put_loss(self, at: float, step: int, loss: float | Tensor, named: bool = False) -> None:
         """Hand over a loss; of several for one step the mean is kept.
 
         Args:
+            at: when, by ``time.perf_counter``, which the caller has asked already.
             named: of a step that the loop named, rather than the coming one.
         """
-        self._inbox.append((time.time(), step, loss, named))
+        self._inbox.append((at, step, loss, named))
 
     def report(self, finding: Finding) -> None:
         """Hand over a finding that no rule made."""
@@ -196,6 +199,7 @@ class Recorder(threading.Thread):
     def _clear_inbox(self) -> list[threading.Event]:
         """Take what waits; gives the events of those who wait until it is stored."""
         waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        self._epoch = time.time() - time.perf_counter()
         for item in waiting:
             try:
                 if isinstance(item, Finding):
@@ -234,8 +238,8 @@ class Recorder(threading.Thread):
             for finding in self.judges.see(label, reading):
                 self._found(finding)
 
-    def _take_loss(self, when: float, step: int, loss: float | Tensor, named: bool) -> None:
-        self._judge_losses(self._losses.add(when, step, float(loss), named))
+    def _take_loss(self, at: float, step: int, loss: float | Tensor, named: bool) -> None:
+        self._judge_losses(self._losses.add(self._epoch + at, step, float(loss), named))
 
     def _judge_losses(self, losses: Iterable[tuple[float, int, float]]) -> None:
         for when, step, loss in losses:

@@ -20,7 +20,7 @@ RECENT = 10
 APART = LATEST // 2 + RECENT
 # In a normal distribution this share lies below so many standard deviations above the mean.
 HIGH, DEVIATIONS = 0.95, 1.645
-# The threshold is reckoned anew so often, and whenever a loss is above it.
+# The threshold is reckoned anew after so many losses, and whenever one is above it.
 RENEW = 8
 ENOUGH = 20
 SPREADS = 5.0
@@ -80,9 +80,10 @@ class LossSpike(Rule):
             return
         if len(self.first) < 5:
             self.first.append(reading.value)
+        self.renew -= 1
         if self.spike is None and reading.step >= self.quiet_until:
-            if reading.value > self.known[0] or reading.step >= self.renew:
-                self.known, self.renew = self._threshold(), reading.step + RENEW
+            if reading.value > self.known[0] or self.renew < 0:
+                self.known, self.renew = self._threshold(), RENEW - 1
             threshold, usual = self.known
             if reading.value > threshold:
                 self.spike, self.waited, self.high = (reading, threshold, usual), 0, 0
