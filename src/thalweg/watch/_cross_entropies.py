@@ -26,6 +26,7 @@ class CrossEntropies:
         original: torch's own function.
         logits, targets: of the latest call that was differentiated, detached.
         plain: whether that call asked for nothing but the mean.
+        fresh: whether there has been one since the last step.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class CrossEntropies:
         self.targets: Tensor | None = None
         self.plain = False
         self._last: tuple[Tensor, Tensor, int, bool] | None = None
-        self._fresh = False
+        self.fresh = False
         self._total: Tensor | None = None
         self._calls = 0
 
@@ -43,7 +44,7 @@ class CrossEntropies:
         if loss.requires_grad and not target.is_floating_point():
             asked = {**USUAL, **dict(zip(USUAL, args, strict=False)), **kwargs}
             summed = asked["reduction"] == "sum" or asked["size_average"] is False
-            self.logits, self.targets, self._fresh = input.detach(), target, True
+            self.logits, self.targets, self.fresh = input.detach(), target, True
             self.plain = not args and kwargs.items() <= USUAL.items()
             self._last = loss.detach(), target, asked["ignore_index"], summed
             # Within somebody's compiled region what is read here would be compiled again when it changes.
@@ -71,11 +72,11 @@ class CrossEntropies:
         """
         if self._calls and self._total is not None:
             return self._total / self._calls
-        return _mean(*self._last) if self._last is not None and (self._fresh or closure) else None
+        return _mean(*self._last) if self._last is not None and (self.fresh or closure) else None
 
     def forget(self, closure: bool = False) -> None:
         """Begin anew; what came in the closure of a step is kept for the next one."""
-        self._total, self._calls, self._fresh = None, 0, False
+        self._total, self._calls, self.fresh = None, 0, False
         if not closure:
             self.logits = self.targets = self._last = None
 

@@ -115,6 +115,10 @@ class Run:
         """
         return self.moment.step
 
+    def listened(self, seconds: float) -> None:
+        """Count as watching what somebody has taken who listens to the training for this run."""
+        self._clock.own += seconds
+
     def skip_to(self, step: int) -> None:
         """Count up to ``step``: a trainer also counts steps that a GradScaler skipped, which are not seen."""
         self.moment.step = self.recorder.step = max(self.moment.step, step)

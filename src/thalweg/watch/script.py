@@ -1,7 +1,8 @@
 """Watch somebody's own training script without changing it: ``thalweg run train.py``.
 
 A hook on every optimizer's step finds the model that owns the parameters, and one on
-``torch.nn.functional.cross_entropy`` sees logits, targets and loss on their way through.
+``torch.nn.functional.cross_entropy`` sees logits, targets and loss on their way through. Of what has no cross
+entropy the loss is what ``backward`` was called on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from thalweg.watch._cross_entropies import CrossEntropies
+from thalweg.watch._differentiated import Differentiated
 from thalweg.watch._endings import release, without_optimizer
 from thalweg.watch.hooks import Listener
 from thalweg.watch.observe import Run, watch
@@ -112,6 +114,7 @@ def watching_everything(
     )
     unwatched: WeakSet[torch.optim.Optimizer] = WeakSet()
     seen = CrossEntropies()
+    heard = Differentiated(lambda: seen.fresh, lambda error: _say(f"losses are not heard: {error!r}"))
 
     def begin(optimizer: torch.optim.Optimizer) -> None:
         _close_what_is_over(runs)
@@ -139,7 +142,12 @@ def watching_everything(
     def note(optimizer: torch.optim.Optimizer, closure: bool) -> None:
         run, listener, calls = known[optimizer]
         listener.take()
+        run.listened(heard.spent)
+        heard.spent = 0.0
+        differentiated = heard.taken(optimizer, closure)
         if seen.logits is None or seen.targets is None:
+            if differentiated is not None:
+                run.log(loss=differentiated)
             return
         run.log(loss=seen.taken(closure))
         moment = run.moment
@@ -153,7 +161,9 @@ def watching_everything(
     def after_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: Mapping[str, Any]) -> None:
         # Sensors have run the model meanwhile.
         if not inside(optimizer):
-            seen.forget(_has_closure(args, kwargs))
+            closure = _has_closure(args, kwargs)
+            seen.forget(closure)
+            heard.forget(optimizer, closure)
 
     def inside(optimizer: torch.optim.Optimizer) -> bool:
         """A wrapper such as optim.SAM steps the optimizer inside it."""
@@ -167,7 +177,8 @@ def watching_everything(
     F.cross_entropy = listening_loss
     outcome = "finished"
     try:
-        yield runs
+        with heard.standing_in():
+            yield runs
     except BaseException as error:
         outcome = type(error).__name__
         raise
