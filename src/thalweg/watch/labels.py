@@ -40,6 +40,11 @@ class NamedLabels:
         pair = isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)
         return batch[1] if pair else None
 
+    def late(self, model: nn.Module) -> bool:
+        """Whether the labels at hand are to be moved one place to stand beside their logits."""
+        labels = self._labels
+        return labels is not None and labels.ndim > 1 and _late(model, labels, self._tokens)
+
     def forget(self) -> None:
         self._labels = self._tokens = None
 

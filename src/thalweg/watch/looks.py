@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thalweg.probe._logits import logits_of
+from thalweg.watch.batch_form import form_of, logits_in
 from thalweg.watch.budget import Budget
 from thalweg.watch.clock import Clock
 from thalweg.watch.evaluations import Evaluations
@@ -66,6 +68,7 @@ class Looks:
         self._seen = self._settled = self._wake = 0
         self._awake = False
         self._told = time.perf_counter()
+        self._logits: str | None = None
         self._hooks = [self._hooked(index) for index in range(len(optimizers))]
         if model is not None and active:
             self._hooks.append(model.register_forward_hook(self.listener, with_kwargs=True))
@@ -105,6 +108,8 @@ class Looks:
         moment.inputs = (args, kwargs)
         found = logits_of(output)
         moment.output = None
+        if self._logits is None:
+            self._logits = logits_in(output)
         if isinstance(found, Tensor) and not hasattr(found, "device_mesh"):
             moment.output, moment.region = found.detach(), region_around(found)
         # A loss function need not take what the model takes: it is given what was logged, or nothing.
@@ -170,12 +175,28 @@ class Looks:
         self.clock.paid += paid
         self.clock.own -= paid
         settled = self._seen > SETTLING
+        if not settled and self.recorder.form is None:
+            self._form()
         self._wake = self.budget.wake(moment.step) if settled else moment.step + 1
         if raws:
             unless = one.overflowed
             # The scaler's tensor, which the next step may write into.
             unless = None if unless is None else unless.clone()
             self.recorder.put(moment.step, raws, one.label, unless)
+
+    def _form(self) -> None:
+        """See how the loop's batch becomes what the model takes, for remedies that take one."""
+        moment = self.moment
+        if moment.model is None or moment.inputs is None or moment.batch is None or self._logits is None:
+            return
+        # What the model was called with stands in for the batch where the loop logged none.
+        if moment.batch is moment.inputs[0]:
+            return
+        late = self.labels.late(moment.model)
+        with suppress(Exception):  # a monitor must not end the run for the sake of words
+            self.recorder.form = form_of(
+                moment.batch, moment.model, *moment.inputs, logits=self._logits, late=late
+            )
 
     def _spent(self, start: float) -> None:
         """Time in our own calls outside the step is not the user's training time."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from thalweg.watch.batch_form import Form
 from thalweg.watch.delivery import Delivery
 from thalweg.watch.judging import Judges
 from thalweg.watch.loss_function import LossFunctionError
@@ -53,6 +54,7 @@ class Recorder(threading.Thread):
         disabled: sensors and sinks that were switched off, and why.
         sinks: what takes readings to other trackers.
         judges: the rules that see what is taken.
+        form: how the loop's batch becomes what the model takes, once known; remedies are fitted to it.
     """
 
     def __init__(
@@ -72,27 +74,23 @@ class Recorder(threading.Thread):
         self.disabled: dict[str, str] = {}
         self.about: dict[str, Any] = {}
         self.sinks: list[Delivery] = []
-        self.step = self.lost = 0
-        self.busy = 0.0
+        self.step, self.lost, self.busy = 0, 0, 0.0
+        self.form: Form | None = None
         self.problems: list[str] = []
         self.judges = Judges(rules, titles or {}, self._complain)
         self._past, self._losses = past, StepLosses()
         self._inbox: deque[Any] = deque()
-        self._wake = threading.Event()
-        self._ending = False
+        self._wake, self._ending = threading.Event(), False
         # What is to be added to ``time.perf_counter`` to give the time of day.
         self._epoch = 0.0
         self._readings: list[tuple[float, Reading]] = []
         self._unsaved: list[Finding] = []
         self._undelivered: tuple[list[tuple[float, Reading]], list[Finding]] = [], []
-        self._failures = 0
-        self._retry = 0.0
+        self._failures, self._retry = 0, 0.0
         self.start()
 
     def put(self, step: int, raws: Sequence[Raw], label: str = "", unless: Tensor | None = None) -> None:
-        """Hand readings of a step that has begun over, with its losses before them.
-
-        It returns at once and wakes nobody, which would cost the training thread more.
+        """Hand readings of a step that has begun over, with its losses before them; wakes nobody: that costs.
 
         Args:
             label: of the optimizer that they are of.
@@ -171,11 +169,11 @@ class Recorder(threading.Thread):
             warnings.warn(f"thalweg: {what} could not be stored: {'; '.join(self.problems)}", stacklevel=3)
 
     def _end(self, outcome: str, about: Mapping[str, Any]) -> None:
-        if self.store is not None:
-            try:
+        try:
+            if self.store is not None:
                 self.store.end(self.run_id, outcome, **about)
-            except sqlite3.Error as error:
-                self._complain(error)
+        except sqlite3.Error as error:
+            self._complain(error)
 
     def run(self) -> None:
         ending = False
@@ -254,6 +252,7 @@ class Recorder(threading.Thread):
             self._undelivered[0].append((when, reading))
 
     def _found(self, finding: Finding) -> None:
+        finding = finding if self.form is None else self.form.fit(finding)
         self.findings.append(finding)
         self._unsaved.append(finding)
         if self.sinks:
