@@ -225,3 +225,35 @@ def test_a_model_without_attention_is_refused():
         ValueError, match=r"must call F\.scaled_dot_product_attention or nn\.MultiheadAttention"
     ):
         attention_logits(nn.Linear(3, 2), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("low", [-1e9, -1e4, -math.inf, -3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pair_is_forbidden_by_whatever_leaves_nothing_of_it(low, dtype):
+    query, key = drawn(2, 3, 4, 8).to(dtype), drawn(2, 3, 5, 8).to(dtype)
+    key[:, :, 3:] *= 100  # what the padding holds
+    forbidden = torch.arange(5) >= 3
+    mask = torch.zeros(4, 5, dtype=dtype).masked_fill(forbidden, low)
+    found = attention_logits(Direct(attn_mask=mask), (query, key)).per_head["model"]
+    exact = (query.double() @ key.double().mT / math.sqrt(8)).abs()[..., :3].amax((0, 2, 3))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_one_head_of_queries_for_several_of_keys_and_groups_without_a_batch():
+    query, key = drawn(2, 1, 4, 8), drawn(2, 3, 5, 8)
+    found = attention_logits(Direct(), (query, key)).per_head["model"]
+    exact = (query.double() @ key.double().mT / math.sqrt(8)).abs().amax((0, 2, 3))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
+    query, key = drawn(4, 5, 8), drawn(2, 5, 8)
+    found = attention_logits(Direct(enable_gqa=True), (query, key)).per_head["model"]
+    exact = (query.double() @ key.double().repeat_interleave(2, 0).mT / math.sqrt(8)).abs().amax((1, 2))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_sequences_of_different_lengths_in_one_nested_tensor():
+    rows = [drawn(3, 2, 8), 2 * drawn(5, 2, 8)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged).transpose(1, 2)
+    found = attention_logits(Direct(), (nested, nested)).per_head["model"]
+    each = [one.double().transpose(0, 1) @ one.double().permute(1, 2, 0) / math.sqrt(8) for one in rows]
+    exact = torch.stack([one.abs().amax((1, 2)) for one in each]).amax(0)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)

@@ -45,6 +45,28 @@ def test_the_reading_is_the_largest_product_that_causality_allows_on_two_sequenc
     assert raw.layers == ("blocks.0.attention",) and raw.values.tolist() == pytest.approx([largest], rel=1e-5)
 
 
+def test_a_mask_over_positions_is_no_batch_and_stays_whole_beside_two_sequences():
+    seen = []
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0)
+
+        def forward(self, x, mask):
+            seen.append(len(x))
+            return self.layer(x, src_mask=mask)
+
+    torch.manual_seed(0)
+    model, x = Masked(), torch.randn(6, 5, 8)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    at = moment(model, x, {})
+    at.inputs = (x, mask), {}
+    (raw,) = attention_logit.read(at)
+    assert seen == [2]
+    assert raw.value == attention_logits(model, (x[:2], mask)).largest
+
+
 def test_a_model_without_attention_is_asked_once_and_never_run_again(monkeypatch):
     class Counted(nn.Linear):
         calls = 0

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from thalweg.probe._quiet import call, quiet
-from thalweg.probe._wrapped import bare, over_processes
+from thalweg.probe._wrapped import bare, of_all_processes, on_every_rank, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["AttentionLogits", "attention_logits"]
 
 # As it was at first: a model may have been given its own by this name.
 PRODUCT = F.scaled_dot_product_attention
+# What models add to forbid a pair: infinity, the least number, 1e9, or 1e4, which is 9984 in bfloat16.
+FORBIDS = -9.9e3
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,16 @@ def attention_logits(model: nn.Module, batch: Any, *, group: Any = None) -> Atte
         ValueError: no attention was seen.
     """
     model = bare(model)
+    seen = on_every_rank(lambda: _heard(model, batch), group, model)
+    per_head = {
+        layer: over_processes(heads, group, "max").cpu()
+        for layer, heads in of_all_processes(seen, group).items()
+    }
+    return AttentionLogits(torch.cat(list(per_head.values())).max().item(), per_head)
+
+
+def _heard(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Largest logit of each head of every call."""
     seen: dict[str, Tensor] = {}
     with quiet(model), _current_module(model) as name:
 
@@ -75,8 +87,7 @@ def attention_logits(model: nn.Module, batch: Any, *, group: Any = None) -> Atte
         raise ValueError(
             "model must call F.scaled_dot_product_attention or nn.MultiheadAttention, got no such call"
         )
-    per_head = {layer: over_processes(heads, group, "max").cpu() for layer, heads in seen.items()}
-    return AttentionLogits(torch.cat(list(per_head.values())).max().item(), per_head)
+    return seen
 
 
 @contextmanager
@@ -133,8 +144,8 @@ def _largest(query: Tensor, key: Tensor, scale: float, forbidden: Tensor | None)
 
 
 def _forbids(mask: Tensor) -> Tensor:
-    """Where an additive mask leaves nothing: some models write the least number for minus infinity."""
-    return mask <= torch.finfo(mask.dtype).min / 2
+    """Where an additive mask leaves nothing of a pair."""
+    return mask <= FORBIDS
 
 
 def _of_product(
@@ -148,12 +159,20 @@ def _of_product(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Arguments of ``F.scaled_dot_product_attention``; without a dimension of heads, one head."""
-    if query.dim() < 4:
+    if query.is_nested:
+        examples = zip(query.unbind(), key.unbind(), strict=True)
+        found = [
+            _of_product(q[None], k[None], k[None], None, 0.0, is_causal, scale, enable_gqa)
+            for q, k in examples
+        ]
+        return torch.stack(found).amax(0)
+    if query.dim() < 4 and key.dim() < 4 and not enable_gqa:
         query, key = query.unsqueeze(-3), key.unsqueeze(-3)
         attn_mask = attn_mask.unsqueeze(-3) if attn_mask is not None and attn_mask.dim() > 2 else attn_mask
-    heads, (length, width), source = query.shape[-3], query.shape[-2:], key.shape[-2]
-    if key.shape[-3] != heads:
-        key = key.repeat_interleave(heads // key.shape[-3], dim=-3)
+    heads = max(query.shape[-3], key.shape[-3])
+    (length, width), source = query.shape[-2:], key.shape[-2]
+    # One head is shared by all others, and grouped keys are by those of their group.
+    query, key = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (query, key))
     # Not torch.broadcast_shapes, whose first call imports for seconds.
     lead = numpy.broadcast_shapes(query.shape[:-3], key.shape[:-3])
     forbidden = None

@@ -160,8 +160,12 @@ def all_sensors() -> list[Sensor]:
 
 
 def few(batch: Any, count: int) -> Any:
-    """The first ``count`` examples of every tensor in a batch."""
-    return _map(batch, lambda tensor: tensor[:count] if tensor.ndim else tensor)
+    """The first ``count`` examples of every tensor in a batch that has as many as its first one.
+
+    Others, such as a mask over pairs of positions, stay whole.
+    """
+    whole = examples(batch)
+    return _map(batch, lambda tensor: tensor[:count] if tensor.ndim and len(tensor) == whole else tensor)
 
 
 def kept(batch: Any) -> Any:
