@@ -172,3 +172,49 @@ def test_rows_may_be_the_tensors_of_single_steps():
     assert found.rising == expected.rising and found.correlation == expected.correlation
     with pytest.raises(ValueError, match=r"rows of one length, got shapes \[\(11,\), \(12,\)\]"):
         opposing_signals([table[0], table[1, :11]])
+
+
+def normalised(kept: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 7), nn.BatchNorm1d(7, track_running_stats=kept), nn.Tanh(), nn.Dropout(0.5)
+    return nn.Sequential(*layers, nn.Linear(7, 3)).double()
+
+
+@pytest.mark.parametrize("mode", ["batch statistics", "running statistics", "none kept"])
+def test_gradients_of_groups_are_those_of_training_where_examples_are_normalised_together(mode):
+    model, norm = normalised(mode != "none kept"), None
+    model.train(mode == "batch statistics")
+    norm = model[1]
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    x = 2 * torch.randn(9, 5, dtype=torch.float64) + 1
+    targets = torch.arange(9) % 3
+    rising, falling = [0, 4, 7], [2, 3]
+
+    def each(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    direction = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    found = opposing_gradients(model, (x, targets), each, rising, falling, direction=direction)
+    assert model.training == (mode == "batch statistics")
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+    h = x @ model[0].weight.T + model[0].bias
+    if mode == "running statistics":
+        h = (h - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    else:
+        h = (h - h.mean(0)) / (h.var(0, correction=0) + norm.eps).sqrt()
+    logits = (h * norm.weight + norm.bias).tanh() @ model[4].weight.T + model[4].bias
+    losses = logits.logsumexp(1) - logits[torch.arange(9), targets]
+    groups = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(losses[some].mean(), model.parameters(), retain_graph=True)
+            ]
+        )
+        for some in (rising, falling)
+    ]
+    assert found.norms == pytest.approx([g.norm().item() for g in groups], rel=1e-10)
+    assert found.projections == pytest.approx([(g @ direction).item() for g in groups], rel=1e-9)
+    cosine = (groups[0] @ groups[1] / groups[0].norm() / groups[1].norm()).item()
+    assert found.cosine == pytest.approx(cosine, rel=1e-9)

@@ -12,8 +12,8 @@ from thalweg._core.checks import check_count
 from thalweg.probe._example_batch import LossFn
 from thalweg.probe._example_pass import example_sums
 from thalweg.probe._example_ranks import group_of, summed
-from thalweg.probe._example_reduce import Wanted
-from thalweg.probe._wrapped import one_state
+from thalweg.probe._example_reduce import Sums, Wanted
+from thalweg.probe._wrapped import on_every_rank, one_state
 
 
 def check_chunk(chunk_size: int | None) -> int | None:
@@ -32,6 +32,23 @@ class Moments:
     materialised: tuple[str, ...]
 
 
+def own_sums(
+    model: nn.Module, batch: Any, loss_fn: LossFn, wanted: Wanted, chunk_size: int | None, verify: bool
+) -> Sums:
+    """What :func:`example_sums` gives of a process's own examples, with the buffers that DDP would use.
+
+    Raises:
+        ValueError: as there, or on another process.
+    """
+    group, chunk = group_of(model), check_chunk(chunk_size)
+
+    def make() -> Sums:
+        return example_sums(model, batch, loss_fn, wanted, chunk_size=chunk, verify=verify)
+
+    with one_state(model, group):
+        return on_every_rank(make, group, model, "loss_fn")
+
+
 def gradient_moments(
     model: nn.Module,
     batch: Any,
@@ -39,9 +56,8 @@ def gradient_moments(
     chunk_size: int | None,
     verify: bool,
 ) -> Moments:
-    group, chunk = group_of(model), check_chunk(chunk_size)
-    with one_state(model, group):
-        sums = example_sums(model, batch, loss_fn, Wanted(totals=True), chunk_size=chunk, verify=verify)
+    group = group_of(model)
+    sums = own_sums(model, batch, loss_fn, Wanted(totals=True), chunk_size, verify)
     names = tuple(sums.norms)
     squared = torch.stack([sums.norms[name].double().sum() for name in names])
     counts = squared.new_tensor([len(sums.losses), sums.losses.double().sum().item()])

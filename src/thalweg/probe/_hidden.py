@@ -24,7 +24,7 @@ from thalweg.probe._units import (
     overhear,
     run_quietly,
 )
-from thalweg.probe._wrapped import of_all_processes
+from thalweg.probe._wrapped import of_all_processes, on_every_rank
 
 
 def overhear_units(
@@ -66,16 +66,26 @@ def overhear_units_of_all(
     layers: Iterable[str] | None,
     inputs_of: Iterable[str] | None,
     group: Any,
+    check: Callable[[str, Tensor], object] = lambda run, tensor: None,
 ) -> None:
     """As :func:`overhear_units`; over processes once the model has run in each, ``hear`` may exchange sums.
 
-    What ran in other processes alone, such as an expert, is heard without rows.
+    What ran in other processes alone, such as an expert, is heard without rows. ``check`` may refuse what is
+    heard before anything is exchanged.
     """
     if group is None:
         overhear_units(model, batch, hear, layers, inputs_of)
         return
     kept: dict[str, Tensor] = {}
-    overhear_units(model, batch, lambda run, t: kept.update({run: t.clone()}), layers, inputs_of)
+
+    def keep(run: str, tensor: Tensor) -> None:
+        check(run, tensor)
+        kept[run] = tensor.clone()
+
+    def hear_first() -> None:
+        overhear_units(model, batch, keep, layers, inputs_of)
+
+    on_every_rank(hear_first, group, model)
     for run, none in of_all_processes({run: t[:0] for run, t in kept.items()}, group).items():
         hear(run, kept.pop(run, none))
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from thalweg._core.not_finite import NotFiniteError
+
+T = TypeVar("T")
 
 
 def check_module(model: Any) -> None:
@@ -64,6 +68,40 @@ def one_state(model: nn.Module, group: Any) -> Iterator[None]:
     finally:
         for alias, own in kept:
             alias.copy_(own)
+
+
+def on_every_rank(
+    make: Callable[[], T], group: Any, where: torch.device | nn.Module, what: str = "model"
+) -> T:
+    """What ``make`` gives, if it does on every rank of ``group``; without a group, simply that.
+
+    One whose own part of the batch is not finite, or brings no activation, would leave the others waiting.
+
+    Args:
+        make: exchanges nothing with other ranks.
+        where: the device on which ranks talk, or the model that is on it.
+        what: the argument that is to blame, for the error.
+
+    Raises:
+        ValueError: it failed on another rank; on that one, whatever it raised.
+    """
+    if group is None:
+        return make()
+    if isinstance(where, nn.Module):
+        tensor = next((t for some in (where.parameters(), where.buffers()) for t in some), None)
+        where = torch.device("cpu") if tensor is None else tensor.device
+    failed = torch.zeros((), dtype=torch.int32, device=where)
+    try:
+        made = make()
+    except Exception as error:
+        failed.fill_(1 if isinstance(error, NotFiniteError) else 2)
+        distributed.all_reduce(failed, distributed.ReduceOp.MAX, group=group)
+        raise
+    distributed.all_reduce(failed, distributed.ReduceOp.MAX, group=group)
+    if failed.item():
+        kind = NotFiniteError if failed.item() == 1 else ValueError
+        raise kind(f"{what} must succeed on every rank of group, and failed on another")
+    return made
 
 
 def of_all_processes(found: dict[str, Tensor], group: Any, fill: float = 0.0) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from thalweg.probe._hidden import activations_heard
 from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import overhear
-from thalweg.probe._wrapped import bare, one_state
+from thalweg.probe._wrapped import bare, on_every_rank, one_state
 from thalweg.probe.cost import costs
 
 __all__ = ["NeuralCollapse", "class_variability", "neural_collapse", "neural_collapse_of"]
@@ -210,6 +210,36 @@ def _collapse(
 ) -> NeuralCollapse:
     parts = [slice(start, start + batch_size) for start in range(0, len(labels), batch_size)]
     batches = [(take(inputs, part, len(labels)), labels[part]) for part in parts]
+
+    def first() -> tuple[str, nn.Linear, dict[str, ClassSums]]:
+        return _sums(model, batches, classifier, layers, ignore_index)
+
+    name, head, found = on_every_rank(first, group, model)
+    # Of a layer that is silent nothing can be said, and of the others no less.
+    summed = {run: sums.over(group, coincide=run != name) for run, sums in found.items()}
+    bias = None if head.bias is None else head.bias.detach().double()
+    last, top = Head(head.weight.detach().double(), bias), int(summed[name].present[-1])
+    if len(last.weight) <= top:
+        raise ValueError(f"labels must be below the {len(last.weight)} outputs of {name!r}, got {top}")
+    scatter = Scatter(summed[name], last)
+    for batch, wanted in batches:
+
+        def measure(run: str, output: Tensor, wanted: Tensor = wanted) -> None:
+            scatter.add(*rows_of(run, output, wanted, ignore_index))
+
+        overhear(model, batch, {}, {name: head}, measure)
+    layered = {run: sums.variability for run, sums in summed.items()}
+    return _answer(summed[name], scatter, last, layered, group)
+
+
+def _sums(
+    model: nn.Module,
+    batches: list[tuple[Any, Tensor]],
+    classifier: str | None,
+    layers: Iterable[str] | None,
+    ignore_index: int,
+) -> tuple[str, nn.Linear, dict[str, ClassSums]]:
+    """The classifier's name, itself, and the sums of its inputs and of every layer, of this process."""
     name = classifier or _classifier(model, batches[0][0], len(batches[0][1]))
     head = modules_named(model, [name])[name]
     if not isinstance(head, nn.Linear):
@@ -235,21 +265,7 @@ def _collapse(
             overhear(model, batch, profile, {name: head}, collect)
     if f"{name}[1]" in found:
         raise ValueError(f"classifier must run once a forward pass, got more runs of {name!r}")
-    # Of a layer that is silent nothing can be said, and of the others no less.
-    summed = {run: sums.over(group, coincide=run != name) for run, sums in found.items()}
-    bias = None if head.bias is None else head.bias.detach().double()
-    last, top = Head(head.weight.detach().double(), bias), int(summed[name].present[-1])
-    if len(last.weight) <= top:
-        raise ValueError(f"labels must be below the {len(last.weight)} outputs of {name!r}, got {top}")
-    scatter = Scatter(summed[name], last)
-    for batch, wanted in batches:
-
-        def measure(run: str, output: Tensor, wanted: Tensor = wanted) -> None:
-            scatter.add(*rows_of(run, output, wanted, ignore_index))
-
-        overhear(model, batch, {}, {name: head}, measure)
-    layered = {run: sums.variability for run, sums in summed.items()}
-    return _answer(summed[name], scatter, last, layered, group)
+    return name, head, found
 
 
 def _classifier(model: nn.Module, batch: Any, examples: int) -> str:

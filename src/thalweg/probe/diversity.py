@@ -131,20 +131,24 @@ def feature_diversity(
     model = bare(model)
     found: dict[str, FeatureDiversity] = {}
 
-    def measure(run: str, output: Tensor) -> None:
+    def checked(run: str, output: Tensor) -> Tensor:
         features = feature_rows(run, output).double()
         if not bool(features.isfinite().all()):
             raise ValueError(f"layer {run!r} must return finite features, got NaN or infinity")
-        if wanted is not None and len(wanted) != len(features):
+        if wanted is not None and len(features) not in (0, len(wanted)):
             raise ValueError(f"labels must be {len(features)}, one a row of layer {run!r}, got {len(wanted)}")
+        return features
+
+    def measure(run: str, output: Tensor) -> None:
+        features = checked(run, output)
         if not int(over_processes(torch.tensor(len(features), device=features.device), group)):
             return  # an expert to which no example went
         norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
         unit = features / norms.clamp_min(torch.finfo(features.dtype).tiny)
-        whole, same, different = _cosines(unit, wanted, group)
+        whole, same, different = _cosines(unit, None if wanted is None else wanted[: len(unit)], group)
         correlation, constant, rows = _correlation(features, group)
         found[run] = FeatureDiversity(whole, same, different, correlation, constant, rows, features.shape[1])
 
     with one_state(model, group):
-        overhear_units_of_all(model, batch, measure, layers, inputs_of, group)
+        overhear_units_of_all(model, batch, measure, layers, inputs_of, group, checked)
     return some(found)

@@ -22,11 +22,11 @@ from thalweg.probe._example_batch import (
     undisturbed,
     unwrapped,
 )
-from thalweg.probe._example_moments import check_chunk
+from thalweg.probe._example_moments import check_chunk, own_sums
 from thalweg.probe._example_pass import example_sums
 from thalweg.probe._example_ranks import gathered, group_of, summed
 from thalweg.probe._example_reduce import Wanted
-from thalweg.probe._wrapped import one_state
+from thalweg.probe._wrapped import on_every_rank, one_state
 from thalweg.probe.cost import costs
 
 __all__ = [
@@ -107,9 +107,13 @@ def example_losses(model: nn.Module, batch: Any, loss_fn: LossFn, *, chunk_size:
     """
     inner, examples, group = unwrapped(model), count(batch), group_of(model)
     size = check_chunk(chunk_size) or examples
-    with one_state(inner, group), undisturbed(inner), torch.no_grad():
+
+    def make() -> Tensor:
         parts = [taken(batch, examples, slice(at, at + size)) for at in range(0, examples, size)]
-        losses = torch.cat([losses_of(inner, part, loss_fn, count(part)) for part in parts])
+        return torch.cat([losses_of(inner, part, loss_fn, count(part)) for part in parts])
+
+    with one_state(inner, group), undisturbed(inner), torch.no_grad():
+        losses = on_every_rank(make, group, inner, "loss_fn")
     return gathered(losses, group)
 
 
@@ -154,9 +158,8 @@ def example_gradient_norms(
             loss depends on the others; the model has no parameter to differentiate, or complex or sharded
             ones; ``batch`` holds no tensor.
     """
-    group, chunk = group_of(model), check_chunk(chunk_size)
-    with one_state(model, group):
-        sums = example_sums(model, batch, loss_fn, Wanted(), chunk_size=chunk, verify=verify)
+    group = group_of(model)
+    sums = own_sums(model, batch, loss_fn, Wanted(), chunk_size, verify)
     squared = {name: gathered(norms.double(), group) for name, norms in sums.norms.items()}
     return ExampleGradientNorms(
         norms=torch.stack(list(squared.values())).sum(0).sqrt(),
@@ -209,11 +212,10 @@ def example_alignment(
     Raises:
         ValueError: as there; ``direction`` does not fit the parameters.
     """
-    group, chunk = group_of(model), check_chunk(chunk_size)
+    group = group_of(model)
     params = trainable(unwrapped(model))
     if direction is None and group is not None:
-        with one_state(model, group):
-            first = example_sums(model, batch, loss_fn, Wanted(totals=True), chunk_size=chunk, verify=verify)
+        first = own_sums(model, batch, loss_fn, Wanted(totals=True), chunk_size, verify)
         totals = first.totals
         examples = int(summed(torch.tensor(count(batch), device=next(iter(totals.values())).device), group))
         direction = {name: summed(totals[name], group) / examples for name in params}
@@ -222,8 +224,7 @@ def example_alignment(
         wanted = Wanted(direction={name: direction[name].detach() for name in params})
     else:
         wanted = Wanted(totals=True, own_direction=True)
-    with one_state(model, group):
-        sums = example_sums(model, batch, loss_fn, wanted, chunk_size=chunk, verify=verify)
+    sums = own_sums(model, batch, loss_fn, wanted, chunk_size, verify)
     given, scale = (sums.totals, count(batch)) if direction is None else (direction, 1)
     sizes = [torch.linalg.vector_norm(given[name], dtype=torch.float64) for name in params]
     length = torch.linalg.vector_norm(torch.stack(sizes)) / scale

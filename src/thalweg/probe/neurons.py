@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from thalweg._core.checks import check_not_negative
 from thalweg.probe._hidden import overhear_units
 from thalweg.probe._units import some, unit_rows
-from thalweg.probe._wrapped import bare, of_all_processes, one_state, over_processes
+from thalweg.probe._wrapped import bare, of_all_processes, on_every_rank, one_state, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["DormantNeurons", "dormant_neurons"]
@@ -78,8 +78,11 @@ def activity(
         # The number of entries rides along, so that one exchange between processes does.
         sums[run] = torch.cat([rows.abs().sum(1), rows.new_tensor([float(rows.shape[1])])])
 
+    def hear() -> set[str]:
+        return overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
+
     with one_state(model, group):
-        outputs = overhear_units(model, batch, add, layers, inputs_of, sequences=unit_dim is None)
+        outputs = on_every_rank(hear, group, model)
     scores, entries = {}, {}
     for run, packed in of_all_processes(sums, group).items():
         packed = over_processes(packed, group)

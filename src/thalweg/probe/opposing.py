@@ -5,28 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from thalweg._core.checks import check_count, check_positive
 from thalweg._core.not_finite import NotFiniteError
-from thalweg.probe._example_batch import (
-    LossFn,
-    count,
-    losses_of,
-    taken,
-    trainable,
-    undisturbed,
-    unwrapped,
-)
-from thalweg.probe._example_ranks import group_of, summed
-from thalweg.probe._graphs import check_reachable
-from thalweg.probe._wrapped import one_state
 from thalweg.probe.cost import costs
 
-__all__ = ["OpposingGradients", "OpposingSignals", "opposing_gradients", "opposing_signals"]
+__all__ = ["OpposingSignals", "opposing_signals"]
 
 # The monitor's rule: few examples carry most of the change, and the two groups move against each other.
 CARRIED = 0.5
@@ -68,24 +55,6 @@ class OpposingSignals:
     def found(self) -> bool:
         """More than half of the change within the groups, and a correlation below -0.8."""
         return self.share > CARRIED and self.correlation < AGAINST
-
-
-@dataclass(frozen=True)
-class OpposingGradients:
-    """How the mean gradients of two groups of examples lie to each other.
-
-    Attributes:
-        cosine: between them, over all parameters, in [-1, 1]; 0 where one is zero.
-        per_layer: name of the parameter to the cosine of its part.
-        norms: lengths of the two, in units of loss per unit of parameter.
-        projections: inner products of the two with ``direction``, or None; of opposite sign if the groups are
-            pushed to opposite sides along it.
-    """
-
-    cosine: float
-    per_layer: dict[str, float]
-    norms: tuple[float, float]
-    projections: tuple[float, float] | None
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
@@ -179,74 +148,3 @@ def _counted(change: Tensor, spikes: Sequence[int], size: int) -> dict[int, tupl
     seen = times.sum(1).nonzero().flatten().tolist()
     rows = times.tolist()
     return {index: (rows[index][0], rows[index][1]) for index in sorted(seen, key=lambda i: -sum(rows[i]))}
-
-
-@costs(1, 2, memory="two gradients")
-def opposing_gradients(
-    model: nn.Module,
-    batch: Any,
-    loss_fn: LossFn,
-    rising: Sequence[int],
-    falling: Sequence[int],
-    *,
-    direction: Tensor | None = None,
-) -> OpposingGradients:
-    """Whether two groups of examples pull the weights apart, in all and by parameter (arXiv 2311.04163).
-
-    Args:
-        model, batch, loss_fn: as in :func:`example_gradient_norms`; under DistributedDataParallel each
-            process names members among its own examples, and the groups of all are one.
-        rising, falling: positions in the batch, such as :class:`OpposingSignals` names.
-        direction: flat vector over the parameters that require a gradient, in the model's order, such as
-            ``Sharpness.vectors[0]``: the sharpest direction.
-
-    Raises:
-        ValueError: a group is empty or names no example; ``direction`` has another length; or as
-            :func:`example_gradient_norms` says.
-    """
-    inner, examples, group = unwrapped(model), count(batch), group_of(model)
-    params = trainable(inner)
-    gradients: list[list[Tensor]] = []
-    with one_state(model, group), undisturbed(inner):
-        for name, members in (("rising", rising), ("falling", falling)):
-            listed = [int(index) for index in members]
-            if group is None and not listed:
-                raise ValueError(f"{name} must name at least one example, got none")
-            for index in listed:
-                if not 0 <= index < examples:
-                    raise ValueError(f"{name} must hold positions in [0, {examples}), got {index}")
-            some = taken(batch, examples, listed)
-            found = [torch.zeros_like(p) for p in params.values()]
-            if listed:
-                loss = losses_of(inner, some, loss_fn, len(listed)).sum()
-                check_reachable("loss_fn", loss)
-                found = list(
-                    torch.autograd.grad(
-                        loss, list(params.values()), allow_unused=True, materialize_grads=True
-                    )
-                )
-            size = int(summed(torch.tensor(len(listed), device=found[0].device), group))
-            if not size:
-                raise ValueError(f"{name} must name at least one example, got none on any process")
-            gradients.append([summed(g.detach(), group).double() / size for g in found])
-    dots = torch.stack([(a * b).sum() for a, b in zip(*gradients, strict=True)])
-    squares = [torch.stack([g.square().sum() for g in one]) for one in gradients]
-    sizes = (squares[0] * squares[1]).sqrt()
-    cosines = torch.where(sizes > 0, dots / sizes, 0).clamp(-1, 1).tolist()
-    first, second = (one.sum().sqrt().item() for one in squares)
-    return OpposingGradients(
-        max(-1.0, min(1.0, dots.sum().item() / (first * second))) if first * second > 0 else 0.0,
-        dict(zip(params, cosines, strict=True)),
-        (first, second),
-        None if direction is None else _projections(gradients, direction),
-    )
-
-
-def _projections(gradients: list[list[Tensor]], direction: Tensor) -> tuple[float, float]:
-    flat = [torch.cat([g.reshape(-1) for g in one]) for one in gradients]
-    if direction.shape != flat[0].shape:
-        raise ValueError(
-            f"direction must have shape ({len(flat[0])},), one entry a weight, got {tuple(direction.shape)}"
-        )
-    first, second = ((one @ direction.detach().to(one)).item() for one in flat)
-    return first, second

@@ -192,7 +192,7 @@ def feature_ranks(
         )
 
     with one_state(model, group):
-        overhear_units_of_all(model, batch, measure, layers, inputs_of, group)
+        overhear_units_of_all(model, batch, measure, layers, inputs_of, group, feature_rows)
     return some(found)
 
 

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed
 from torch import Tensor
 
-from thalweg._core.not_finite import NotFiniteError
+from thalweg.probe._wrapped import on_every_rank
 from thalweg.probe.cost import costs
 from thalweg.probe.operator import CurvatureOperator
 
 __all__ = ["averaged_over_ranks"]
-
-T = TypeVar("T")
-
-
-def on_every_rank(make: Callable[[], T], group: Any, device: torch.device) -> T:
-    """What ``make`` gives, if it does on every rank of ``group``; without a group, simply that.
-
-    A rank whose own part of the batch has a loss of NaN would leave the others waiting for its products.
-
-    Raises:
-        ValueError: it failed on another rank; on that one, whatever it raised.
-    """
-    if group is None:
-        return make()
-    failed = torch.zeros((), dtype=torch.int32, device=device)
-    try:
-        made = make()
-    except Exception:
-        torch.distributed.all_reduce(failed.fill_(1), torch.distributed.ReduceOp.MAX, group=group)
-        raise
-    torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group=group)
-    if failed.item():
-        raise NotFiniteError("loss_fn must succeed on every rank of group, and failed on another")
-    return made
 
 
 def over_group(
     make: Callable[[], CurvatureOperator], params: Sequence[Tensor], group: Any
 ) -> CurvatureOperator:
     """What ``make`` gives, over a group the :func:`averaged_over_ranks` of what it gives on each."""
-    operator = on_every_rank(make, group, params[0].device)
+    operator = on_every_rank(make, group, params[0].device, "loss_fn")
     return operator if group is None else averaged_over_ranks(operator, group)
 
 

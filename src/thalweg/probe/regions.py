@@ -15,7 +15,7 @@ from thalweg.probe._batches import take
 from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import overhear
-from thalweg.probe._wrapped import bare, one_state, over_processes
+from thalweg.probe._wrapped import bare, of_all_processes, on_every_rank, one_state, over_processes
 from thalweg.probe.cost import costs
 
 __all__ = ["LocalComplexity", "local_complexity"]
@@ -174,17 +174,20 @@ def local_complexity(
             else:
                 overhear(model, batch, outputs, {}, lambda run, values: hear(run, values, here))
 
-    with one_state(model, group):
+    def run_on_all() -> None:
         for start in range(0, count, chunk):
             run_on(start, here := min(chunk, count - start), compare)
             if not start and last:
                 run_on(here - 1, 1, confirm)
+
+    with one_state(model, group):
+        on_every_rank(run_on_all, group, model)
     counts = {run: torch.cat(parts) for run, parts in switched.items()}
-    means = {run: _mean(number, group) for run, number in counts.items()}
+    means, sizes = _means(counts, units, group)
     return LocalComplexity(
         total=sum(means.values()),
         layers=means,
-        density={run: mean / units[run] for run, mean in means.items()},
+        density={run: mean / sizes[run] for run, mean in means.items()},
         points=torch.stack(list(counts.values())).sum(0),
         radius=radius,
         vertices=vertices,
@@ -198,10 +201,19 @@ def _alike(some: Tensor, others: Tensor) -> bool:
     return some.shape == others.shape and torch.allclose(some, others, rtol=close, atol=close * size)
 
 
-def _mean(number: Tensor, group: Any) -> float:
-    packed = torch.stack([number.double().sum(), number.new_tensor(len(number)).double()])
-    total, points = over_processes(packed, group).tolist()
-    return total / points
+def _means(
+    counts: dict[str, Tensor], units: dict[str, int], group: Any
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean number and number of units of each layer, over the points of the processes in which it ran."""
+    own = {
+        run: torch.stack([t.double().sum(), *t.new_tensor([len(t), units[run] * len(t)]).double()])
+        for run, t in counts.items()
+    }
+    means, sizes = {}, {}
+    for run, packed in of_all_processes(own, group).items():
+        switched, points, size = over_processes(packed, group).tolist()
+        means[run], sizes[run] = switched / points, size / points
+    return means, sizes
 
 
 def _count(points: Any, at: str | None) -> int:

@@ -15,7 +15,7 @@ from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._sequences import as_sequences
 from thalweg.probe._units import overhear, some, unit_rows
-from thalweg.probe._wrapped import bare, of_all_processes, one_state, over_processes
+from thalweg.probe._wrapped import bare, of_all_processes, on_every_rank, one_state, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.neurons import share as shares
 
@@ -147,7 +147,7 @@ def saturated_units(
         highest[run] = functional.pad(slopes, (0, 1), value=-torch.inf).amax(1)
 
     with one_state(model, group), as_sequences(model) as arranged:
-        _overhear(model, batch, layers, measure)
+        on_every_rank(lambda: _overhear(model, batch, layers, measure), group, model)
     flat, full, linear = {}, {}, {}
     lowest, highest = (
         of_all_processes(found, group, fill) for found, fill in ((lowest, torch.inf), (highest, -torch.inf))

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.probe._example_batch import LossFn
-from thalweg.probe._example_moments import check_chunk
-from thalweg.probe._example_pass import example_sums
+from thalweg.probe._example_moments import own_sums
 from thalweg.probe._example_ranks import group_of, summed
 from thalweg.probe._example_reduce import Wanted
-from thalweg.probe._wrapped import one_state
 from thalweg.probe.cost import costs
 from thalweg.probe.example_gradients import MEMORY
 
@@ -69,9 +67,8 @@ def gradient_signal_to_noise(
         ValueError: as there; there is only one example.
     """
     wanted = Wanted(totals=True, squares=True)
-    group, chunk = group_of(model), check_chunk(chunk_size)
-    with one_state(model, group):
-        sums = example_sums(model, batch, loss_fn, wanted, chunk_size=chunk, verify=verify)
+    group = group_of(model)
+    sums = own_sums(model, batch, loss_fn, wanted, chunk_size, verify)
     like = sums.losses.new_tensor([len(sums.losses)], dtype=torch.float64)
     b = int(summed(like, group).item())
     if b < 2:

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from thalweg.probe._graphs import check_reachable
 from thalweg.probe._named import NamedParams
-from thalweg.probe._wrapped import over_processes
+from thalweg.probe._wrapped import on_every_rank, over_processes
 from thalweg.probe.cost import costs
 from thalweg.probe.curvature import sharpness
 from thalweg.probe.eigenpairs import given, most_products
 from thalweg.probe.operator import checked_loss, checked_params, empty_like, flatten, twice_differentiable
 from thalweg.probe.parameter_shares import layer_shares
-from thalweg.probe.ranks import on_every_rank
 
 __all__ = ["TopSubspace", "share_in_span", "subspace_overlap", "top_subspace"]
 
@@ -133,7 +132,7 @@ def top_subspace(
     iterations = most_products(top, iterations, previous, cold=60)
     listed = checked_params(params)
     if gradient is None:
-        found = on_every_rank(lambda: _gradient(loss_fn, listed), group, listed[0].device)
+        found = on_every_rank(lambda: _gradient(loss_fn, listed), group, listed[0].device, "loss_fn")
         gradient = over_processes(found, group)  # of which only the direction counts
     reading = sharpness(
         loss_fn,
