@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Sequence
+from itertools import pairwise
 
 from thalweg.watch._store_schema import FINITE, GAP, WIDTHS
 
 Point = tuple[int, float]
 LAST = 2**62  # behind every step
+PIECES = 4  # of a stretch that is sampled
 
 
 def extremes(
@@ -109,6 +112,31 @@ def gaps(
             behind = (step // width + 1) * width
             (step,) = db.execute(f"{query} limit 1", (one, behind, high)).fetchone() or (None,)
     return sorted(found)
+
+
+def samples(
+    db: sqlite3.Connection, series: Sequence[int], edges: Sequence[float], most: int
+) -> list[list[float]]:
+    """Finite values of the steps behind each of ``edges`` up to the next: all, or about ``most`` of them.
+
+    Not the extremes, of which no mean or median can be taken, but the first ones of each quarter.
+    """
+    query = (
+        f"select value from readings where series = ? and {FINITE} and step between ? and ? "
+        "order by step limit ?"
+    )
+    found = []
+    for low, high in pairwise(edges):
+        cuts = [math.floor(low + (high - low) * piece / PIECES) for piece in range(PIECES + 1)]
+        found.append(
+            [
+                value
+                for begin, end in pairwise(cuts)
+                for one in series
+                for (value,) in db.execute(query, (one, begin + 1, end, -(-most // PIECES)))
+            ]
+        )
+    return found
 
 
 def _ends(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from statistics import median
 
 from thalweg.probe.phase_transitions import transition_map
 from thalweg.probe.phases import fit_phases
@@ -26,6 +25,8 @@ READINGS = (
     "feature rank",
 )
 STRETCHES = 120  # points in time that are fitted
+COVERED = 0.9  # share of the run that a reading must cover, since phases are those of what all cover
+FLAT = 1e-6  # change over size that is rounding, of numbers computed in float32
 LEAST = 24  # readings below which nothing can be told
 STATES = range(1, 6)
 RESTARTS = 3
@@ -83,8 +84,12 @@ def phases_of_run(store: RunStore, run: int) -> RunPhases:
     last = min(found[-1].step for found in courses.values())
     count = min(STRETCHES, *(len(found) for found in courses.values()))
     ends = [first + (last - first) * (number + 1) / count for number in range(count)]
-    table = {name: _even(found, ends) for name, found in courses.items()}
-    table = {name: values for name, values in table.items() if max(values) > min(values)}
+    table = {}
+    for name, found in courses.items():
+        begin = next(one.value for one in reversed(found) if one.step <= first)
+        values = _even(store.samples(run, name, [first - 1, *ends]), begin)
+        if max(values) - min(values) > FLAT * max(map(abs, values)):
+            table[name] = [math.log(value) for value in values] if min(values) > 0 else values
     if not table:
         raise ValueError(f"run must have a reading that changes, got none of run {run}")
     phases = fit_phases({"run": table}, states=STATES, restarts=RESTARTS)
@@ -105,7 +110,7 @@ def phases_of_run(store: RunStore, run: int) -> RunPhases:
 
 
 def _courses(store: RunStore, run: int) -> dict[str, list[Reading]]:
-    """Readings that can be used: enough of them, changing, and over at least half of the longest's steps."""
+    """Readings that can be used: enough of them, changing, over nearly all of the longest's steps."""
     courses, most = {}, 0
     for name in READINGS:
         found = store.overview(run, name, 4 * STRETCHES)
@@ -118,19 +123,19 @@ def _courses(store: RunStore, run: int) -> dict[str, list[Reading]]:
             f"the most that run {run} has are {most}"
         )
     spans = {name: found[-1].step - found[0].step for name, found in courses.items()}
-    return {name: found for name, found in courses.items() if 2 * spans[name] >= max(spans.values())}
+    return {name: found for name, found in courses.items() if spans[name] >= COVERED * max(spans.values())}
 
 
-def _even(found: list[Reading], ends: list[float]) -> list[float]:
+def _even(stretches: list[list[float]], last: float) -> list[float]:
     """One value for each stretch: the middle of its readings, or the last before it."""
-    logarithm = all(one.value > 0 for one in found)
-    values, place = [], 0
-    last = found[0].value
-    for end in ends:
-        inside = []
-        while place < len(found) and found[place].step <= end:
-            inside.append(found[place].value)
-            place += 1
-        last = median(inside) if inside else last
-        values.append(math.log(last) if logarithm else last)
+    values = []
+    for inside in stretches:
+        last = _middle(inside) if inside else last
+        values.append(last)
     return values
+
+
+def _middle(values: list[float]) -> float:
+    """The median; of two the earlier, since their mean may lie on neither side of a jump between them."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    return values[min(order[(len(values) - 1) // 2], order[len(values) // 2])]

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,15 @@ class RunStore:
         with self.moment():
             pairs = _store_curve.extremes(self.db, series, points, version(self.db) >= 2, low, high)
         return [Reading(step, name, value) for step, value in pairs]
+
+    def samples(self, run: int, name: str, edges: Sequence[float], most: int = 32) -> list[list[float]]:
+        """Finite values behind each of the rising ``edges``, steps, up to and with the next.
+
+        All of a stretch if there are few; else about ``most``, from its four quarters alike, so that their
+        median is that of the stretch, which that of :meth:`overview` is not.
+        """
+        with self.moment():
+            return _store_curve.samples(self.db, self._series_of(run, name), edges, most)
 
     def gaps(
         self, run: int, name: str, points: int = 600, *, low: int = 0, high: int = _store_curve.LAST
