@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from thalweg.probe import loss_curve, loss_line
+from thalweg.probe import loss_curve, loss_line, train_curve
 from thalweg.tasks import GPT
 
 
@@ -309,3 +309,30 @@ def test_a_callers_autocast_keeps_no_casts_of_other_weights(mlp, inside):
             found = loss_line(lambda m: mlp.loss(m(inputs).float()), model, start, end, points=5).losses
         after = loss_fn(model).item()
     assert found == expected and after == before
+
+
+def test_statistics_that_a_checkpoint_lacks_are_recomputed_and_never_the_models_own():
+    model = normalised()
+    end = {name: value for name, value in other_weights(model).items() if "running" not in name}
+    images = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss_fn(net):
+        return net(images).square().mean()
+
+    with pytest.raises(ValueError, match=r"end must hold the normalisation statistics.*'\S+running_mean'"):
+        loss_line(loss_fn, model, model, end, norm_batches=())
+    whole = {**model.state_dict(), **end}
+    lines = [loss_line(loss_fn, model, model, it, points=3, norm_batches=[images]) for it in (end, whole)]
+    assert lines[0].losses == lines[1].losses
+    bend = train_curve(loss_fn, model, model, end, steps=1).control
+    assert loss_curve(loss_fn, model, model, bend, end, points=3, norm_batches=[images]).ends == lines[0].ends
+
+
+def test_weights_without_floating_values_are_refused_by_name(mlp):
+    weights = mlp.model.state_dict()
+    codes = {**weights, "2.weight": torch.ones_like(weights["2.weight"], dtype=torch.int8)}
+    with pytest.raises(ValueError, match=r"end\['2.weight'\] must be of a floating type, got torch.int8"):
+        loss_line(lambda m: 1.0, mlp.model, weights, codes)
+    empty = {name: value.to("meta") for name, value in weights.items()}
+    with pytest.raises(ValueError, match=r"end\['0.weight'\] must have values, got.*meta"):
+        loss_line(lambda m: 1.0, mlp.model, weights, empty)

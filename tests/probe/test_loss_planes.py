@@ -59,6 +59,11 @@ def test_three_points_on_a_line_make_no_plane():
             loss_plane(lambda m: 1.0, Point(0, 0), Point(0, 0), Point(1, 1), third)
 
 
+def test_a_point_that_is_not_finite_makes_no_plane():
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinity"):
+        loss_plane(lambda m: 1.0, Point(0, 0), Point(0, 0), Point(1, 0), Point(math.nan, 1))
+
+
 def filters(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Length of what makes one output."""
     if isinstance(dict(model.named_modules())[name.rpartition(".")[0]], nn.ConvTranspose2d):

@@ -34,8 +34,14 @@ def moving(model: nn.Module) -> Weights:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def weights_of(name: str, checkpoint: Checkpoint, model: nn.Module) -> Weights:
-    """The entries of ``checkpoint`` that ``model`` has, checked; shares memory with it."""
+def weights_of(
+    name: str, checkpoint: Checkpoint, model: nn.Module, statistics: Collection[str] = ()
+) -> Weights:
+    """The entries of ``checkpoint`` that ``model`` has, checked; shares memory with it.
+
+    Args:
+        statistics: buffers that it must hold like a parameter. Others are the model's own where it has none.
+    """
     if isinstance(checkpoint, nn.Module):
         checkpoint = moving(bare(checkpoint))
     elif not isinstance(checkpoint, Mapping):
@@ -64,11 +70,23 @@ def weights_of(name: str, checkpoint: Checkpoint, model: nn.Module) -> Weights:
                 raise ValueError(f"{name}[{tied!r}] must equal {name}[{key!r}], to which the model ties it")
         if value is None and key in params:
             raise ValueError(f"{name} must hold every parameter of the model, got none for {key!r}")
+        if value is None and key in statistics:
+            raise ValueError(
+                f"{name} must hold the normalisation statistics of the model, got none for {key!r}; give "
+                "norm_batches to recompute them"
+            )
         if value is None:
             value = own  # buffers that are not saved are the model's own
         if not isinstance(value, Tensor) or value.shape != own.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name}[{key!r}] must have shape {tuple(own.shape)}, got {got}")
+        if value.is_meta and not own.is_meta:
+            raise ValueError(f"{name}[{key!r}] must have values, got a tensor on the meta device")
+        if key in params and not (value.is_floating_point() or value.is_complex()):
+            raise ValueError(
+                f"{name}[{key!r}] must be of a floating type, got {value.dtype}: codes of quantized weights "
+                "are no weights"
+            )
         found[key] = value.detach()
     return found
 

@@ -103,6 +103,12 @@ def normalisations(model: nn.Module) -> list[_NormBase]:
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
 
 
+def _statistics(model: nn.Module) -> set[str]:
+    """Names of their running statistics."""
+    own = {id(b) for norm in normalisations(model) for b in (norm.running_mean, norm.running_var)}
+    return {name for name, buffer in model.named_buffers() if id(buffer) in own}
+
+
 def _alike(values: Sequence[Tensor | None]) -> bool:
     """Whether all points that have the entry have the same."""
     first, *others = [value for value in values if value is not None]
@@ -148,15 +154,21 @@ def terrain(
     model: nn.Module,
     norm_batches: Iterable[Any] | None,
     directions: Sequence[Weights] = (),
+    stored: bool = True,
     /,
     **checkpoints: Checkpoint,
 ) -> Iterator[Terrain]:
-    """The model as a :class:`Terrain` over ``checkpoints`` and ``directions``; what was changed returns."""
+    """The model as a :class:`Terrain` over ``checkpoints`` and ``directions``; what was changed returns.
+
+    Args:
+        stored: whether normalisation takes the statistics that checkpoints hold, if none are recomputed.
+    """
     model = bare(model)
     if not dict(model.named_parameters()):
         raise ValueError("model must have parameters, got none")
     batches = checked_batches(model, norm_batches)
-    points = [weights_of(name, checkpoint, model) for name, checkpoint in checkpoints.items()]
+    needed = _statistics(model) if stored and batches is None else ()
+    points = [weights_of(name, checkpoint, model, needed) for name, checkpoint in checkpoints.items()]
     flags = [(module, module.training) for module in model.modules()]
     kept = [(p, p.data) for p in model.parameters()]
     buffers = [(m, key, b) for m in model.modules() for key, b in m._buffers.items() if b is not None]

@@ -70,7 +70,7 @@ def train_curve(
     generator = generator or torch.Generator().manual_seed(0)
     with (
         torch.inference_mode(False),
-        terrain(loss_fn, model, (), start=start, end=end) as ground,
+        terrain(loss_fn, model, (), (), False, start=start, end=end) as ground,
         same_randomness(),
     ):
         trained = {name: p for name, p in ground.params.items() if p.requires_grad}

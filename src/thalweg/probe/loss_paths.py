@@ -102,8 +102,9 @@ def loss_line(
             interpolates the stored ones instead.
 
     Raises:
-        ValueError: a checkpoint does not fit, ``norm_batches`` is missing or can be read only once, the loss
-            is no scalar, or not finite at an end.
+        ValueError: a checkpoint does not fit, or lacks statistics that are to be interpolated;
+            ``norm_batches`` is missing or can be read only once; the loss is no scalar, or not finite at an
+            end.
     """
     with terrain(loss_fn, model, norm_batches, start=start, end=end) as ground:
         steps = grid(points)

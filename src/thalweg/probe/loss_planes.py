@@ -76,6 +76,8 @@ def loss_plane(
         across = _product(a, b, b)
         base, side = across**0.5, _product(a, c, c) ** 0.5
         along = _product(a, b, c) / base if base else 0.0
+        if not np.isfinite([across, side, along]).all():
+            raise ValueError("first, second and third must be finite, got NaN or infinity in one of them")
         height = max(side**2 - along**2, 0.0) ** 0.5
         if height <= DEGENERATE * max(base, side) or not base:
             raise ValueError("third must not lie on the line through first and second, got three such points")
