@@ -21,6 +21,7 @@ from thalweg.watch.moment import Moment, Raw, Sensor, all_sensors, how_to_give
 from thalweg.watch.readings import labelled
 from thalweg.watch.recorder import Recorder
 from thalweg.watch.watched import Watched, sharded
+from thalweg.watch.whole_batches import refuse_parts
 
 __all__ = ["ProbeDisabled", "Senses"]
 
@@ -42,6 +43,20 @@ def _unseen(sensor: Sensor, moment: Moment) -> Iterator[None]:
         return
     with eagerly(), untouched(moment.model, moment.loss_fn), alone():
         yield
+
+
+def _read(sensor: Sensor, moment: Moment) -> list[Raw]:
+    """Its readings; where it fails on a part of the batch, those of batches as they are."""
+    try:
+        return sensor.read(moment)
+    except Exception as error:
+        if not sensor.runs or not refuse_parts(moment, error):
+            raise
+        try:
+            return sensor.read(moment)
+        except Exception:
+            # The first error is that of a sensor as it has been, the second often follows from it.
+            raise error from error.__cause__
 
 
 class Senses:
@@ -98,7 +113,7 @@ class Senses:
             try:
                 region = moment.region if sensor.runs else None
                 with self.paused(), _unseen(sensor, moment), as_called(moment.model, region):
-                    raws += sensor.read(moment)
+                    raws += _read(sensor, moment)
             except Exception as error:
                 failure = error
             took = time.perf_counter() - began

@@ -6,7 +6,8 @@ import torch
 
 from thalweg.probe import attention_logits
 from thalweg.watch.inputs import as_batch
-from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+from thalweg.watch.moment import Moment, Raw, examples, sensor
+from thalweg.watch.whole_batches import part
 
 EXAMPLES = 2
 UNSEEN = "no attention that could be seen, as a module of torch or a call of its function"
@@ -22,7 +23,7 @@ def attention_logit(at: Moment) -> list[Raw]:
     """Largest size of a logit before the softmax, on two sequences of the last batch; by layer."""
     assert at.model is not None and at.inputs is not None
     try:
-        found = attention_logits(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
+        found = attention_logits(at.model, part(at, as_batch(at.model, *at.inputs), EXAMPLES))
     except ValueError:
         # No attention that could be seen, so there will be none later.
         kinds = {type(module).__name__.lower() for module in at.model.modules()}

@@ -6,7 +6,8 @@ import torch
 
 from thalweg.probe import backward_signal
 from thalweg.watch.inputs import as_batch
-from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+from thalweg.watch.moment import Moment, Raw, examples, sensor
+from thalweg.watch.whole_batches import part
 
 EXAMPLES = 16
 FEWEST = 4
@@ -25,7 +26,7 @@ def backward(at: Moment) -> list[Raw]:
     """Norm of a random error at each layer, first to last, on few examples; the value is first/last."""
     assert at.model is not None and at.inputs is not None
     try:
-        found = backward_signal(at.model, few(as_batch(at.model, *at.inputs), EXAMPLES))
+        found = backward_signal(at.model, part(at, as_batch(at.model, *at.inputs), EXAMPLES))
     except ValueError as error:
         # No layers that it knows, so there will be none later.
         return at.over(str(error))

@@ -14,6 +14,7 @@ from thalweg.probe._head import features_and_output, head_name
 from thalweg.probe._thinned import distance
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+from thalweg.watch.whole_batches import why_whole
 
 EXAMPLES = 512
 # So many examples a class, on average, before anything is said of the scatter within a class.
@@ -40,6 +41,8 @@ def class_features(at: Moment) -> list[Raw]:
         return at.silent("it is for one class an example, not for sequences or numbers")
     if logits.dim() != 2 or len(logits) != len(targets) or logits.shape[1] < 2:
         return at.silent("it needs logits of shape (examples, classes), of two classes at least")
+    if at.evaluate is None and (why := why_whole(at)) is not None:
+        return at.silent(why)
     data = _examples(at)
     if data is None:
         return at.silent("the model's inputs are no batches of one shape that could be gathered")

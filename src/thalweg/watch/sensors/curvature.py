@@ -14,13 +14,18 @@ from thalweg.probe import preconditioner_of, sharpness, stability_limit
 from thalweg.probe._quiet import quiet
 from thalweg.watch.clipped import left_by_clipping
 from thalweg.watch.coming_step import behind
-from thalweg.watch.moment import Moment, Raw, few, kept, sensor
+from thalweg.watch.moment import Moment, Raw, kept, sensor
 from thalweg.watch.normalising import normalising_as_in_training
 from thalweg.watch.rates_by_group import noted
+from thalweg.watch.whole_batches import part
 
 EXAMPLES = 256
 PRODUCTS = 4
 SURE = 0.1
+COMPLEX = (
+    "curvature is read of real weights, and {} is complex; as a real parameter behind "
+    "torch.view_as_complex it would be read"
+)
 
 
 @sensor("sharpness", share=2.0, every=20, passes=60, needs=("model", "loss_fn", "batch"), each=True)
@@ -46,9 +51,11 @@ def tracked_sharpness(at: Moment) -> list[Raw]:
     """
     assert at.model is not None and at.loss_fn is not None
     model, loss_fn, memory = at.model, at.loss_fn, at.memory
+    if odd := [name for name, p in at.named.items() if p.requires_grad and p.is_complex()]:
+        return at.silent(COMPLEX.format(odd[0]))
     batch = memory.get("batch")
     if batch is None:
-        batch = memory["batch"] = kept(few(at.batch, EXAMPLES))
+        batch = memory["batch"] = kept(part(at, at.batch, EXAMPLES))
 
     def loss() -> Tensor:
         return loss_fn(model, batch)

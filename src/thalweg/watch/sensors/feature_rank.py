@@ -11,8 +11,9 @@ from thalweg.probe._thinned import thinned
 from thalweg.probe._units import NoActivationsError
 from thalweg.probe.rank import feature_rows
 from thalweg.watch.inputs import as_batch
-from thalweg.watch.moment import Moment, Raw, examples, few, sensor
+from thalweg.watch.moment import Moment, Raw, examples, sensor
 from thalweg.watch.sensors.neurons import UNHEARD
+from thalweg.watch.whole_batches import part
 
 ROWS = 64
 COLUMNS = 1024
@@ -36,7 +37,7 @@ def feature_rank(at: Moment) -> list[Raw]:
         if len(rows := feature_rows(run, output)) >= examples(batch):
             found[run] = effective_rank(thinned(thinned(rows, ROWS).mT, COLUMNS))
 
-    batch = few(as_batch(at.model, *at.inputs), ROWS)
+    batch = part(at, as_batch(at.model, *at.inputs), ROWS)
     try:
         outputs = overhear_units(at.model, batch, measure)
     except NoActivationsError:

@@ -11,7 +11,8 @@ from thalweg.probe import gram_alignment, gram_matrix
 from thalweg.probe._head import features_and_output, head_name
 from thalweg.probe._thinned import thinned
 from thalweg.watch.inputs import as_batch
-from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
+from thalweg.watch.whole_batches import part
 
 EXAMPLES = 64
 A_PART = "the model's last layer is given some of the examples only, such as an expert"
@@ -55,7 +56,7 @@ def _begin(at: Moment) -> list[Raw]:
     """Keep what later visits compare with."""
     assert at.model is not None and at.inputs is not None
     memory = at.memory
-    batch = kept(few(as_batch(at.model, *at.inputs), EXAMPLES))
+    batch = kept(part(at, as_batch(at.model, *at.inputs), EXAMPLES))
     head = head_name(at.model, batch) if examples(batch) > 1 else None
     if head is None:
         return at.over()

@@ -17,6 +17,7 @@ from thalweg.watch.different_examples import different
 from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
 from thalweg.watch.normalising import mixing_examples, normalising_as_in_training
 from thalweg.watch.optimizer_kind import innermost
+from thalweg.watch.whole_batches import why_whole
 
 PARTS = 8
 EXAMPLES = 128, 256
@@ -24,6 +25,8 @@ EXAMPLES = 128, 256
 HALVED = 16
 MEMORY = 0.9
 FELT = 1e-3
+# A noise scale below so many batches is small enough to ask whether batches agree as their examples do.
+SMALL = 0.2
 
 
 def _passes(at: Moment) -> float:
@@ -47,6 +50,10 @@ def gradient_noise(at: Moment) -> list[Raw]:
     since statistics of a few examples have noise of their own. By running statistics, or by those of the
     batch held fixed, noise and signal came out 0.04 to 100 times those of minibatches in training.
 
+    Where the noise is small, the gradient of an earlier batch's part is asked for too, at the weights of now:
+    of batches drawn from all of the data its inner product with these has the mean s as well (``agreement of
+    batches``).
+
     The scale is the ratio of means over some ten readings; what one reading gave is in ``extra``. There too,
     of optimizers whose step is a known multiple P of the gradient: ``step``, :math:`\sum P g^2` of the
     gradient g that the coming step takes, and ``gain``, what the signal alone would give, the loss that a
@@ -55,7 +62,10 @@ def gradient_noise(at: Moment) -> list[Raw]:
     assert at.model is not None and at.loss_fn is not None
     params = [p for p in at.named.values() if p.requires_grad and p.grad is not None]
     if any(p.is_complex() or p.grad.is_sparse for p in params if p.grad is not None):
-        return []
+        return at.silent("it is read of real weights with dense gradients")
+    if (why := why_whole(at)) is not None:
+        return at.silent(why)
+    at.silent(None)
     parts = _parts(at, mixing_examples(at.model))
     if not parts or not params:
         return []
@@ -63,6 +73,8 @@ def gradient_noise(at: Moment) -> list[Raw]:
     rates = _rates(at, params)
     plain, moved = _Sums(), _Sums()
     norms = normalising_as_in_training(at.model)
+    if norms:
+        at.earlier.examples = EXAMPLES[1] // 2
     with undisturbed(at.model):
         for norm in norms:
             norm.training = True
@@ -72,6 +84,7 @@ def gradient_noise(at: Moment) -> list[Raw]:
             plain.add(gradient)
             if rates is not None:
                 moved.add([g * rate.sqrt() for g, rate in zip(gradient, rates, strict=True)])
+        across = _across(at, params, plain)
         left = 1.0 if rates is None else left_by_clipping(at, params)
     signal, noise = plain.signal, size * plain.spread
     memory = at.memory
@@ -84,7 +97,12 @@ def gradient_noise(at: Moment) -> list[Raw]:
         # A step is the rate times c g, of which g was read: the rate that clipping leaves is c times it.
         extra |= {"step": _step(at, params, rates) / left, "gain": moved.signal * left}
     total = signal + noise
+    agreement = []
+    if across is not None:
+        apart = {"across": across, "within": signal, "batch": extra["batch"]}
+        agreement = [Raw("agreement of batches", across / signal if signal > 0 else math.nan, extra=apart)]
     return [
+        *agreement,
         Raw("gradient noise scale", scale, extra=extra),
         Raw("gradient coherence", signal / total if total > 0 else math.nan, extra=extra),
     ]
@@ -112,6 +130,21 @@ class _Sums:
     @property
     def spread(self) -> float:
         return self.squares / self.count - self.signal
+
+
+def _across(at: Moment, params: list[nn.Parameter], here: _Sums) -> float | None:
+    """Mean inner product of the gradient here with that of an earlier batch, if the noise is small enough."""
+    memory = at.memory
+    if memory.get("noise", math.inf) >= SMALL * examples(at.batch) * memory.get("signal", 0.0):
+        return None
+    part = at.earlier.any()
+    if part is None:
+        return None
+    assert at.model is not None and at.loss_fn is not None
+    loss = at.loss_fn(at.model, part)
+    gradient = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    pairs = zip(here.total, gradient, strict=True)
+    return float(torch.stack([(t.detach().float() * g.float()).sum() for t, g in pairs]).sum()) / here.count
 
 
 def _square(tensors: Any) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from thalweg.probe._units import NoActivationsError
 from thalweg.probe.neurons import activity
 from thalweg.watch.inputs import as_batch
-from thalweg.watch.moment import Moment, Raw, counted, few, sensor
+from thalweg.watch.moment import Moment, Raw, counted, sensor
+from thalweg.watch.whole_batches import part
 
 EXAMPLES = 256
 # A unit that is rarely active looks dormant on fewer.
@@ -29,7 +30,7 @@ def dormant(at: Moment) -> list[Raw]:
     model whose activations cannot be heard nothing is said.
     """
     assert at.model is not None and at.inputs is not None
-    batch = few(as_batch(at.model, *at.inputs), EXAMPLES)
+    batch = part(at, as_batch(at.model, *at.inputs), EXAMPLES)
     try:
         found = activity(at.model, batch)
     except NoActivationsError:

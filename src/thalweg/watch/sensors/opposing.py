@@ -15,6 +15,7 @@ from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import call, quiet
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+from thalweg.watch.whole_batches import why_whole
 
 EXAMPLES = 256
 ROWS = 32
@@ -41,6 +42,9 @@ def opposing(at: Moment) -> list[Raw]:
     unless all gaps are even.
     """
     assert at.model is not None and at.inputs is not None and at.targets is not None
+    if (why := why_whole(at)) is not None:
+        return at.silent(why)
+    at.silent(None)
     memory = at.memory
     if memory.get("have", 0) < EXAMPLES and not memory.get("full"):
         _collect(at)
