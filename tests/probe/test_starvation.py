@@ -249,3 +249,46 @@ def test_gradient_starvation_refuses(model, targets, options, message):
 def test_margins_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite margins, got NaN or infinity"):
         gradient_starvation(SEVERAL, torch.full((2, 3), torch.nan), torch.tensor([0, 1]))
+
+
+def together(kind: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    if kind == "image":
+        return convolution().double(), drawn(9, 1, 4, 4).double()
+    kept = kind != "nothing kept"
+    layers = nn.Linear(3, 6), nn.BatchNorm1d(6, track_running_stats=kept), nn.Tanh(), nn.Dropout(0.5)
+    return nn.Sequential(*layers, nn.Linear(6, 4)).double(), 2 * drawn(9, 3).double() + 1
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("kind", ["rows", "image", "nothing kept"])
+def test_batch_normalisation_in_training_mode_normalises_by_the_batch_and_is_differentiated(kind, chunk):
+    model, inputs = together(kind)
+    targets = torch.tensor([0, 1, 2, 3, -100, 0, 1, 2, -100])
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    model.train()
+    found = gradient_starvation(model, inputs, targets, chunk=chunk)
+    assert model.training and all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+    norm = next(m for m in model if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
+    values = inputs
+    for module in model:
+        if module is norm:
+            axes, shape = [0, *range(2, values.dim())], (1, -1, *[1] * (values.dim() - 2))
+            spread = (values.var(axes, correction=0, keepdim=True) + norm.eps).sqrt()
+            values = (values - values.mean(axes, keepdim=True)) / spread
+            values = values * norm.weight.view(shape) + norm.bias.view(shape)
+        elif not isinstance(module, nn.Dropout):
+            values = module(values)
+    counted = (targets != -100).nonzero().flatten()
+    margins = explicit_margins(values[counted], targets[counted])
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(m, model.parameters(), retain_graph=True)])
+        for m in margins
+    ]
+    singular = torch.linalg.svdvals(torch.stack(rows))
+    torch.testing.assert_close(found.margins, margins.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.strengths, singular, rtol=1e-6, atol=1e-6 * singular[0].item())
+    torch.testing.assert_close(sum(found.layers.values()), found.strengths**2, rtol=1e-9, atol=1e-9)
+    model.eval()
+    running = gradient_starvation(model, inputs, targets).strengths
+    assert torch.allclose(running, singular, rtol=0.02) == (kind == "nothing kept")

@@ -114,3 +114,34 @@ def test_the_remedy_runs_as_pasted_and_its_paper_is_in_the_catalog():
     logits, targets = torch.randn(16, 2), torch.randint(0, 2, (16,))
     expected = nn.functional.cross_entropy(logits, targets) + 0.1 * logits.square().mean()
     assert torch.allclose(names["loss_fn"](nn.Identity(), (logits, targets)), expected)
+
+
+@pytest.mark.parametrize("have", [64, 96])
+def test_where_examples_are_normalised_together_the_reading_is_of_training(have):
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 2)
+    model, inputs = nn.Sequential(*layers).double(), torch.randn(have, 5, dtype=torch.float64) + 1
+    targets = (inputs[:, 0] > 1).long()
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    (found,) = starvation.read(moment(model, inputs, targets))
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    h = model[0](inputs)
+    h = (h - h.mean(0)) / (h.var(0, correction=0) + model[1].eps).sqrt()
+    logits = model[4]((h * model[1].weight + model[1].bias).tanh())
+    margins = (logits[:, 1] - logits[:, 0]) * (2 * targets - 1)
+    rows = [torch.autograd.grad(m, model.parameters(), retain_graph=True) for m in margins[:64]]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    features, strengths, _ = torch.linalg.svd(jacobian, full_matrices=False)
+    held = features.sum(0)[:2].square().sum().item() / 64
+    assert float(found.value) == pytest.approx(held, rel=1e-6)
+    assert int(found.extra["others"]) == int((strengths >= 0.1 * strengths[0]).sum()) - 2
+    miss = torch.sigmoid(-margins[:64]).mean().item()
+    assert float(found.extra["miss"]) == pytest.approx(miss, rel=1e-9)
+
+
+def test_a_large_model_that_normalises_examples_together_is_left_alone_with_a_reason(monkeypatch):
+    monkeypatch.setattr("thalweg.watch.sensors.starvation.WEIGHTS", 20)
+    memory = {}
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    at = moment(model, torch.randn(64, 4), torch.randint(0, 2, (64,)), memory)
+    assert starvation.read(at) == [] and "normalised together" in memory["silent"]

@@ -61,6 +61,28 @@ def test_the_reading_is_that_of_the_probe_on_the_losses_of_fixed_examples():
     assert numbers == list(expected.rising)
 
 
+def test_batch_normalisation_normalises_by_the_batch_as_the_losses_of_training_are():
+    batch, _ = classes()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    readings, table = trained(model, batch, lambda z, y: F.cross_entropy(z, y, reduction="none"), lr=2.0)
+    expected = opposing_signals(table, group=8)
+    (found,) = readings[-1]
+    assert found.value == pytest.approx(expected.correlation, abs=1e-5)
+    assert found.extra["share"] == pytest.approx(expected.share, rel=1e-4)
+    assert found.extra["rise"] == pytest.approx(expected.rise, rel=1e-4)
+    assert model[1].num_batches_tracked == 24 and model[1].training
+
+
+def test_too_few_examples_to_be_normalised_by_themselves_are_not_taken():
+    torch.manual_seed(0)
+    model, memory = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), {}
+    for step in range(1, 5):
+        batch = torch.randn(255, 3), torch.randint(0, 2, (255,))
+        assert opposing.read(moment(model, batch, memory, step)) == []
+    assert [len(row) for row in memory["rows"]] == [255] * 4
+
+
 def test_targets_that_are_numbers_are_judged_by_squared_errors():
     torch.manual_seed(0)
     batch = torch.randn(128, 5), torch.randn(128)

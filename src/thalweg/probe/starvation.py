@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg._core.checks import check_count
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._batches import take
-from thalweg.probe._example_batch import changed, count
-from thalweg.probe._graphs import check_reachable, dense
-from thalweg.probe._logits import logits_of
+from thalweg.probe._example_batch import count
+from thalweg.probe._margins import check_targets, one_by_one, together, vectorised
+from thalweg.probe._normalising import mixing_examples, normalising_as_in_training
 from thalweg.probe._quiet import call, quiet
 from thalweg.probe._wrapped import bare
 from thalweg.probe.cost import costs
 
 __all__ = ["GradientStarvation", "gradient_starvation"]
-
-Jacobian = tuple[Tensor, dict[str, Tensor]]  # margins and their gradients, one row a target
 
 
 @dataclass(frozen=True)
@@ -55,80 +50,6 @@ class GradientStarvation:
     margins: Tensor
 
 
-def margins_of(outputs: Any, targets: Tensor) -> Tensor:
-    """Margin of each target, in the shape of ``targets``: cross-entropy is softplus of its negative."""
-    outputs = logits_of(outputs)
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"model must return one tensor of logits, got {type(outputs).__name__}")
-    if outputs.shape == (*targets.shape, 1):
-        outputs = outputs.squeeze(-1)
-    if outputs.shape == targets.shape:
-        return outputs * targets.to(outputs.dtype)
-    if outputs.shape[:-1] != targets.shape or targets.dtype.is_floating_point:
-        raise ValueError(
-            f"targets must be -1 or 1 for one logit an example or class numbers for several, got "
-            f"{targets.dtype}, {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}"
-        )
-    own = outputs.gather(-1, targets.unsqueeze(-1))
-    return (own - _without(outputs, targets).logsumexp(-1, keepdim=True)).squeeze(-1)
-
-
-def _without(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Logits with the target's own out of the way."""
-    classes = torch.arange(outputs.shape[-1], device=outputs.device)
-    return outputs.masked_fill(classes == targets.unsqueeze(-1), -torch.inf)
-
-
-def _check(outputs: Any, targets: Tensor, counts: Tensor) -> None:
-    """Refuse targets that are none of the model's; inside vmap their values cannot be looked at."""
-    margins_of(outputs, targets[:1])
-    outputs = logits_of(outputs)
-    one_logit = outputs.shape[: targets.dim()] == outputs.shape or outputs.shape[-1] == 1
-    wrong = targets.abs() != 1 if one_logit else (targets < 0) | (targets >= outputs.shape[-1])
-    if bool((wrong & counts).any()):
-        allowed = "-1 or 1" if one_logit else f"in [0, {outputs.shape[-1]})"
-        raise ValueError(f"targets must be {allowed}, got {targets[wrong & counts][0].item()}")
-
-
-def _vectorised(model: nn.Module, params: dict[str, Tensor], inputs: Any, targets: Tensor) -> Jacobian:
-    tensors: list[Tensor] = []
-    changed(inputs, lambda t: tensors.append(t) if _by_example(t, targets) else None)
-
-    def margins(chosen: dict[str, Tensor], mine: tuple[Tensor, ...], target: Tensor) -> tuple[Tensor, Tensor]:
-        given = iter(mine)
-        one = changed(inputs, lambda t: next(given)[None] if _by_example(t, targets) else t)
-        if isinstance(one, Mapping):
-            outputs = functional_call(model, chosen, (), dict(one))
-        else:
-            outputs = functional_call(model, chosen, tuple(one) if isinstance(one, tuple | list) else (one,))
-        found = margins_of(outputs, target[None]).reshape(-1)
-        return found, found
-
-    over = vmap(jacrev(margins, has_aux=True), (None, 0, 0))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")
-        gradients, found = over(params, tuple(tensors), targets)
-    return found.flatten(), {name: rows.flatten(0, 1) for name, rows in gradients.items()}
-
-
-def _by_example(t: Tensor, targets: Tensor) -> bool:
-    return t.dim() > 0 and len(t) == len(targets)
-
-
-def _one_by_one(model: nn.Module, params: dict[str, Tensor], inputs: Any, targets: Tensor) -> Jacobian:
-    with torch.enable_grad():
-        found = margins_of(call(model, inputs), targets).reshape(-1)
-        check_reachable("model", found)
-        rows = [
-            torch.autograd.grad(
-                one, list(params.values()), retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            for one in found
-        ]
-    columns = [torch.stack([dense(g) for g in column]) for column in zip(*rows, strict=True)]
-    return found.detach(), dict(zip(params, columns, strict=True))
-
-
 @costs(2, 1, memory="one gradient an example")
 def gradient_starvation(
     model: nn.Module,
@@ -147,12 +68,18 @@ def gradient_starvation(
     the sum of those of the parameters. A strength below 1e-7 of the largest is rounding, and its feature
     arbitrary.
 
+    Where batch normalisation is in training mode it normalises by these examples, and :math:`\Phi` counts
+    what each does to the statistics, as the gradient of training does: one backward pass of all examples for
+    each of them. With running statistics, or those of the batch held fixed, other features come out: on
+    two classes of digits the two strongest held 0.95 of what all margins share where it was 0.05 to 0.5.
+    Everything else is in evaluation mode.
+
     Readings at different steps have different features; follow one of them by ``features[:, j] @ margins``.
     What to expect at the end of training is :func:`thalweg.probe.starvation_coefficients`.
 
     Args:
         model: gives one logit an example or one a class, classes last, as a tensor, as ``.logits`` or first
-            in a tuple; run in evaluation mode, its flags and ``.grad`` stay as they are. Behind DDP or
+            in a tuple; its flags, statistics and ``.grad`` stay as they are. Behind DDP or
             ``torch.compile`` the module itself is run. Frozen parameters do not count.
         inputs: n examples along the first dimension: a tensor, a tuple of positional or a mapping of keyword
             arguments. 256 are enough; cost and memory grow with n.
@@ -175,29 +102,37 @@ def gradient_starvation(
     if (examples := count(inputs, "inputs")) != len(targets):
         raise ValueError(f"targets must be as many as inputs, got {len(targets)} for {examples} inputs")
     counts = targets != ignore_index
+    norms, mixed = normalising_as_in_training(model), mixing_examples(model)
+    if not bool(counts.any()):
+        raise ValueError(f"targets must hold one that counts, got only ignore_index={ignore_index}")
     found, rows = [], []
     # Fused attention has no batching rule for its gradient.
     with torch.inference_mode(False), quiet(model), sdpa_kernel(SDPBackend.MATH):
+        for norm in norms:
+            norm.training = True
         targets = targets.where(counts, 0)
-        _check(call(model, take(inputs, slice(0, 1), len(targets))), targets, counts)
-        gradients_of = _one_by_one if chunk == 1 else _vectorised
-        for start in range(0, len(targets), chunk):
+        first = inputs if mixed else take(inputs, slice(0, 1), len(targets))
+        check_targets(call(model, first), targets, counts)
+        gradients_of = one_by_one if chunk == 1 else vectorised
+        if mixed:
+            some, gradients = together(model, params, inputs, targets, counts, chunk)
+            found, rows = [some], [gradients]
+            counts = counts[counts]
+        for start in range(0, 0 if mixed else len(targets), chunk):
             part = slice(start, start + chunk)
             given = model, params, take(inputs, part, len(targets)), targets[part]
             try:
                 some, gradients = gradients_of(*given)
             except (RuntimeError, NotImplementedError, ValueError, TypeError):
                 # Control flow that depends on data, or an operation without a rule.
-                if gradients_of is _one_by_one:
+                if gradients_of is one_by_one:
                     raise
-                gradients_of = _one_by_one
+                gradients_of = one_by_one
                 some, gradients = gradients_of(*given)
             found.append(some)
             rows.append(gradients)
     keep = counts.flatten()
     margins = torch.cat(found)[keep].double()
-    if not len(margins):
-        raise ValueError(f"targets must hold one that counts, got only ignore_index={ignore_index}")
     if not bool(margins.isfinite().all()):
         raise NotFiniteError("model must give finite margins, got NaN or infinity")
     kernels = {}
