@@ -198,3 +198,19 @@ def test_training_rows_may_be_an_array():
         grokking_progress(table, inputs, P, rows, frequencies=[2]) for rows in (train, train.numpy())
     )
     assert tensor == array
+
+
+def test_answers_that_do_not_depend_on_the_pair_have_no_waves():
+    bias = torch.randn(P, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = bias.repeat(P * P, 1)
+    train = torch.arange(P * P) % 2 == 0
+    found = grokking_progress(Table(logits), torch.arange(P * P), P, train, frequencies=[1, 2])
+    assert set(found.energy.values()) == {0.0}
+    assert found.restricted_loss == pytest.approx(found.test_loss, rel=1e-12)
+
+
+def test_frequencies_may_be_integers_of_any_kind():
+    table, rows = Table(circuit(P, [2, 3])), torch.arange(P * P)
+    kinds = ([2, 3], torch.tensor([2, 3]).numpy(), (2, torch.tensor(3).item()))
+    found = [grokking_progress(table, rows, P, rows % 3 == 0, frequencies=keys) for keys in kinds]
+    assert found[0] == found[1] == found[2]

@@ -236,3 +236,36 @@ def test_a_copy_makes_its_normalised_weights_anew():
     found, expected = (plasticity(model, x, tasks=1, steps=20, rates=[0.01]) for model in (hooked, plain))
     assert found.score == pytest.approx(expected.score, rel=1e-4)
     assert found.score > found.baseline - found.untrained
+
+
+def test_labels_that_do_not_count_stay_where_they_are_and_have_no_share_in_the_baseline():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.randn(12, 4)
+    labels = torch.tensor([0, 1, 1, 2, 0, 1, 1, 0, -100, -100, -100, -100])
+    drawn = []
+
+    def loss_fn(outputs, targets):
+        drawn.append(targets.clone())
+        return nn.functional.cross_entropy(outputs, targets)
+
+    given = {"targets": "shuffled", "labels": labels, "tasks": 3, "steps": 1, "rates": (1e-9,)}
+    found = plasticity(model, x, **given)
+    shares = torch.tensor([3.0, 4.0, 1.0]) / 8
+    assert found.baseline == pytest.approx(-(shares * shares.log()).sum().item())
+    plasticity(model, x, **given, loss_fn=loss_fn, baseline=1.0)
+    assert all(torch.equal(one[8:], labels[8:]) for one in drawn)
+    assert all(torch.equal(one[:8].sort().values, labels[:8].sort().values) for one in drawn)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((6,), 3), r"labels must be in \[0, 3\).*got 3 to 3"),
+        (torch.full((6,), -1), r"labels must be in \[0, 3\).*got -1 to -1"),
+        (torch.full((6,), -100), "labels must hold one that counts"),
+        (torch.zeros(6), "labels must be classes, integers, to be shuffled, got torch.float32"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        plasticity(nn.Linear(4, 3), torch.randn(6, 4), targets="shuffled", labels=labels, steps=1)

@@ -18,6 +18,7 @@ from thalweg.probe._quiet import call, quiet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[Tensor, torch.Generator], Tensor]
+IGNORED = -100  # as in torch's cross-entropy
 KINDS = ("labels", "network", "shuffled")
 
 
@@ -74,6 +75,32 @@ def _network(model: nn.Module, batch: Any, like: Tensor) -> Tensor:
     return ((rows - rows.mean(0)) / spread).view_as(outputs)
 
 
+def _shuffled(labels: Tensor, counted: Tensor, source: torch.Generator) -> Tensor:
+    """The labels that count in another order; the others stay where they are."""
+    order = torch.randperm(int(counted.sum()), generator=source).to(labels.device)
+    return labels.masked_scatter(counted, labels[counted][order])
+
+
+def _counted(labels: Tensor | None, places: torch.Size, classes: int) -> tuple[Tensor, Tensor]:
+    """Labels as classes, and which of them the loss counts."""
+    if labels is None or labels.shape != places:
+        got = None if labels is None else tuple(labels.shape)
+        raise ValueError(f"labels must have shape {tuple(places)} to be shuffled, got {got}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be classes, integers, to be shuffled, got {labels.dtype}")
+    labels = labels.long()
+    counted = labels != IGNORED
+    those = labels[counted]
+    if not len(those):
+        raise ValueError(f"labels must hold one that counts, got {IGNORED} only")
+    if not 0 <= int(those.min()) <= int(those.max()) < classes:
+        raise ValueError(
+            f"labels must be in [0, {classes}), the model's outputs, or {IGNORED} where none counts, got "
+            f"{int(those.min())} to {int(those.max())}"
+        )
+    return labels, counted
+
+
 def _entropy(labels: Tensor) -> float:
     share = torch.bincount(labels.flatten()).double() / labels.numel()
     return torch.special.entr(share).sum().item()
@@ -111,13 +138,7 @@ def fresh_targets(
         drawn = [torch.randint(classes, places, generator=source).to(like.device) for _ in range(tasks)]
         usual, constant = cross_entropy, math.log(classes)
     else:
-        if labels is None or labels.shape != places:
-            got = None if labels is None else tuple(labels.shape)
-            raise ValueError(f"labels must have shape {tuple(places)} to be shuffled, got {got}")
-        flat = labels.flatten()
-        drawn = [
-            flat[torch.randperm(len(flat), generator=source).to(flat.device)].view_as(labels)
-            for _ in range(tasks)
-        ]
-        usual, constant = cross_entropy, _entropy(labels)
+        known, counted = _counted(labels, places, like.shape[-1])
+        drawn = [_shuffled(known, counted, source) for _ in range(tasks)]
+        usual, constant = cross_entropy, _entropy(known[counted])
     return FreshTargets(drawn, loss_fn or usual, constant if baseline is None else float(baseline))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class GrokkingProgress:
             training loss while the model memorises and rises as it comes to rely on them.
         excluded_by_frequency: the same with the waves of one key frequency taken out at a time.
         energy: frequency k to the share of the logits' variance over the pairs that lies in
-            :math:`\cos(2\\pi k(a+b)/p)` and :math:`\sin(2\\pi k(a+b)/p)`; all k in 1..p // 2.
+            :math:`\cos(2\\pi k(a+b)/p)` and :math:`\sin(2\\pi k(a+b)/p)`; all k in 1..p // 2; 0 where the
+            logits are alike on all pairs.
         squared_weights: name of each parameter to the sum of its squares.
     """
 
@@ -94,7 +96,7 @@ def grokking_progress(
     """
     p = check_count("modulus", modulus, 2)
     check_choice("operation", operation, ("+", "-"))
-    keys = list(frequencies)
+    keys = [int(k) if isinstance(k, Integral) and not isinstance(k, bool) else k for k in frequencies]
     if not keys or len(set(keys)) < len(keys):
         raise ValueError(f"frequencies must be at least one and different, got {keys}")
     for k in keys:
@@ -131,9 +133,10 @@ def grokking_progress(
     every = range(1, p // 2 + 1)
     amplitudes = _waves(total, every, p).T @ logits
     variance = (logits - logits.mean(0)).square().sum()
-    shares = amplitudes.square().sum(1).view(-1, 2).sum(1) / variance.clamp_min(
-        torch.finfo(variance.dtype).tiny
-    )
+    shares = amplitudes.square().sum(1).view(-1, 2).sum(1) / variance
+    # Of answers that do not depend on the pair, such as a bias alone, rounding errors are left.
+    if not variance > 1e-20 * p**2 * logits.square().max():
+        shares = torch.zeros_like(shares)
     kept = waves @ (waves.T @ logits)
     left_out = logits - kept
     single = {}

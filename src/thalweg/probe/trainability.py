@@ -199,7 +199,8 @@ def plasticity(
         targets: ``"labels"``, uniform among the outputs; ``"shuffled"``, a permutation of ``labels``;
             ``"network"``, the standardised outputs of the model with fresh weights, as a regression; or a
             function of (outputs, generator) with a ``loss_fn`` and a ``baseline``.
-        labels: int64, of the outputs' shape without the last dimension.
+        labels: int64, of the outputs' shape without the last dimension; -100 stays where it is and does not
+            count.
         tasks, steps: how many targets are drawn, and updates made on each.
         rates: learning rates, of which the best counts, for these and for the fresh weights on their own. By
             default 0.0003, 0.001 and 0.003, or a live optimizer's own.
