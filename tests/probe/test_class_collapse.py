@@ -225,3 +225,31 @@ def test_labels_may_be_whole_numbers_of_any_type(kind):
     labels = labels % 2
     found = neural_collapse_of(features, labels.to(kind), weight, bias)
     assert found == neural_collapse_of(features, labels, weight, bias)
+
+
+class ScoresEveryPosition(nn.Module):
+    """Like a language model that classifies a sequence by its last position."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.score = nn.Embedding(7, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens):
+        return self.score(torch.tanh(self.embed(tokens)))[:, -1]
+
+
+def test_a_head_that_reads_positions_wants_labels_of_positions():
+    model, tokens = ScoresEveryPosition(), torch.arange(24).view(6, 4) % 7
+    labels = torch.arange(6) % 3
+    with pytest.raises(ValueError, match=r"position that 'score' reads.*\(6, 4, 5\), got labels \(6,\)"):
+        neural_collapse(model, (tokens, labels), classifier="score")
+    at_the_end = torch.full((6, 4), -100)
+    at_the_end[:, -1] = labels
+    found = neural_collapse(model, (tokens, at_the_end), classifier="score")
+    last = torch.tanh(model.embed(tokens))[:, -1]
+    assert found.nc1 == pytest.approx(neural_collapse_of(last, labels).nc1)
+
+
+def test_labels_that_are_no_tensor_are_refused():
+    with pytest.raises(ValueError, match="data must have a tensor of targets, got list"):
+        neural_collapse(nn.Linear(2, 2), (torch.zeros(2, 2), [0, 1]))

@@ -14,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gloo_pair import leave
 from thalweg.probe import (
+    ExampleForgetting,
     attention_logits,
+    class_variability,
     dormant_neurons,
     example_alignment,
     example_gradient_norms,
@@ -26,6 +28,7 @@ from thalweg.probe import (
     hub_neurons,
     local_complexity,
     neural_collapse,
+    neural_collapse_of,
     opposing_gradients,
     saturated_units,
 )
@@ -67,7 +70,11 @@ def said(rank: int, group: Any) -> dict[str, str]:
     silent, not_finite = Sometimes(rank == 0), Sometimes(True, 1.0 if rank == 0 else torch.nan)
     parallel = DistributedDataParallel(Sometimes(True))
     batch = broken, LABELS
+    seen = ExampleForgetting(10, group=group)
+    seen.update([0, 1, 2 + rank], [True] * 3)
     calls = {
+        "forgetting": lambda: seen.update([0, 9 + rank], [False] * 2),
+        "forgetting, correct": lambda: seen.update([0], [1 if rank else False]),
         "attention": lambda: attention_logits(Attends(rank == 0), x[:, None], group=group),
         "dormant": lambda: dormant_neurons(silent, x, group=group),
         "dormant, NaN": lambda: dormant_neurons(not_finite, x, group=group),
@@ -80,6 +87,11 @@ def said(rank: int, group: Any) -> dict[str, str]:
         "diversity, labels": lambda: feature_diversity(Sometimes(True), x, LABELS[: 6 - rank], group=group),
         "complexity": lambda: local_complexity(silent, x, radius=0.1, vertices=4, group=group),
         "collapse": lambda: neural_collapse(Sometimes(True), batch, group=group),
+        "collapse, nothing": lambda: neural_collapse(
+            Sometimes(True), (x[: 6 - 6 * rank], LABELS[: 6 - 6 * rank]), group=group
+        ),
+        "collapse of features": lambda: neural_collapse_of(broken, LABELS, group=group),
+        "variability": lambda: class_variability(x, LABELS[: 6 - rank], group=group),
         "losses": lambda: example_losses(parallel, batch, each),
         "norms": lambda: example_gradient_norms(parallel, batch, each),
         "alignment": lambda: example_alignment(parallel, batch, each),
@@ -95,6 +107,7 @@ def said(rank: int, group: Any) -> dict[str, str]:
             answers[name] = "nothing"
         except ValueError as error:
             answers[name] = str(error)
+    assert seen.counts().presentations.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     return answers
 
 
@@ -113,7 +126,9 @@ def test_what_fails_on_one_process_is_an_error_on_both(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, own in second.items():
         assert own != "nothing" and "failed on another" not in own, name
-        if name != "ranks, NaN":  # whose numbers are all processes' before they are looked at
+        if name.startswith("forgetting"):
+            assert "must fit on every process of group, and did not on another" in first[name], name
+        elif name != "ranks, NaN":  # whose numbers are all processes' before they are looked at
             assert "must succeed on every rank of group, and failed on another" in first[name], name
 
 

@@ -18,6 +18,8 @@ def pair(name: str, value: Any) -> tuple[Any, Tensor]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         got = type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
         raise ValueError(f"{name} must be a pair of inputs and targets, got {got}")
+    if not isinstance(value[1], Tensor):
+        raise ValueError(f"{name} must have a tensor of targets, got {type(value[1]).__name__}")
     return value[0], value[1]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thalweg._core.not_finite import NotFiniteError
-from thalweg.probe._wrapped import over_processes
+from thalweg.probe._wrapped import on_every_rank, over_processes
 
 
 def rows_of(name: str, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -124,6 +124,20 @@ class ClassSums:
         """Tr S_W / Tr S_B; of class means that coincide infinite, NaN if the features do as well."""
         within, between = self.within / self.examples, self.centred.square().sum(1).mean().item()
         return within / between if between else math.inf if within else math.nan
+
+
+def sums_of(
+    features: Tensor, labels: Tensor, ignore_index: int, group: Any
+) -> tuple[ClassSums, Tensor, Tensor]:
+    """Sums over all processes, and the rows and labels of this one."""
+
+    def checked() -> tuple[Tensor, Tensor]:
+        return rows_of("features", features, labels, ignore_index)
+
+    rows, wanted = on_every_rank(checked, group, features.device, "features and labels")
+    sums = ClassSums()
+    sums.add(rows, wanted)
+    return sums.over(group), rows, wanted
 
 
 @dataclass(frozen=True)

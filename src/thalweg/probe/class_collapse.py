@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count
 from thalweg.probe._batches import pair, take
-from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of
+from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of, sums_of
 from thalweg.probe._hidden import activations_heard
 from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import modules_named
@@ -109,9 +109,7 @@ def class_variability(
         ValueError: shapes do not fit, features are not finite, fewer than two classes have examples, or their
             means coincide.
     """
-    sums = ClassSums()
-    sums.add(*rows_of("features", features, labels, ignore_index))
-    return sums.over(group).variability
+    return sums_of(features, labels, ignore_index, group)[0].variability
 
 
 @torch.no_grad()
@@ -135,10 +133,7 @@ def neural_collapse_of(
     Raises:
         ValueError: as :func:`class_variability`; a head that does not fit.
     """
-    rows, wanted = rows_of("features", features, labels, ignore_index)
-    sums = ClassSums()
-    sums.add(rows, wanted)
-    sums = sums.over(group)
+    sums, rows, wanted = sums_of(features, labels, ignore_index, group)
     head = None
     if weight is not None:
         if weight.dim() != 2 or weight.shape[1] != rows.shape[1] or weight.shape[0] <= int(sums.present[-1]):
@@ -190,10 +185,15 @@ def neural_collapse(
             shapes do not fit; fewer than two classes have examples, or their means coincide.
     """
     check_count("batch_size", batch_size)
-    inputs, labels = pair("data", data)
-    if not len(labels):
-        raise ValueError("data must hold at least one example, got none")
     model = bare(model)
+
+    def checked() -> tuple[Any, Tensor]:
+        inputs, labels = pair("data", data)
+        if not labels.dim() or not len(labels):
+            raise ValueError("data must hold at least one example, got none")
+        return inputs, labels
+
+    inputs, labels = on_every_rank(checked, group, model, "data")
     with one_state(model, group):
         return _collapse(model, inputs, labels, classifier, layers, batch_size, ignore_index, group)
 
@@ -252,6 +252,11 @@ def _sums(
 
         def collect(run: str, output: Tensor, wanted: Tensor = wanted) -> None:
             headed.update({run} & {name})
+            if run == name and output.dim() > wanted.dim() + 1:
+                raise ValueError(
+                    f"labels must be classes of every position that {name!r} reads, since its inputs have "
+                    f"shape {tuple(output.shape)}, got labels {tuple(wanted.shape)}"
+                )
             found.setdefault(run, ClassSums()).add(*rows_of(run, output, wanted, ignore_index))
 
         def collect_any(run: str, output: Tensor, wanted: Tensor = wanted) -> None:

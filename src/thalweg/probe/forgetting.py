@@ -14,6 +14,7 @@ from thalweg.probe.cost import Cost
 
 __all__ = ["ExampleForgetting", "ForgettingCounts"]
 
+REFUSED = 2**62  # in place of a size
 STATE = ("presentations", "events", "learned_at", "correct")
 
 
@@ -84,6 +85,24 @@ class ExampleForgetting:
         Both are tensors, arrays or lists. An index that occurs twice is presented once, and right only if it
         was right every time.
         """
+        if self.group is None:
+            at, right = self._checked(indices, correct)
+        else:
+            at, right = self._gathered(indices, correct)
+        before = self.correct[at]
+        # The least of all that were given, whatever the order: an index may stand there more than once.
+        self.correct[at] = 1
+        self.correct.scatter_reduce_(0, at, right, "amin")
+        now = self.correct[at]
+        times = self.presentations[at] + 1
+        learned = self.learned_at[at]
+        self.presentations[at] = times
+        self.events[at] += before * (1 - now)
+        self.learned_at[at] = torch.where((learned == 0) & (now == 1), times, learned)
+
+    def _checked(
+        self, indices: Tensor | Sequence[int], correct: Tensor | Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
         indices, correct = torch.as_tensor(indices), torch.as_tensor(correct)
         if indices.dim() != 1 or indices.dtype.is_floating_point or indices.dtype is torch.bool:
             raise ValueError(
@@ -100,23 +119,21 @@ class ExampleForgetting:
             raise ValueError(
                 f"indices must be in [0, {self.examples}), got {int(at.min())} to {int(at.max())}"
             )
-        if self.group is not None:
-            at, right = self._gathered(at, right)
-        before = self.correct[at]
-        # The least of all that were given, whatever the order: an index may stand there more than once.
-        self.correct[at] = 1
-        self.correct.scatter_reduce_(0, at, right, "amin")
-        now = self.correct[at]
-        times = self.presentations[at] + 1
-        learned = self.learned_at[at]
-        self.presentations[at] = times
-        self.events[at] += before * (1 - now)
-        self.learned_at[at] = torch.where((learned == 0) & (now == 1), times, learned)
+        return at, right
 
-    def _gathered(self, at: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def _gathered(
+        self, indices: Tensor | Sequence[int], correct: Tensor | Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
         """Those of all processes, whose parts may be of different sizes."""
-        size = at.new_tensor([len(at)])
-        distributed.all_reduce(size, distributed.ReduceOp.MAX, group=self.group)
+        size = torch.tensor([REFUSED], device=self.correct.device)
+        try:
+            at, right = self._checked(indices, correct)
+            size.fill_(len(at))
+        finally:
+            # Also after an error, or the others would wait for ever.
+            distributed.all_reduce(size, distributed.ReduceOp.MAX, group=self.group)
+        if int(size) == REFUSED:
+            raise ValueError("indices and correct must fit on every process of group, and did not on another")
         packed = at.new_full((int(size),), -1)
         packed[: len(at)] = 2 * at + right
         parts = [torch.empty_like(packed) for _ in range(distributed.get_world_size(self.group))]
