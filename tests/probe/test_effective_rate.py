@@ -62,8 +62,11 @@ def test_an_unknown_optimizer_must_say_how_it_steps():
         (lambda ps: optim.SAM(torch.optim.SGD(ps, lr=0.1)), 2),
         (lambda ps: optim.SAM(torch.optim.Adam(ps, lr=0.1)), 1),
         (lambda ps: torch.optim.ASGD(ps, lr=0.1), 2),
-        (lambda ps: optim.Descent(ps, optim.adam(), lr=0.1), None),
-        (lambda ps: optim.Descent(ps, optim.momentum(0.9), optim.sign(), lr=0.1), None),
+        (lambda ps: optim.Descent(ps, optim.adam(), lr=0.1), 1),
+        (lambda ps: optim.Descent(ps, optim.momentum(0.9), optim.sign(), lr=0.1), 1),
+        (lambda ps: optim.Descent(ps, optim.brake(), optim.momentum(0.9), lr=0.1), 2),
+        (lambda ps: optim.AdEMAMix(ps, lr=0.1), 1),
+        (lambda ps: optim.Descent(ps, optim.lion(kappa="huber"), lr=0.1), None),
     ],
 )
 def test_links_and_what_is_inside_of_a_wrapper_tell_how_it_steps(make, power):

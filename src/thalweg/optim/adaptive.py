@@ -59,6 +59,7 @@ def adam(
         scalars=scalars,
         precondition=precondition,
         stability=stability,
+        degree=0,
         betas=tuple(betas),
         eps=eps,
     )

@@ -39,4 +39,4 @@ def adaptive_clip(ratio: float = 0.01, eps: float = 1e-3) -> Transform:
         over = gradient > limit * limit
         return u * torch.where(over, limit / gradient.sqrt(), 1.0).to(u.dtype), state
 
-    return rows(update, measure=measure, ratio=ratio)
+    return rows(update, measure=measure, degree=1, ratio=ratio)

@@ -58,5 +58,5 @@ def brake(
         return u, state.replace(**{velocity: momentum * state.slots[velocity] + u})
 
     return SCOPES[granularity](
-        update, measure=measure, slots=(velocity,), borrows=(velocity,), strength=strength
+        update, measure=measure, slots=(velocity,), borrows=(velocity,), degree=1, strength=strength
     )

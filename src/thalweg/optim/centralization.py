@@ -29,4 +29,4 @@ def centralize() -> Transform:
     def applies(p, k):
         return p.dim() > 1 and p.shape[1:].numel() > 1
 
-    return rows(update, measure=measure, applies=applies)
+    return rows(update, measure=measure, applies=applies, degree=1)

@@ -41,7 +41,9 @@ def diffgrad(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Tr
         step = friction * state.mean * k.unbias / (state.square.sqrt() + k.eps)
         return step, state.replace(last=u)
 
-    return element(update, slots=("mean", "square", "last"), scalars=scalars, betas=tuple(betas), eps=eps)
+    return element(
+        update, slots=("mean", "square", "last"), scalars=scalars, degree=0, betas=tuple(betas), eps=eps
+    )
 
 
 @recipe(lr=1e-3)

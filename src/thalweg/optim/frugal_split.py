@@ -32,7 +32,7 @@ NOISE = 1e-6  # an entry of the rest below this share of the largest gradient en
 @part
 def sign() -> Transform:
     r""":math:`u = \mathrm{sign}(g)`, without state; an entry of 0 does not move."""
-    return element(lambda u, p, state, k: (u.sign(), state))
+    return element(lambda u, p, state, k: (u.sign(), state), degree=0)
 
 
 SIGN = sign()
@@ -203,6 +203,7 @@ def split(
         applies=lambda p, k: is_matrix(p) and k.density < 1,
         otherwise=inner,
         precondition=precondition,
+        degree=inner.degree if rest.degree == inner.degree else None,
         density=density,
         inner_scale=inner_scale,
         rest_scale=rest_scale,

@@ -17,7 +17,7 @@ def signed_by_gradient() -> Transform:
     No entry then moves against its gradient, as stale momentum may make it do; where the gradient is 0
     there is no step. With small batches the sign is mostly noise.
     """
-    return element(lambda u, p, state, k: (u.abs() * k.gradient.sign(), state), gradient=True)
+    return element(lambda u, p, state, k: (u.abs() * k.gradient.sign(), state), gradient=True, degree=1)
 
 
 @recipe(lr=1e-3)

@@ -42,4 +42,4 @@ def norm_growth_limit(growth: float = 1.01) -> Transform:
         stored = torch.where(negligible, state.norm, torch.where(over, limit, norm))
         return u * torch.where(over, limit / norm, 1.0), state.replace(norm=stored)
 
-    return whole(update, slots=("norm",), fresh={"norm": fresh}, gradient=True, growth=growth)
+    return whole(update, slots=("norm",), fresh={"norm": fresh}, gradient=True, degree=1, growth=growth)

@@ -38,6 +38,7 @@ def momentum(momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = Fal
             lambda u, p, state, k: (u, state),
             scalars=still,
             stability=lambda k: 2.0,
+            degree=1,
             momentum=momentum,
             dampening=dampening,
         )
@@ -60,6 +61,7 @@ def momentum(momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = Fal
         slots=("buffer",),
         scalars=scalars,
         stability=stability,
+        degree=1,
         momentum=momentum,
         dampening=dampening,
     )

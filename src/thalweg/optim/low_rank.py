@@ -166,6 +166,7 @@ def project(
         otherwise=inner,
         precondition=precondition if residual == "none" else None,
         stability=inner.stability if residual == "none" else None,
+        degree=inner.degree,
         rank=rank,
         scale=scale,
         lazy_threshold=lazy_threshold,

@@ -28,4 +28,4 @@ def clip_norm(max_norm: float = 1.0) -> Transform:
         (square,) = k.sums
         return u * (k.max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0), state
 
-    return model(update, measure=measure, max_norm=max_norm)
+    return model(update, measure=measure, degree=1, max_norm=max_norm)

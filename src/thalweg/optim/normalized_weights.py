@@ -121,6 +121,7 @@ def normalized(
         precondition=precondition,
         # At a minimum lengths and directions move as any weight does: the same betas have the same limit.
         stability=inner.stability if innermost(inner).name == "adam" and not own else None,
+        degree=inner.degree,
         **own,
         **inner.hyper,
     )

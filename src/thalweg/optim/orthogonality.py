@@ -38,4 +38,4 @@ def orthogonal(rescale: bool = True) -> Transform:
         scale = torch.where(usable, (before / left).sqrt(), 1.0) if rescale else 1.0
         return (u - share * p) * scale, state
 
-    return tensor(update, measure=measure)
+    return tensor(update, measure=measure, degree=1)

@@ -138,5 +138,6 @@ def quantized(inner: Transform, bits: int = 8, block: int | None = None, smalles
         otherwise=inner,
         precondition=precondition if inner.precondition else None,
         stability=inner.stability,
+        degree=inner.degree,
         **inner.hyper,
     )

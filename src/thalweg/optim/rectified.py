@@ -100,6 +100,7 @@ def rectified_adam(
         scalars=scalars,
         precondition=precondition,
         stability=lambda k: 2 * (1 + k.betas[0]) / (1 - k.betas[0]),
+        degree=0,
         betas=tuple(betas),
         eps=eps,
         weight_decay=weight_decay,

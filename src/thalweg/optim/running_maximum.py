@@ -64,6 +64,7 @@ def amsgrad(
         scalars=scalars,
         precondition=precondition,
         stability=lambda k: 2 * (1 + k.betas[0]) / (1 - k.betas[0]),
+        degree=0,
         betas=tuple(betas),
         eps=eps,
     )

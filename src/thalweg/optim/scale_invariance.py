@@ -85,6 +85,7 @@ def tangent(
         applies=lambda p, k: p.dim() > 1,
         otherwise=decay(weight_decay) if momentum is None else decay_over_momentum(weight_decay, momentum),
         follows=("momentum",) if momentum is not None else (),
+        degree=1,
         delta=delta,
         wd_ratio=wd_ratio,
         **own,
@@ -106,6 +107,7 @@ def decay_over_momentum(weight_decay: float = 0.0, momentum: float = 0.9) -> Tra
         lambda u, p, state, k: (u + k.decay * p, state),
         scalars=lambda k: {"decay": k.weight_decay / (1 - k.momentum)},
         follows=("momentum",),
+        degree=1,
         weight_decay=weight_decay,
         momentum=momentum,
     )

@@ -69,7 +69,11 @@ def lion(betas: tuple[float, float] = (0.9, 0.99), kappa: str = "sign", width: f
         (square,) = k.sums
         return mix * torch.where(square > 0, square.rsqrt(), 0.0), state
 
-    hyper = {"betas": tuple(betas), **({"width": width} if kappa in ("huber", "dead_zone") else {})}
+    hyper = {
+        "betas": tuple(betas),
+        "degree": None if kappa in ("huber", "dead_zone") else 0,
+        **({"width": width} if kappa in ("huber", "dead_zone") else {}),
+    }
     if kappa == "l2":
         return tensor(unit_update, measure=measure, slots=("mean",), **hyper)
     return element(update, slots=("mean",), **hyper)

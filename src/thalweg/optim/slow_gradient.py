@@ -33,4 +33,4 @@ def slow_component(decay: float = 0.98, gain: float = 2.0) -> Transform:
         state = state.averaged(k.kept, mean=u)
         return u + k.gain * state.mean, state
 
-    return element(update, slots=("mean",), scalars=scalars, decay=decay, gain=gain)
+    return element(update, slots=("mean",), scalars=scalars, degree=1, decay=decay, gain=gain)

@@ -55,6 +55,7 @@ def clip_spikes(
         borrows=("square",),
         scalars=scalars,
         restart=(lambda k: k.step % reset_every == 0) if reset_every else None,
+        degree=1,
         threshold=threshold,
         square_decay=square_decay,
     )
@@ -78,4 +79,4 @@ def ease_in(every: int = 500, steps: int = 150) -> Transform:
         easing = k.step >= every and since < steps
         return {"ease": 1 - 0.495 * (1 + math.cos(math.pi * since / (steps + 1))) if easing else 1.0}
 
-    return element(lambda u, p, state, k: (u * k.ease, state), scalars=scalars)
+    return element(lambda u, p, state, k: (u * k.ease, state), scalars=scalars, degree=1)

@@ -92,6 +92,9 @@ class Transform:
             :class:`thalweg._core.factored.Factored` if that is a matrix, or to None where it is neither;
             ``k.parameter`` is the parameter.
         stability: ``k`` as plain floats to the largest stable product of learning rate and sharpness.
+        degree: how the length of an update answers to that of the gradients: 1 if it is as long as they are,
+            bounds aside; 0 if it does not depend on it, as with signs and Adam; None if neither. In a chain
+            degrees multiply.
         name, arguments: the part that made it and with what, for specs and error messages.
     """
 
@@ -113,6 +116,7 @@ class Transform:
     borrows: tuple[str, ...] = ()
     precondition: Callable[[State, Scalars], Any] | None = None
     stability: Callable[[Scalars], float] | None = None
+    degree: int | None = None
     name: str = "custom"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

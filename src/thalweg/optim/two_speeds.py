@@ -80,6 +80,7 @@ def two_speed(
         slots=("mean", "slow_mean", "square") if keeps_mean else ("slow_mean", "square"),
         scalars=scalars,
         precondition=precondition,
+        degree=0,
         betas=tuple(betas),
         slow_gain=slow_gain,
         eps=eps,

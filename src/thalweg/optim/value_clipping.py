@@ -19,4 +19,4 @@ def clip_value(limit: float = 1.0) -> Transform:
         limit: greater than 0.
     """
     check_positive("limit", limit)
-    return element(lambda u, p, state, k: (u.clamp(-k.limit, k.limit), state), limit=limit)
+    return element(lambda u, p, state, k: (u.clamp(-k.limit, k.limit), state), degree=1, limit=limit)

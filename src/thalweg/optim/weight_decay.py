@@ -24,4 +24,4 @@ def decay(weight_decay: float = 0.01, after_step: bool = False) -> Transform:
         moved = u * (1 - k.lr * k.weight_decay) if after_step else u
         return plus(moved, p, k.weight_decay), state
 
-    return element(update, weight_decay=weight_decay)
+    return element(update, degree=1, weight_decay=weight_decay)

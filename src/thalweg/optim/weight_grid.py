@@ -61,4 +61,4 @@ def integer_weights(weight_bits: int = 8, group: int = 256, smallest: int = 4096
     def applies(p, k):
         return k.weight_bits > 0 and p.dim() == 2 and p.numel() >= smallest and not p.is_complex()
 
-    return matrix(update, applies=applies, weight_bits=weight_bits)
+    return matrix(update, applies=applies, degree=1, weight_bits=weight_bits)

@@ -54,5 +54,6 @@ def windowed_component(
             "last": lambda p, k: torch.zeros(window, *like(p).shape, dtype=like(p).dtype, device=p.device),
             "total": lambda p, k: torch.zeros_like(like(p), memory_format=torch.contiguous_format),
         },
+        degree=1,
         gain=gain,
     )

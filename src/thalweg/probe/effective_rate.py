@@ -24,18 +24,16 @@ POWERS = {"gradient": 2, "normalised": 1}
 NORMALISED = ("adadelta", "adagrad", "adam", "lion", "muon", "rmsprop", "rprop", "signsgd")
 
 
-# Links of a thalweg.optim.Descent behind which a step is still as long as the gradient.
-LINEAR = {"centralize", "clip_norm", "clip_spikes", "decay", "ease_in", "momentum", "orthogonal", "tangent"}
-LINEAR |= {"slow_component", "windowed_component"}
-
-
 def _steps_like(optimizer: torch.optim.Optimizer) -> str:
     # What makes the step, inside of wrappers such as thalweg.optim.SAM.
     while isinstance(inner := getattr(optimizer, "inner", None), torch.optim.Optimizer):
         optimizer = inner
     kinds = [cls.__name__.lower() for cls in type(optimizer).__mro__]
-    links = {getattr(link, "name", "") for link in getattr(optimizer, "chain", ())}
-    if any(kind.startswith(("sgd", "asgd")) for kind in kinds) or (links and links <= LINEAR):
+    # How a chain's step answers to the gradient's length its links say themselves.
+    degrees = [getattr(link, "degree", None) for link in getattr(optimizer, "chain", (None,))]
+    if None not in degrees:
+        return "gradient" if all(degrees) else "normalised"
+    if any(kind.startswith(("sgd", "asgd")) for kind in kinds):
         return "gradient"
     if any(word in kind for kind in kinds for word in NORMALISED):
         return "normalised"
