@@ -174,6 +174,8 @@ class Looks:
         paid = self.senses.read(index, moment, raws)
         self.clock.paid += paid
         self.clock.own -= paid
+        if not index and moment.loss_fn is not None and moment.batch is not None:
+            moment.earlier.offer(moment.batch)
         settled = self._seen > SETTLING
         if not settled and self.recorder.form is None:
             self._form()

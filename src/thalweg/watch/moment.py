@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg._core.discover import modules
+from thalweg.watch.earlier_batches import Earlier
 from thalweg.watch.readings import Reading
 
 __all__ = [
@@ -46,6 +47,7 @@ class Moment:
         evaluations: passes without gradients that were heard since a sensor last took them from here.
         memory: what a sensor keeps from one reading to the next; under ``silent`` why it can say nothing of
             this run, in words for :meth:`thalweg.watch.Run.left_out`.
+        earlier: some examples of batches of the run so far, without this one.
         ways: how a trainer is brought to give what a sensor needs, where that is not ``run.log``.
     """
 
@@ -63,6 +65,7 @@ class Moment:
     scale: float | Tensor | None = None
     evaluations: list[Any] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    earlier: Earlier = field(default_factory=Earlier)
     ways: Mapping[str, str] = field(default_factory=dict)
 
     def silent(self, why: str | None) -> list[Raw]:

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.rule import Rule
+from thalweg.watch.rules.unshuffled_data import AGREE, apart
 
 READINGS = 16
 STEPS = 60
@@ -21,19 +22,27 @@ class BatchTooLarge(Rule):
     """Over 16 readings and 60 steps the noise scale is surely below a tenth of the batch.
 
     Surely: with the signal at three standard errors below its mean. The first 50 steps are not judged: the
-    scale is small in all runs then. It grows as the loss falls, so this is said of now, as ``info``.
+    scale is small in all runs then. It grows as the loss falls, so this is said of now, as ``info``. Not
+    where batches agree with each other less than half as much as the examples of one do: what is within a
+    batch says nothing of the noise of training then.
     """
 
     name = "batch larger than it needs to be"
-    reads = ("gradient noise scale",)
+    reads = ("agreement of batches", "gradient noise scale")
 
     def __init__(self, about):
         super().__init__(about)
         self.past: deque[Reading] = deque(maxlen=READINGS)
+        self.apart: deque[Reading] = deque(maxlen=READINGS)
         self.said = False
 
     def see(self, reading: Reading) -> Iterable[Finding]:
         if self.said or reading.step <= BEGIN or not reading.extras_finite:
+            return
+        if reading.name == "agreement of batches":
+            self.apart.append(reading)
+            # From then on it is said of these data what is wrong with them, and nothing of their batches.
+            self.said = apart(self.apart)
             return
         self.past.append(reading)
         span = reading.step - self.past[0].step
@@ -43,6 +52,9 @@ class BatchTooLarge(Rule):
         noise, batch = (fmean(one.extra[key] for one in self.past) for key in ("noise", "batch"))
         least = fmean(signals) - SURE * stdev(signals) / math.sqrt(READINGS)
         if least <= 0 or noise / least > TIMES * batch:
+            return
+        across, within = (sum(one.extra[key] for one in self.apart) for key in ("across", "within"))
+        if across < AGREE * within:
             return
         self.said = True
         scale = max(noise / fmean(signals), 1.0)
