@@ -27,7 +27,7 @@ C = 16.0
 
 
 def moved(link: Transform, c: float) -> Tensor:
-    """Half of how far twelve small steps with gradients c times as long end from those with their opposites."""
+    """Half of how far twelve small steps end from those with opposite gradients, all c times as long."""
     ends = []
     for sign in (1, -1):
         source = torch.Generator().manual_seed(0)
