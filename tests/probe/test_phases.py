@@ -338,6 +338,11 @@ GOOD = {"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 1.0]}
         ({"a": {"x": [0, 1, 2], "y": [0, 1]}}, {}, r"equally many readings.*got \{'x': 3, 'y': 2\}"),
         ({"a": {"x": {0: 0.0}, "y": {}}}, {}, "run 'a' must have values of each reading, got none of 'y'"),
         ({"a": {"x": {0: 0.0}, "y": [0, 1]}}, {}, "all its readings by step or none, got both kinds"),
+        (
+            {"x": {0: 0.0, 1: 2.0, 2: 1.0}},
+            {},
+            r"run 'x' must map each reading's name to its values, got 0.0 for 0; .*give \{'run': readings\}",
+        ),
         ({"a": {"x": [0, np.nan, 2]}}, {}, "run 'a' must have finite readings, got nan for 'x' at step 1"),
         ({"a": GOOD, "b": {"x": [0, 1, 2], "z": [0, 1, 2]}}, {}, "run 'b' must have the reading 'y'"),
         ({"a": {"x": [5, 5, 5]}}, {}, "reading 'x' must change in some run, got a constant"),

@@ -63,6 +63,12 @@ def _table(name: str, run: Mapping[str, Any]) -> tuple[Array, Array]:
     series = list(run.values())
     if not series:
         return np.arange(0), np.empty((0, 0))
+    single = [reading for reading, one in run.items() if not np.iterable(one)]
+    if single:
+        raise ValueError(
+            f"run {name!r} must map each reading's name to its values, got {run[single[0]]!r} for "
+            f"{single[0]!r}; of one run give {{'run': readings}}"
+        )
     if all(isinstance(one, Mapping) for one in series):
         empty = [reading for reading, one in run.items() if not one]
         if empty:
