@@ -55,6 +55,22 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
+def check_names(name: str, value: Any) -> list[str]:
+    """A list of what ``value`` holds; a lone string is refused, whose letters would be taken for names."""
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be several names, such as [{value!r}], got the string {value!r}")
+    try:
+        return list(value)
+    except TypeError:
+        raise ValueError(f"{name} must be several names, got {value!r}") from None
+
+
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], said: str) -> None:
+    """Refuse ``value`` that is no ``kind``, which the error calls ``said``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {said}, got {type(value).__name__}")
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """`` (did you mean a, b?)`` or nothing, for the end of an error message."""
     near = difflib.get_close_matches(word, list(options), n=3, cutoff=0.5)

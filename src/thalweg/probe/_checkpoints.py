@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from thalweg._core.checks import nearest
+from thalweg._core.checks import check_names, nearest
 from thalweg.probe._wrapped import check_module
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
@@ -132,7 +132,7 @@ def layer_parameters(model: nn.Module, layers: Iterable[str] | None) -> dict[str
         held = dict.fromkeys(owners[name] for name in params)
         return {layer: [name for name in names if owners[name] == layer] for layer in held}
     found = {}
-    for layer in layers:
+    for layer in check_names("layers", layers):
         own = [name for name in names if name == layer or name.startswith(f"{layer}.")]
         if not any(name in params for name in own):
             options = [name for name, _ in model.named_modules()] + params

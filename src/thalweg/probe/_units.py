@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from thalweg._core.checks import check_names
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._quiet import call, listening, modules_named, quiet
 
@@ -77,8 +78,8 @@ def chosen(
     Raises:
         ValueError: the model has no module of a name, or a name stands in both.
     """
-    outputs = modules_named(model, list(layers or ()))
-    inputs = modules_named(model, list(inputs_of or ()))
+    outputs = modules_named(model, check_names("layers", layers or ()))
+    inputs = modules_named(model, check_names("inputs_of", inputs_of or ()))
     if both := outputs.keys() & inputs.keys():
         raise ValueError(f"inputs_of must name other modules than layers, got {sorted(both)[0]!r} in both")
     return outputs, inputs

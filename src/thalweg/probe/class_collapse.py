@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg._core.checks import check_count
+from thalweg._core.checks import check_count, check_names
 from thalweg.probe._batches import pair, take
 from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of, sums_of
 from thalweg.probe._hidden import activations_heard
@@ -244,7 +244,7 @@ def _sums(
     head = modules_named(model, [name])[name]
     if not isinstance(head, nn.Linear):
         raise ValueError(f"classifier must name an nn.Linear, got {name!r} ({type(head).__name__})")
-    profile = {} if layers is None else modules_named(model, list(layers))
+    profile = {} if layers is None else modules_named(model, check_names("layers", layers))
     profile.pop(name, None)
     found: dict[str, ClassSums] = {}
     headed: set[str] = set()  # the head, once it has run

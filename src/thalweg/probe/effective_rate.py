@@ -68,6 +68,8 @@ def effective_learning_rate(
     Raises:
         ValueError: the optimizer holds none of the parameters; its kind must be said.
     """
+    if not hasattr(optimizer, "param_groups"):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     kind = _steps_like(optimizer) if steps is None else check_choice("steps", steps, POWERS)
     power = POWERS[kind]
     params = named(named_params)

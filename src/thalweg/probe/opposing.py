@@ -95,7 +95,10 @@ def opposing_signals(
         if len(shapes := {tuple(row.shape) for row in losses}) > 1:
             raise ValueError(f"losses must have rows of one length, got shapes {sorted(shapes)}")
         losses = torch.stack(list(losses))
-    losses = torch.as_tensor(losses)
+    try:
+        losses = torch.as_tensor(losses)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"losses must be a tensor, an array or rows of numbers; {error}") from error
     if losses.dim() != 2 or losses.shape[0] < 2 or losses.shape[1] < 2:
         raise ValueError(f"losses must have shape (2 or more, 2 or more), got {tuple(losses.shape)}")
     if not bool(losses.isfinite().all()):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg._core.checks import check_kind
 from thalweg.probe._wrapped import over_processes
 from thalweg.probe.cost import costs
 
@@ -54,6 +55,7 @@ def output_logits(
     Raises:
         ValueError: shapes do not fit, there is no class or no position counts.
     """
+    check_kind("logits", logits, Tensor, "a tensor")
     if not logits.dim() or not logits.shape[-1]:
         raise ValueError(f"logits must have shape (..., classes), got {tuple(logits.shape)}")
     flat = logits.reshape(-1, logits.shape[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from thalweg._core.checks import check_kind
 from thalweg.probe._pictures import STYLES, axes_of
 from thalweg.probe.barriers import LayerBarriers
 from thalweg.probe.cost import costs
@@ -33,6 +34,8 @@ def plot_paths(paths: Mapping[str, LossPath], *, unit: str = "loss") -> Any:
         raise ValueError(f"paths must be a mapping of labels to paths, got {type(paths).__name__}")
     if not 1 <= len(paths) <= len(STYLES):
         raise ValueError(f"paths must hold 1 to {len(STYLES)} paths, got {len(paths)}")
+    for label, path in paths.items():
+        check_kind(f"paths[{label!r}]", path, LossPath, "a LossPath, as loss_line gives it")
     title = "Barrier: " + ", ".join(f"{path.barrier:.3g} ({label})" for label, path in paths.items())
     figure, axes = axes_of(title, "share t of the way from start to end", unit)
     for (label, path), style in zip(paths.items(), STYLES, strict=False):
@@ -56,6 +59,7 @@ def plot_barriers(barriers: LayerBarriers, *, unit: str = "loss") -> Any:
     Raises:
         ValueError: more than 40 layers.
     """
+    check_kind("barriers", barriers, LayerBarriers, "LayerBarriers, as layer_barriers gives them")
     heights = barriers.per_layer
     if len(heights) > MOST_LAYERS:
         raise ValueError(f"barriers must hold at most {MOST_LAYERS} layers, got {len(heights)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from thalweg._core.checks import check_kind
 from thalweg.probe.cost import costs
 from thalweg.probe.optional_phases import detours
 from thalweg.probe.phases import Phases
@@ -41,6 +42,7 @@ def plot_phases(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    check_kind("phases", phases, Phases, "Phases, as fit_phases gives them")
     runs = list(phases.states)
     if len(runs) > MOST_RUNS:
         raise ValueError(f"phases must hold at most {MOST_RUNS} runs to draw, got {len(runs)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from thalweg._core.checks import check_kind
 from thalweg.probe._pictures import axes_of
 from thalweg.probe.cost import costs
 from thalweg.probe.loss_planes import LossPlane
@@ -34,8 +35,9 @@ def plot_plane(plane: LossPlane, *, names: Mapping[str, str] | None = None, unit
         A ``matplotlib.figure.Figure``.
 
     Raises:
-        ValueError: no loss is finite.
+        ValueError: it is no plane, or no loss is finite.
     """
+    check_kind("plane", plane, LossPlane, "a LossPlane, as loss_plane gives it")
     losses = np.ma.masked_invalid(plane.losses.numpy())
     if not losses.count():
         raise ValueError("plane must hold a finite loss, got none")

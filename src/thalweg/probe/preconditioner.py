@@ -51,6 +51,8 @@ def preconditioner_of(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]
         ValueError: a parameter is not in the optimizer; the optimizer neither has a ``preconditioner`` method
             nor is of a known type; its answer has the wrong shape.
     """
+    if not hasattr(optimizer, "param_groups"):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     ask = getattr(optimizer, "preconditioner", None)
     adaptive = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.RMSprop)

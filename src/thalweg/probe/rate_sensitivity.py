@@ -66,7 +66,7 @@ def learning_rate_sensitivity(
             raise ValueError(
                 f"initial_loss must be given where training diverges: the loss at rate {rate:g} is {loss}"
             )
-        if not loss <= cap:
+        if not (math.isfinite(loss) and loss <= cap):
             failed.append(rate)
             loss = cap
         losses[rate] = loss

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg._core.checks import check_count, check_positive
+from thalweg._core.checks import check_count, check_names, check_positive
 from thalweg.probe._batches import take
 from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
@@ -90,7 +90,7 @@ def local_complexity(
     points: Any,
     *,
     radius: float,
-    vertices: int = VERTICES,
+    vertices: int | None = None,
     layers: Iterable[str] | None = None,
     at: str | None = None,
     chunk: int = 64,
@@ -112,7 +112,7 @@ def local_complexity(
             mapping of keyword arguments, whose tensors have the points first.
         radius: :math:`r`, in units of the input: a tenth of the typical distance between points or less. Too
             small a radius gives zeros.
-        vertices: even, 2 to twice the size of a point.
+        vertices: even, 2 to twice the size of a point; by default 40, or twice that size if it is less.
         layers: names of modules whose outputs are pre-activations, such as linear layers before a functional
             ReLU. By default the inputs of every activation, module or function, named as for
             :func:`dormant_neurons`, that of the output too. Each entry counts as a unit: in a convolution
@@ -128,11 +128,17 @@ def local_complexity(
         ValueError: a bad argument; points that are not finite floats; no layer, an unknown one, one that does
             not run or does not have the points first, such as an expert that is given some of them.
     """
-    radius, vertices = check_positive("radius", radius), check_count("vertices", vertices, low=2)
+    radius = check_positive("radius", radius)
+    if vertices is not None:
+        check_count("vertices", vertices, low=2)
     check_count("chunk", chunk)
     model = bare(model)
     count = _count(points, at)
-    outputs = {} if layers is None else modules_named(model, list(layers))
+    outputs = {} if layers is None else modules_named(model, check_names("layers", layers))
+
+    if vertices is None:
+        size = on_every_rank(lambda: _size(model, points, at, count), group, model)
+        vertices = min(VERTICES, 2 * size)
 
     def steps(like: Tensor) -> Tensor:
         size = like[0].numel()
@@ -214,6 +220,16 @@ def _means(
         switched, points, size = over_processes(packed, group).tolist()
         means[run], sizes[run] = switched / points, size / points
     return means, sizes
+
+
+def _size(model: nn.Module, points: Any, at: str | None, count: int) -> int:
+    """Entries of what the polytope is laid about."""
+    if at is None:
+        return points[0].numel()
+    sizes: list[int] = []
+    module = modules_named(model, [at])
+    overhear(model, take(points, slice(0, 1), count), module, {}, lambda _, t: sizes.append(t[0].numel()))
+    return sizes[0]
 
 
 def _count(points: Any, at: str | None) -> int:

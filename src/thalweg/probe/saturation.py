@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thalweg._core.checks import check_number, check_positive
+from thalweg._core.checks import check_names, check_number, check_positive
 from thalweg.probe._hidden import overhear_inputs
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._sequences import as_sequences
@@ -85,7 +85,7 @@ def _overhear(
     if isinstance(layers, Mapping):
         outputs, functions = modules_named(model, layers), layers
     elif layers is not None:
-        functions = inputs = modules_named(model, list(layers))
+        functions = inputs = modules_named(model, check_names("layers", layers))
     else:
         overhear_inputs(model, batch, hear, NAME_THEM)
         return

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg._core.checks import check_number, nearest
+from thalweg._core.checks import check_names, check_number, nearest
 from thalweg.probe._named import NamedParams, named
 from thalweg.probe._quiet import modules_named
 from thalweg.probe._units import overhear
@@ -86,7 +86,7 @@ def singular_agreement(
     ours, theirs = (
         {name: p.detach() for name, p in named(one).items() if p.dim() >= 2} for one in (reference, model)
     )
-    names = list(ours) if layers is None else list(layers)
+    names = list(ours) if layers is None else check_names("layers", layers)
     if layers is None and isinstance(model, nn.Module):
         # A state dict also holds buffers, and a tied weight under each of its names.
         whole = bare(model)
@@ -159,7 +159,7 @@ def input_energy(
     every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not every:
         raise ValueError("model must have a Linear layer, got none")
-    chosen = modules_named(model, every if layers is None else layers)
+    chosen = modules_named(model, every if layers is None else check_names("layers", layers))
     for name, module in chosen.items():
         if not isinstance(module, nn.Linear):
             raise ValueError(f"layers must name Linear layers, got {name!r}, a {type(module).__name__}")

@@ -54,6 +54,8 @@ def stability_limit(optimizer: torch.optim.Optimizer, group: dict[str, Any] | in
     Raises:
         ValueError: the optimizer is of no known type, maximizes, or has no such group.
     """
+    if not hasattr(optimizer, "param_groups"):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(group, int):
         if not 0 <= group < len(optimizer.param_groups):
             last = len(optimizer.param_groups) - 1

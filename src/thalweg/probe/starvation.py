@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from thalweg._core.checks import check_count
+from thalweg._core.checks import check_count, check_kind
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._batches import take
 from thalweg.probe._example_batch import count
@@ -97,6 +97,7 @@ def gradient_starvation(
     params: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("model must have a parameter that requires a gradient, got none")
+    check_kind("targets", targets, Tensor, "a tensor")
     if not targets.dim() or not targets.numel():
         raise ValueError(f"targets must hold at least one example, got shape {tuple(targets.shape)}")
     if (examples := count(inputs, "inputs")) != len(targets):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg._core.checks import nearest
+from thalweg._core.checks import check_names, nearest
 from thalweg.surgery._references import refuse_captured
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -184,7 +184,7 @@ def chosen_layers(
     allowed = " or ".join(kind.__name__ for kind in kinds)
     if isinstance(layers, str):
         raise ValueError(f"layers must be several names of modules, got the string {layers!r}")
-    names = inner_layers(model, kinds) if layers is None else list(layers)
+    names = inner_layers(model, kinds) if layers is None else check_names("layers", layers)
     known = dict(model.named_modules(remove_duplicate=False))
     if not names:
         raise ValueError(

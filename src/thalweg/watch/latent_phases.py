@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
+from thalweg._core.checks import check_kind
 from thalweg.probe.phase_transitions import transition_map
 from thalweg.probe.phases import fit_phases
 from thalweg.watch.readings import Reading
@@ -79,6 +80,7 @@ def phases_of_run(store: RunStore, run: int) -> RunPhases:
     Raises:
         ValueError: there are too few readings, or all are constant.
     """
+    check_kind("store", store, RunStore, "a RunStore, such as RunStore(path)")
     courses = _courses(store, run)
     first = max(found[0].step for found in courses.values())
     last = min(found[-1].step for found in courses.values())
