@@ -242,3 +242,17 @@ def test_a_run_without_readings_says_what_to_do(tmp_path):
     assert 'id="no-readings">No readings yet' in text and 'data-name="loss"' in text
     assert client.get("/runs/compare?run=1").status_code == 200
     assert client.get("/runs/1/phases").status_code == 200
+
+
+def test_of_compared_runs_one_that_is_not_finite_any_more_does_not_show_an_earlier_number_as_its_last(
+    tmp_path,
+):
+    nan = float("nan")
+    with RunStore(tmp_path / "s", write=True) as store:
+        for values in ([3.0, nan, 1.25], [3.0, 1.25, nan], [nan, nan]):
+            run = store.begin("x", {})
+            store.write(run, 3, [(0.0, Reading(n, "loss", one)) for n, one in enumerate(values, 1)], [])
+    text = TestClient(create_app(tmp_path / "s")).get("/runs/compare?run=1&run=2&run=3&reading=loss").text
+    cells = [re.findall(r'<td class="number">(.*?)</td>', row)[1:] for row in text.split("<tr data-run=")[1:]]
+    assert [last for last, _ in cells] == ["1.25", "not finite", "not finite"]
+    assert cells[1][1].startswith("1.25 ") and cells[2][1] == ""

@@ -234,3 +234,27 @@ def test_the_compared_run_is_grey():
     svg = draw("t", "u", lines)
     assert re.search(r"stroke: #8a8a8a", svg)
     assert re.search(r"stroke: #0b5fa5", svg)
+
+
+def with_losses(path, values):
+    with RunStore(path, write=True) as opened:
+        run = opened.begin("one", {})
+        opened.write(
+            run, len(values), [(0.0, Reading(n, "loss", one)) for n, one in enumerate(values, 1)], []
+        )
+    return path
+
+
+def test_a_loss_that_goes_below_zero_is_drawn_whole():
+    falling = [Reading(step, "loss", 2.0 - step) for step in range(1, 9)]
+    whole = draw("Loss", "loss", [Line("a", falling, 0)], log=True)
+    assert whole == draw("Loss", "loss", [Line("a", falling, 0)])
+
+
+def test_a_curve_that_ends_in_nan_says_from_where(tmp_path):
+    store = with_losses(tmp_path / "s", [3.0, float("nan"), 2.0, 1.0, float("inf"), float("nan")])
+    page = write_report(store, tmp_path / "page.html").read_text(encoding="utf8")
+    assert re.findall('aria-label="(.*?)"', page) == ["Loss: train not finite from step 5 on"]
+    store = with_losses(tmp_path / "t", [3.0, float("nan"), 2.0])
+    page = write_report(store, tmp_path / "page.html").read_text(encoding="utf8")
+    assert re.findall('aria-label="(.*?)"', page) == ["Loss"]

@@ -82,10 +82,14 @@ def _best(reading: str) -> str:
     return "greatest" if any(word in reading for word in GAIN) else "least"
 
 
-def _ends(store: RunStore, run: int, reading: str) -> dict[str, Reading | None]:
-    """The last reading and the best, which few points of the whole course hold."""
+def _ends(store: RunStore, run: int, reading: str) -> dict[str, Reading | bool | None]:
+    """The last finite reading and the best, which few points of the whole course hold; ``broken``: it is
+    not finite any more.
+    """
     found = store.overview(run, reading, 16) if reading else []
+    behind = found[-1].step + 1 if found else 0
+    broken = bool(reading and store.gaps(run, reading, 1, low=behind))
     if not found:
-        return {"last": None, "top": None}
+        return {"last": None, "top": None, "broken": broken}
     pick = max if _best(reading) == "greatest" else min
-    return {"last": found[-1], "top": pick(found, key=lambda one: one.value)}
+    return {"last": found[-1], "top": pick(found, key=lambda one: one.value), "broken": broken}

@@ -38,11 +38,13 @@ def draw(
 ) -> str:
     """An SVG element with up to six curves over optimizer steps.
 
+    A curve that goes below zero is drawn whole, on plain axes, also where ``log`` is asked for.
     Findings are marked where they began, and named where the last name is not in the way.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    log = log and not any(one.value < 0 for line in lines[:CURVES] for one in line.readings)
     settings: Any = {
         "svg.fonttype": "path",
         "svg.hashsalt": "thalweg",

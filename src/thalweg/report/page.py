@@ -41,7 +41,7 @@ class Panel:
 
 PANELS = (
     Panel("Accuracy", "share correct", {"train accuracy": "train", "test accuracy": "test"}),
-    Panel("Loss", "nats", {"loss": "train", "test loss": "test"}, log=True),
+    Panel("Loss", "loss", {"loss": "train", "test loss": "test"}, log=True),
     Panel("Softmax collapse", "share of examples", {"softmax collapse": ""}),
     Panel("Gradient norm", "loss per unit of weight", {"gradient norm": ""}, log=True),
     Panel("Weight norm", "Euclidean norm of all weights", {"weight norm": ""}),
@@ -114,10 +114,14 @@ def _panels(store: RunStore, infos: Sequence[RunInfo], marks: Sequence[Finding])
                 which = _short(info.name) if len(infos) > 1 else ""
                 words = [word for word in (which, label) if word]
                 lines.append(Line(", ".join(words), readings, run, part))
-                if part == len(panel.parts) - 1:
-                    last.append(" ".join([*words, f"{readings[-1].value:.3g}"]))
+                end = f"{readings[-1].value:.3g}"
+                if broken := store.gaps(info.id, name, 1, low=readings[-1].step + 1):
+                    end = f"not finite from step {broken[0]} on"
+                if broken or part == len(panel.parts) - 1:
+                    last.append(" ".join([*words, end]))
         if lines:
-            title = f"{panel.title}: {'; '.join(last)} at the end" if last else panel.title
+            title = f"{panel.title}: {'; '.join(last)}" if last else panel.title
+            title += " at the end" if last and not last[-1].endswith(" on") else ""
             if (shown := len({line.run for line in lines[:CURVES]})) < len(infos) and len(lines) >= CURVES:
                 title += f" ({shown} of {len(infos)} runs)"
             drawn.append((title, draw(title, panel.unit, lines, marks, panel.log)))

@@ -45,9 +45,10 @@ if (figure) {
   // The numbers of a run that goes on, beside its curve.
   function tell({ cells }, steps, { step, value }) {
     const finite = value.filter((one) => one !== null);
-    if (!finite.length) return;
+    if (!value.length) return;
     const top = best === "least" ? Math.min(...finite) : Math.max(...finite);
-    const words = [whole(steps), short(finite.at(-1)), `${short(top)} at ${whole(step[value.indexOf(top)])}`];
+    const ended = value.at(-1) === null ? "not finite" : short(value.at(-1));
+    const words = [whole(steps), ended, finite.length ? `${short(top)} at ${whole(step[value.indexOf(top)])}` : ""];
     words.forEach((one, n) => { cells[3 + n].textContent = one; });
   }
   async function load() {
