@@ -166,7 +166,9 @@ def test_a_pair_is_taken_apart_as_before():
 def test_labels_of_a_causal_language_model_are_moved_beside_their_logits():
     tokens = torch.arange(12).reshape(2, 6)
     keywords = {"input_ids": tokens, "labels": tokens.clone()}
-    form = form_of(keywords, nn.Identity(), (), keywords, logits=".logits", late=True)
+    # A trainer of transformers adds a number for the loss.
+    given = {**keywords, "num_items_in_batch": torch.tensor(12)}
+    form = form_of(keywords, nn.Identity(), (), given, logits=".logits", late=True)
     names = {"batch": keywords, "torch": torch}
     assert eval(form.inputs, names).keys() == {"input_ids"}
     assert eval(form.inputs, names)["input_ids"] is tokens

@@ -83,8 +83,9 @@ def form_of(
     """
     leaves = dict(_leaves(batch, "batch"))
     given = as_batch(model, positional, keywords)
-    named = {key: one for key, one in given.items() if key not in NAMES} if isinstance(given, Mapping) else {}
-    arguments = named if isinstance(given, Mapping) else dict(enumerate(given))
+    # Single numbers, such as the count of items that a trainer adds, are for the loss and in no batch.
+    arguments = dict(given if isinstance(given, Mapping) else enumerate(given))
+    arguments = {key: one for key, one in arguments.items() if key not in NAMES and not _number(one)}
     targets = _targets(batch, leaves)
     # Last: labels may be a copy of the inputs.
     leaves = {**{key: leaf for key, leaf in leaves.items() if key != targets}, **leaves}
@@ -151,6 +152,10 @@ def _code(argument: Any, leaves: Mapping[str, Tensor], targets: str) -> str | No
             return code
     alike = [code for code in alike if code != targets]
     return alike[0] if len(alike) == 1 else None
+
+
+def _number(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and not argument.ndim
 
 
 def _viewed(code: str, leaf: Tensor, argument: Tensor) -> str | None:
