@@ -18,6 +18,7 @@ LATEST = 32
 RECENT = 10
 # From the middle of LATEST until now.
 APART = LATEST // 2 + RECENT
+FEW = 8
 # In a normal distribution this share lies below so many standard deviations above the mean.
 HIGH, DEVIATIONS = 0.95, 1.645
 # The threshold is reckoned anew after so many losses, and whenever one is above it.
@@ -27,6 +28,8 @@ SPREADS = 5.0
 BEYOND = 1.25
 SHARE = 0.2
 ALONE = 2.5
+# Readings right before a jump whose middle is so much of the way to the threshold are on the way there.
+LEADING, ON_ITS_WAY = 3, 0.25
 AFTER = 3
 LASTING = 2
 QUIET = 100
@@ -46,11 +49,12 @@ class LossSpike(Rule):
     """The loss is above its median by 5 robust standard deviations and by a fifth of what was gained so far.
 
     Or of what is left to gain, where that is more. And by 1.25 times what any of the 128 readings before has
-    been; the 10 latest are not among them, so that a loss that climbs within a few steps counts too. A loss
-    that wanders, as that of a generator against its discriminator, has the deviations of its rises over as
-    many steps as are compared, and one that climbs for longer is measured from where it was going. It is told
-    three steps later, if two of the three are as high; a reading that stands alone must be far higher, since
-    a hard batch does no harm.
+    been, or what the loss has come back from below; the 10 latest are not among them, so that a loss that
+    climbs within a few steps counts too. A loss that wanders, as that of a generator against its
+    discriminator, has the deviations of its rises over as many steps as are compared, and one that climbs for
+    longer is measured from where it was going. It is told three steps later, if two of the three are as high.
+    A reading that stands alone must be far higher, since a hard batch does no harm, and so must one to which
+    a loss that wanders had been on its way.
     """
 
     name = "loss spike"
@@ -63,7 +67,7 @@ class LossSpike(Rule):
         self.history = History()
         self.spike: tuple[Reading, float, float] | None = None
         self.waited = self.high = 0
-        self.swing = self.alone = 0.0
+        self.swing = self.alone = self.far = self.highest = 0.0
         self.known, self.renew = (math.inf, 0.0), 0
         self.quiet_until = -math.inf
 
@@ -74,6 +78,7 @@ class LossSpike(Rule):
         if self.spike is not None:
             self.waited += 1
             self.high += not reading.value < self.spike[1]
+            self.highest = max(self.highest, reading.value)
             if self.waited >= AFTER or not reading.finite:
                 yield from self._told(not reading.finite)
         if not reading.finite:
@@ -87,6 +92,7 @@ class LossSpike(Rule):
             threshold, usual = self.known
             if reading.value > threshold:
                 self.spike, self.waited, self.high = (reading, threshold, usual), 0, 0
+                self.highest = reading.value
                 # Losses near zero scatter by factors: one alone must be twice the swing in logarithms too.
                 self.alone = usual + ALONE * (threshold - usual)
                 self.alone = max(self.alone, self.swing**2 / usual) if usual > 0 else self.alone
@@ -94,18 +100,23 @@ class LossSpike(Rule):
 
     def _threshold(self) -> tuple[float, float]:
         """Above what a loss is a spike, and what it usually is; infinite while too little is known."""
-        known = [one.value for one in self.past][:-RECENT]
+        latest = [one.value for one in self.past]
+        known = latest[:-RECENT]
         if len(known) < ENOUGH:
             return math.inf, 0.0
         usual = median(known[-LATEST:])
         # From one reading to the next, so that the descent itself is not taken for noise.
         spread = 1.4826 * median([abs(after - now) for now, after in pairwise(known)]) / math.sqrt(2)
-        spread = max(spread, _wandering(known))
+        wandering = _wandering(known)
+        wanders = max(wandering, _wandering(known, APART // 2, FEW)) > BEYOND * spread
+        spread = max(spread, wandering)
         lowered = next(index for index, value in enumerate(known) if value <= usual)
         self.swing = max(known[lowered:])
         gained = max(max(self.first) - usual, abs(usual))
-        above = max(SPREADS * spread, BEYOND * (self.swing - usual), SHARE * gained)
-        return usual + _climb(known[-LATEST:], spread) + above, usual
+        dip = usual - _lowest(latest[-LATEST - RECENT :], usual)
+        noise = max(SPREADS * spread, BEYOND * (self.swing - usual), BEYOND * dip)
+        self.far = usual + ALONE * noise if wanders else 0.0
+        return usual + _climb(known[-LATEST:], spread) + max(noise, SHARE * gained), usual
 
     def _told(self, lost: bool) -> Iterable[Finding]:
         assert self.spike is not None
@@ -113,8 +124,11 @@ class LossSpike(Rule):
         self.spike = None
         if not lost and self.high < LASTING and spike.value < self.alone:
             return
-        self.quiet_until = spike.step + QUIET
         before = [one.value for one in self.past if one.step < spike.step]
+        led = median(before[-LEADING:]) - usual > ON_ITS_WAY * (threshold - usual)
+        if not lost and led and self.highest < self.far:
+            return
+        self.quiet_until = spike.step + QUIET
         # Half of the way to the threshold is out of line already.
         sudden = before[-1] < (usual + threshold) / 2
         cause = cause_of(self.history, spike.step, sudden, [one.value for one in self.past][len(before) :])
@@ -154,10 +168,16 @@ class LossSpike(Rule):
         return clipped, Remedy("a longer warm-up", warmed(step), paper)
 
 
-def _wandering(values: list[float]) -> float:
+def _lowest(values: list[float], usual: float) -> float:
+    """Of the readings from which the loss has come back to what is usual: a descent is none."""
+    back = max(index for index, value in enumerate(values) if value >= usual)
+    return min(values[: back + 1])
+
+
+def _wandering(values: list[float], steps: int = APART, few: int = APART) -> float:
     """Standard deviation of readings, from how far one in twenty rises over the steps that are compared."""
-    rises = sorted(after - now for now, after in zip(values, values[APART:], strict=False))
-    if len(rises) <= APART:
+    rises = sorted(after - now for now, after in zip(values, values[steps:], strict=False))
+    if len(rises) <= few:
         return 0.0
     return max(rises[int(HIGH * len(rises))], 0.0) / DEVIATIONS / math.sqrt(2)
 
