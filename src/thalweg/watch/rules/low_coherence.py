@@ -33,8 +33,9 @@ class LowCoherence(Rule):
 
     Coherence is low with right labels, too, where examples have in common much that tells no class, such as
     the mean of random features under a head that is trained alone. But p weights learn no more by heart of n
-    examples than p / 2n nats an example, what a maximum-likelihood fit gains from chance (Wilks 1938): a loss
-    that has fallen further is not learnt so.
+    examples than p / 2n nats an example, what a maximum-likelihood fit gains from chance (Wilks 1938), and
+    the share p / n of the variance of squared errors: a loss that has fallen further is not learnt so. Of a
+    loss that is neither nobody knows how much can be learnt by heart, and low coherence alone decides.
     """
 
     name = "low coherence"
@@ -80,7 +81,8 @@ class LowCoherence(Rule):
         if most > COHERENCE or not self._learning():
             return
         first, now = fmean(self.first), fmean(one.value for one in self.losses)
-        if first - now > reading.extra.get("weights", math.inf) / (2 * reading.extra.get("different", 1)):
+        nats = reading.extra.get("weights", math.inf) / (2 * reading.extra.get("different", 1))
+        if first - now > reading.extra.get("by heart", nats):
             return
         self.said = True
         numbers = {"coherence": coherence, "at most": most, "threshold": COHERENCE}

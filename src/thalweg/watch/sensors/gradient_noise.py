@@ -14,6 +14,7 @@ from thalweg.probe._example_batch import changed, count, taken, undisturbed
 from thalweg.watch.clipped import left_by_clipping
 from thalweg.watch.coming_step import behind
 from thalweg.watch.different_examples import different
+from thalweg.watch.fitted_noise import FittedNoise
 from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
 from thalweg.watch.normalising import mixing_examples, normalising_as_in_training
 from thalweg.watch.optimizer_kind import innermost
@@ -57,7 +58,8 @@ def gradient_noise(at: Moment) -> list[Raw]:
     The scale is the ratio of means over some ten readings; what one reading gave is in ``extra``. There too,
     of optimizers whose step is a known multiple P of the gradient: ``step``, :math:`\sum P g^2` of the
     gradient g that the coming step takes, and ``gain``, what the signal alone would give, the loss that a
-    small step takes away; both in units of loss, and for the rate that clipping leaves.
+    small step takes away; both in units of loss, and for the rate that clipping leaves. ``by heart`` is how
+    far the loss would fall if the weights fitted noise alone.
     """
     assert at.model is not None and at.loss_fn is not None
     params = [p for p in at.named.values() if p.requires_grad and p.grad is not None]
@@ -72,6 +74,7 @@ def gradient_noise(at: Moment) -> list[Raw]:
     size = count(parts[0])
     rates = _rates(at, params)
     plain, moved = _Sums(), _Sums()
+    fitted: FittedNoise = at.memory.setdefault("fitted noise", FittedNoise())
     norms = normalising_as_in_training(at.model)
     if norms:
         at.earlier.examples = EXAMPLES[1] // 2
@@ -79,7 +82,9 @@ def gradient_noise(at: Moment) -> list[Raw]:
         for norm in norms:
             norm.training = True
         for part in parts:
-            loss = at.loss_fn(at.model, part)
+            with fitted.part(at.model, part) as heard:
+                loss = at.loss_fn(at.model, part)
+                heard.append(loss)
             gradient = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
             plain.add(gradient)
             if rates is not None:
@@ -92,7 +97,8 @@ def gradient_noise(at: Moment) -> list[Raw]:
         memory[name] = value if name not in memory else MEMORY * memory[name] + (1 - MEMORY) * value
     scale = memory["noise"] / memory["signal"] if memory["signal"] > 0 else math.inf
     extra = {"signal": signal, "noise": noise, "batch": float(examples(at.batch))}
-    extra |= {"weights": float(sum(p.numel() for p in params)), "different": float(different(at))}
+    weights, seen = sum(p.numel() for p in params), different(at)
+    extra |= {"weights": float(weights), "different": float(seen), "by heart": fitted.bound(weights, seen)}
     if rates is not None:
         # A step is the rate times c g, of which g was read: the rate that clipping leaves is c times it.
         extra |= {"step": _step(at, params, rates) / left, "gain": moved.signal * left}
