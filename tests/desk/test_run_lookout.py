@@ -223,6 +223,23 @@ def test_who_begins_is_told_of_every_finding_however_many_there_are(store, looko
     assert [one["number"] for one in asyncio.run(watch())] == list(range(1, count + 1))
 
 
+@pytest.mark.parametrize(("known", "first"), [(0, 2001), (1500, 2001), (2990, 2991)])
+def test_who_begins_at_thousands_of_findings_is_told_of_the_latest_thousand(store, lookout, known, first):
+    put(store, 1, *(Finding(f"finding {number}", 1, "", {}) for number in range(1, 3001)))
+    store.end(1, "finished")
+
+    async def watch():
+        viewer = RunViewer(1, ["loss"], Cursor(findings=known))
+        lookout.join(viewer)
+        return [one async for one in viewer.news() if one["event"] == "finding"]
+
+    told = asyncio.run(watch())
+    numbers = list(range(first, 3001))
+    assert [json.loads(one["data"])["number"] for one in told] == numbers
+    assert [json.loads(one["data"])["name"] for one in told] == [f"finding {number}" for number in numbers]
+    assert [int(one["id"].split(".")[0]) for one in told] == numbers
+
+
 @pytest.mark.parametrize(("more", "expected"), [(40, "finding"), (70, "anew")])
 def test_a_page_that_comes_back_to_findings_it_missed_gets_them_or_is_made_anew(
     store, lookout, more, expected

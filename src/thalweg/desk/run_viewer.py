@@ -22,6 +22,8 @@ BEHIND = 64  # looks of whose news a viewer may leave all unread before it is dr
 POINTS = 300  # of a curve in one piece of news
 # Rows of the store, and findings, after which it is less work to ask for everything anew.
 FAR, MANY = 100_000, 50
+# Findings that who begins is told of, the latest; the others are asked for.
+LATEST = 1000
 
 
 class Viewer(ABC):
@@ -137,7 +139,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class RunLook:
-    """What is new in a run behind a cursor; ``row`` is the cursor's next."""
+    """What is new in a run behind a cursor; ``row`` is the cursor's next, ``skipped`` findings are before."""
 
     info: RunInfo | None
     row: int
@@ -145,6 +147,7 @@ class RunLook:
     names: list[dict[str, Any]]
     readings: dict[str, list[tuple[int, float]]]
     findings: list[Finding]
+    skipped: int = 0
 
 
 class RunViewer(Viewer):
@@ -178,11 +181,10 @@ class RunViewer(Viewer):
 
         info, row = store.run(self.run), last_row(store)
         behind = row if self.cursor.row is None else self.cursor.row
-        # Who begins wants all findings; who comes back to many asks for the page that lists the latest.
-        many = self.cursor.row is not None and (
-            finding_counts(store, [self.run])[self.run] - self.cursor.findings > MANY
-        )
-        far = many or row - behind > FAR
+        # Who comes back to many asks for the page that lists the latest.
+        new = finding_counts(store, [self.run])[self.run] - self.cursor.findings
+        begins = self.cursor.row is None
+        far = (new > MANY and not begins) or row - behind > FAR
         if info is None or far or self.cursor.epoch not in ("", epoch_of(info)):
             return RunLook(info, row, info is not None and far, [], {}, [])
         layered = layered_names(store, self.run)
@@ -191,8 +193,9 @@ class RunViewer(Viewer):
             for name in in_order(store.names(self.run))
         ]
         readings = readings_behind(store, self.run, behind, names)
-        findings = store.findings(self.run, self.cursor.findings, damaged=source.damaged)
-        return RunLook(info, row, False, known, readings, findings)
+        skipped = self.cursor.findings + max(0, new - LATEST if begins else 0)
+        findings = store.findings(self.run, skipped, damaged=source.damaged)
+        return RunLook(info, row, False, known, readings, findings, skipped)
 
     def told(self, found: RunLook) -> None:
         info = found.info
@@ -201,7 +204,7 @@ class RunViewer(Viewer):
             self.close()
             return
         self._info = info
-        self.cursor = replace(self.cursor, row=found.row, epoch=epoch_of(info))
+        self.cursor = replace(self.cursor, row=found.row, epoch=epoch_of(info), findings=found.skipped)
         mine = {name: thin(found.readings[name], POINTS) for name in self.names if name in found.readings}
         if mine:
             self.tell("readings", mine)
