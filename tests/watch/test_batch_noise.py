@@ -302,6 +302,18 @@ def test_remedies_run_as_pasted_and_papers_are_in_the_catalog(about):
                 assert len(names["suspects"]) == 20
 
 
+def test_examples_that_are_sequences_are_looked_at_whole():
+    (found,) = feed(incoherent(lambda s: 2.3 - 0.001 * s))
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 10, (24, 6))
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10))
+    names = {"torch": torch, "model": model, "loader": [(tokens, tokens.roll(-1, 1))]}
+    exec(found.remedies[0].code, names)
+    losses = names["each"](model, names["batch"])
+    wanted = [loss_fn(lambda x: model(x)[0], (x[None], y)) for x, y in zip(*names["batch"], strict=True)]
+    assert torch.allclose(losses, torch.stack(wanted)) and len(names["suspects"]) == 20
+
+
 def test_the_batch_of_four_times_the_scale_is_what_the_loop_then_takes():
     (found,) = feed(rows(300, lambda s: 1.0, lambda s: 1.0, lambda s: 20.0, 1024.0))
     model = tasks.MLP((8, 16, 4), seed=0)

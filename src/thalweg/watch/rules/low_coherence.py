@@ -120,7 +120,12 @@ class LowCoherence(Rule):
                 "look at labels: the examples that a step for the batch makes worst",
                 "from thalweg import probe\n"
                 "def each(model, batch):\n"
-                "    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction='none')\n"
+                "    logits, targets = model(batch[0]), batch[1]\n"
+                "    targets = targets.flatten(0, logits.ndim - 2)\n"
+                "    losses = torch.nn.functional.cross_entropy(\n"
+                "        logits.flatten(0, -2), targets, reduction='none'\n"
+                "    )\n"
+                "    return losses.reshape(len(logits), -1).mean(1)  # of each example\n"
                 "batch = next(iter(loader))\n"
                 "suspects = probe.example_alignment(model, batch, each).cosines.argsort()[:20]\n"
                 "print(suspects)",
