@@ -57,3 +57,14 @@ def test_a_weight_that_was_zero_grew_without_bound():
 def test_weight_growth_refuses(before, message):
     with pytest.raises(ValueError, match=message):
         weight_growth({"w": torch.ones(2)}, before)
+
+
+def test_of_complex_weights_both_parts_grow_and_turn():
+    source = torch.Generator().manual_seed(0)
+    now, then = (torch.randn(3, 4, dtype=torch.complex128, generator=source) for _ in range(2))
+    found = weight_growth({"w": now}, {"w": then})
+    assert found.norm["w"] == pytest.approx(now.abs().square().sum().sqrt().item(), rel=1e-12)
+    cosine = (
+        (now * then.conj()).real.sum() / now.abs().square().sum().sqrt() / then.abs().square().sum().sqrt()
+    )
+    assert found.rotation["w"] == pytest.approx(torch.acos(cosine).item(), rel=1e-9)

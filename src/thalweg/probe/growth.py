@@ -42,6 +42,12 @@ def _ratio(now: float, before: float) -> float:
     return math.inf if now else 1.0
 
 
+def _entries(p: Tensor) -> Tensor:
+    """In float64; of complex ones the real and the imaginary part."""
+    p = p.detach()
+    return (torch.view_as_real(p.resolve_conj()) if p.is_complex() else p).flatten().double()
+
+
 @torch.no_grad()
 @costs(0, 0, memory="one weight and its predecessor in float64")
 def weight_growth(named_params: NamedParams, before: Mapping[str, Tensor]) -> WeightGrowth:
@@ -67,7 +73,7 @@ def weight_growth(named_params: NamedParams, before: Mapping[str, Tensor]) -> We
         if name not in before or before[name].shape != p.shape:
             got = f"shape {tuple(before[name].shape)}" if name in before else "none"
             raise ValueError(f"before must hold {name!r} with shape {tuple(p.shape)}, got {got}")
-        now, then = p.detach().flatten().double(), before[name].detach().flatten().to(p.device).double()
+        now, then = _entries(p), _entries(before[name]).to(p.device)
         size, old = torch.linalg.vector_norm(now), torch.linalg.vector_norm(then)
         if not bool((size + old).isfinite()):
             raise ValueError(f"{name!r} must be finite, now and before, got NaN or infinity")
