@@ -48,6 +48,12 @@ def entropy(model, inputs, targets):
 IMAGE = INPUTS.reshape(64, 2, 4)
 # Model, batch, loss of both, and what remedies are to write for the model's inputs.
 LOOPS = {
+    "object": (
+        plain,
+        SimpleNamespace(x=INPUTS, y=CLASSES),
+        lambda m, b: entropy(m, b.x, b.y),
+        "batch.x",
+    ),
     "pair": (plain, (INPUTS, CLASSES), lambda m, b: entropy(m, b[0], b[1]), "batch[0]"),
     "model's own loss": (
         Keywords,

@@ -128,12 +128,16 @@ def _leaves(batch: Any, code: str, depth: int = 0) -> Iterator[tuple[str, Tensor
     elif depth < DEPTH and isinstance(batch, tuple | list):
         for index, one in enumerate(batch):
             yield from _leaves(one, f"{code}[{index}]", depth + 1)
+    elif depth < DEPTH and hasattr(batch, "__dict__"):
+        for name, one in vars(batch).items():
+            yield from _leaves(one, f"{code}.{name}", depth + 1)
 
 
 def _targets(batch: Any, leaves: Mapping[str, Tensor]) -> str:
-    if isinstance(batch, Mapping):
-        return next((code for key in NAMES if (code := f"batch[{key!r}]") in leaves), "")
-    return "batch[1]" if isinstance(batch, tuple | list) and len(batch) == 2 and "batch[1]" in leaves else ""
+    if isinstance(batch, tuple | list):
+        return "batch[1]" if len(batch) == 2 and "batch[1]" in leaves else ""
+    named = (code for key in NAMES for code in (f"batch[{key!r}]", f"batch.{key}"))
+    return next((code for code in named if code in leaves), "")
 
 
 def _code(argument: Any, leaves: Mapping[str, Tensor], targets: str) -> str | None:
