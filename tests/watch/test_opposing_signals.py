@@ -92,6 +92,47 @@ def test_targets_that_are_numbers_are_judged_by_squared_errors():
     assert readings[-1][0].value == pytest.approx(expected.correlation, abs=1e-5)
 
 
+def several(loss, **given):
+    """The last reading of some training on answers to three questions, and the probe's on ``each`` loss."""
+    torch.manual_seed(0)
+    batch, model, memory = (torch.randn(128, 5), torch.randint(0, 2, (128, 3)).float()), nn.Linear(5, 3), {}
+    opt, table = torch.optim.SGD(model.parameters(), lr=8.0), []
+    for step in range(1, 25):
+        at = moment(model, batch, memory, step)
+        at.batch, at.loss_fn = batch, given.get("loss_fn")
+        found = opposing.read(at)
+        each = loss(model(batch[0]), batch[1]).sum(1)
+        table.append(each.detach())
+        opt.zero_grad()
+        each.mean().backward()
+        opt.step()
+    return found, opposing_signals(torch.stack(table), group=4), table[0].mean().item(), memory
+
+
+def yes_and_no(logits, targets):
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def test_answers_to_yes_and_no_are_judged_by_their_own_loss_where_it_is_known():
+    told = lambda model, batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])  # noqa: E731
+    (found,), expected, first, _ = several(yes_and_no, loss_fn=told)
+    assert found.value == pytest.approx(expected.correlation, abs=1e-5)
+    assert found.extra["rise"] == pytest.approx(expected.rise, rel=1e-5)
+    assert found.extra["first loss"] == pytest.approx(first, rel=1e-5)
+    assert found.extra["loss by chance"] == pytest.approx(3 * math.log(2))
+
+
+def test_zeros_and_ones_are_judged_by_squares_where_the_loss_is_of_squares_and_not_at_all_if_unknown():
+    squares = lambda z, y: (z - y).square() / 2  # noqa: E731
+    told = lambda model, batch: F.mse_loss(model(batch[0]), batch[1])  # noqa: E731
+    torch.manual_seed(0)
+    (found,), expected, first, _ = several(lambda z, y: squares(z, y) / 100, loss_fn=told)
+    assert found.extra["first loss"] == pytest.approx(100 * first, rel=1e-5)
+    assert found.value == pytest.approx(expected.correlation, abs=1e-4)
+    nothing, _, _, memory = several(yes_and_no)
+    assert nothing == [] and "targets are 0 or 1" in memory["silent"] and "loss_fn=" in memory["silent"]
+
+
 def test_positions_that_do_not_count_are_left_out_of_a_sequence():
     torch.manual_seed(0)
     model = nn.Linear(4, 7)

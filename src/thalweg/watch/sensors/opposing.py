@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thalweg.probe import opposing_signals
+from thalweg.probe._example_batch import count, taken
 from thalweg.probe._logits import logits_of
 from thalweg.probe._normalising import mixing_examples, normalising_as_in_training
 from thalweg.probe._quiet import call, quiet
+from thalweg.watch.fitted_noise import FittedNoise
 from thalweg.watch.inputs import as_batch
-from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+from thalweg.watch.moment import Moment, Raw, examples, few, how_to_give, kept, sensor
 from thalweg.watch.whole_batches import why_whole
 
 EXAMPLES = 256
@@ -40,9 +42,9 @@ def opposing(at: Moment) -> list[Raw]:
 
     The examples are those of the first batches; each group is a 32nd of them, at least 2, the ones that rose
     and fell most in the visit in which the mean loss rose most. Losses are cross entropies, or squared errors
-    where targets are numbers like the outputs. ``rising 1`` and so on number the examples in the order in
-    which batches came. Visits are best one step apart; where the budget allows fewer, swings are still seen
-    unless all gaps are even.
+    where targets are numbers like the outputs; of numbers in [0, 1] the loss function tells which. ``rising
+    1`` and so on number the examples in the order in which batches came. Visits are best one step apart;
+    where the budget allows fewer, swings are still seen unless all gaps are even.
 
     Batch normalisation normalises by each of these batches, as training does: running statistics lag ten
     steps behind, and swing by themselves (correlations of -0.3 and 0.0 came out where training's were 0.9
@@ -53,6 +55,10 @@ def opposing(at: Moment) -> list[Raw]:
         return at.silent(why)
     at.silent(None)
     memory = at.memory
+    if memory.get("yes and no") is None:
+        memory["yes and no"] = _yes_and_no(at)
+    if memory["yes and no"] is None:
+        return at.silent(f"targets are 0 or 1; whether outputs are logits {how_to_give('loss_fn')} tells")
     if memory.get("have", 0) < EXAMPLES and not memory.get("full"):
         _collect(at)
     rows: deque[Tensor] = memory["rows"]
@@ -63,7 +69,7 @@ def opposing(at: Moment) -> list[Raw]:
             norm.training = True
         for inputs, targets in memory["parts"]:
             output = call(at.model, inputs)
-            found = _losses(output, targets)
+            found = _losses(output, targets, memory["yes and no"])
             if found is None:
                 return at.over("targets are neither classes of the logits nor numbers like the outputs")
             losses.append(found)
@@ -87,7 +93,7 @@ def opposing(at: Moment) -> list[Raw]:
         "examples": float(len(row)),
         "group": float(size),
         "first loss": memory["first"],
-        "loss by chance": _by_chance(output, targets),
+        "loss by chance": _by_chance(output, targets, memory["yes and no"]),
     }
     for name, members in (("rising", found.rising), ("falling", found.falling)):
         extra |= {f"{name} {index}": float(one) for index, one in enumerate(members, start=1)}
@@ -114,13 +120,36 @@ def _collect(at: Moment) -> None:
     memory["full"] = len(parts) >= PARTS
 
 
-def _by_chance(output: Any, targets: Tensor) -> float:
-    """The loss of guessing among as many classes; 0 where targets are numbers."""
+def _by_chance(output: Any, targets: Tensor, yes_and_no: bool) -> float:
+    """The loss of guessing, among classes or yes and no; 0 where targets are numbers."""
     logits = logits_of(output)
-    return 0.0 if targets.is_floating_point() else math.log(logits.shape[-1])
+    if targets.is_floating_point():
+        return math.log(2) * logits.numel() / len(logits) if yes_and_no else 0.0
+    return math.log(logits.shape[-1])
 
 
-def _losses(output: Any, targets: Tensor) -> Tensor | None:
+def _yes_and_no(at: Moment) -> bool | None:
+    """Whether targets are answers to yes and no, and outputs their logits; None if nobody knows.
+
+    Numbers in [0, 1] may be fitted by squares as well: the loss function tells.
+    """
+    assert at.model is not None and at.targets is not None
+    targets = at.targets
+    if not targets.is_floating_point() or not bool(((targets >= 0) & (targets <= 1)).all()):
+        return False
+    if at.loss_fn is None or at.batch is None or (have := count(at.batch)) < 2:
+        return None if bool(((targets == 0) | (targets == 1)).all()) else False
+    fitted = FittedNoise()
+    with quiet(at.model):
+        for half in (slice(0, have // 2), slice(have // 2, have)):
+            part = taken(at.batch, have, half)
+            with fitted.part(at.model, part) as heard:
+                heard.append(at.loss_fn(at.model, part))
+    fitted.bound(1, have)
+    return fitted.kind == "yes and no"
+
+
+def _losses(output: Any, targets: Tensor, yes_and_no: bool) -> Tensor | None:
     """Loss of each example, or None if it is neither of classes nor of numbers."""
     output = logits_of(output)
     if not isinstance(output, Tensor) or not output.is_floating_point() or not output.ndim:
@@ -134,6 +163,10 @@ def _losses(output: Any, targets: Tensor) -> Tensor | None:
         counted = (targets != IGNORED).reshape(len(targets), -1)
         return each.view(len(targets), -1).sum(1) / counted.sum(1).clamp_min(1)
     if targets.is_floating_point() and output.numel() == targets.numel() and len(output) == len(targets):
+        if yes_and_no:
+            values, wanted = output.flatten().float(), targets.flatten().float()
+            each = F.binary_cross_entropy_with_logits(values, wanted, reduction="none")
+            return each.view(len(targets), -1).sum(1)
         return (output.flatten(1) if output.ndim > 1 else output[:, None]).float().sub(
             targets.reshape(len(targets), -1)
         ).square().sum(1) / 2
