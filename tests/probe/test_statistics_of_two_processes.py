@@ -57,8 +57,19 @@ def readings(model: nn.Module, part: slice, group: Any) -> dict[str, Any]:
         "alignment": example_alignment(model, batch, each).cosines.tolist(),
         "coherence": gradient_coherence(model, batch, each).alpha,
         "ratio": gradient_signal_to_noise(model, batch, each).mean,
-        "opposing": opposing_gradients(model, batch, each, *members).cosine,
+        # In evaluation mode; in training mode each process normalises by its own examples, as its steps do.
+        "opposing": opposing_gradients(model.eval(), batch, each, *members).cosine,
     }
+
+
+def by_its_own_examples() -> float:
+    """Cosine of the groups' gradients where each part is normalised by itself, by autograd alone."""
+    groups = []
+    for member in (0, 1):
+        model = net()
+        sum(each(model, (X[part], LABELS[part]))[member] for part in PARTS).backward()
+        groups.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    return torch.nn.functional.cosine_similarity(*groups, dim=0).item()
 
 
 def work(rank: int, folder: str) -> None:
@@ -67,7 +78,10 @@ def work(rank: int, folder: str) -> None:
     model = DistributedDataParallel(net())
     waiting = model(X[PARTS[rank]]).square().mean()  # gathers statistics, and is in the middle of a step
     before = [b.clone() for b in model.module.buffers()]
-    answer = readings(model, PARTS[rank], distributed.group.WORLD)
+    batch = X[PARTS[rank]], LABELS[PARTS[rank]]
+    trained = opposing_gradients(model, batch, each, [0], [1]).cosine
+    answer = readings(model, PARTS[rank], distributed.group.WORLD) | {"trained": trained}
+    model.train()
     assert all(torch.equal(b, old) for b, old in zip(model.module.buffers(), before, strict=True))
     waiting.backward()
     torch.save(answer, f"{folder}/{rank}.pt")
@@ -78,7 +92,7 @@ def test_every_process_gets_the_numbers_of_the_first_ones_statistics(tmp_path):
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     model = net()
     model(X[PARTS[0]])
-    expected = readings(model, slice(None), None)
+    expected = readings(model, slice(None), None) | {"trained": by_its_own_examples()}
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, value in expected.items():
