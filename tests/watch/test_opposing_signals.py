@@ -13,6 +13,7 @@ from thalweg.probe import opposing_signals
 from thalweg.watch import Reading, all_rules
 from thalweg.watch.moment import Moment
 from thalweg.watch.sensors.opposing import opposing
+from thalweg.watch.sensors.starvation import starvation
 
 
 def moment(model, batch, memory, step=1):
@@ -72,6 +73,17 @@ def test_batch_normalisation_normalises_by_the_batch_as_the_losses_of_training_a
     assert found.extra["share"] == pytest.approx(expected.share, rel=1e-4)
     assert found.extra["rise"] == pytest.approx(expected.rise, rel=1e-4)
     assert model[1].num_batches_tracked == 24 and model[1].training
+
+
+@pytest.mark.parametrize("one", [opposing, starvation])
+def test_what_other_processes_normalise_too_is_not_read_by_running_statistics(one):
+    model, memory = nn.Sequential(nn.Linear(3, 4), nn.SyncBatchNorm(4), nn.Linear(4, 2)), {}
+    batch = torch.randn(64, 3), torch.randint(0, 2, (64,))
+    assert one.read(moment(model, batch, memory)) == [] and "SyncBatchNorm" in memory["silent"]
+    model.eval()
+    for step in range(2, 20):
+        found = one.read(moment(model, batch, memory, step))
+    assert len(found) == 1 and memory["silent"] is None
 
 
 def test_too_few_examples_to_be_normalised_by_themselves_are_not_taken():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-__all__ = ["mixing_examples", "normalising_as_in_training"]
+__all__ = ["asks_other_processes", "mixing_examples", "normalising_as_in_training"]
 
 
 def normalising_as_in_training(model: nn.Module) -> list[nn.Module]:
@@ -24,6 +24,11 @@ def normalising_as_in_training(model: nn.Module) -> list[nn.Module]:
         for one in model.modules()
         if one.training and not isinstance(one, nn.SyncBatchNorm) and _holds_statistics(one)
     ]
+
+
+def asks_other_processes(model: nn.Module) -> bool:
+    """Whether a module that is in training mode normalises by the batches of all processes."""
+    return any(one.training and isinstance(one, nn.SyncBatchNorm) for one in model.modules())
 
 
 def mixing_examples(model: nn.Module) -> bool:

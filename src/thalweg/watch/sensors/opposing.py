@@ -13,11 +13,16 @@ from torch.nn import functional as F
 from thalweg.probe import opposing_signals
 from thalweg.probe._example_batch import count, taken
 from thalweg.probe._logits import logits_of
-from thalweg.probe._normalising import mixing_examples, normalising_as_in_training
 from thalweg.probe._quiet import call, quiet
 from thalweg.watch.fitted_noise import FittedNoise
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, how_to_give, kept, sensor
+from thalweg.watch.normalising import (
+    SYNCHRONISED,
+    asks_other_processes,
+    mixing_examples,
+    normalising_as_in_training,
+)
 from thalweg.watch.whole_batches import why_whole
 
 EXAMPLES = 256
@@ -53,6 +58,8 @@ def opposing(at: Moment) -> list[Raw]:
     assert at.model is not None and at.inputs is not None and at.targets is not None
     if (why := why_whole(at)) is not None:
         return at.silent(why)
+    if asks_other_processes(at.model):
+        return at.silent(SYNCHRONISED)
     at.silent(None)
     memory = at.memory
     if memory.get("yes and no") is None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from thalweg.probe import example_gradient_gram, gradient_starvation
 from thalweg.probe._logits import logits_of
 from thalweg.probe._margins import margins_of
-from thalweg.probe._normalising import mixing_examples
 from thalweg.probe._quiet import call, quiet
 from thalweg.watch.inputs import as_batch
 from thalweg.watch.moment import Moment, Raw, examples, few, kept, sensor
+from thalweg.watch.normalising import SYNCHRONISED, asks_other_processes, mixing_examples
 from thalweg.watch.whole_batches import why_whole
 
 EXAMPLES = 64
@@ -53,6 +53,8 @@ def starvation(at: Moment) -> list[Raw]:
     assert at.model is not None and at.inputs is not None and at.targets is not None
     if (why := why_whole(at)) is not None:
         return at.silent(why)
+    if asks_other_processes(at.model):
+        return at.silent(SYNCHRONISED)
     at.silent(None)
     memory = at.memory
     if "batch" not in memory:
