@@ -13,7 +13,7 @@ from readme_loop import batches, paste
 from thalweg import papers, tasks
 from thalweg.probe import attention_logits
 from thalweg.watch import Reading
-from thalweg.watch.moment import Moment
+from thalweg.watch.moment import Moment, few
 from thalweg.watch.rules.attention_logits import AttentionLogitGrowth
 from thalweg.watch.sensors.attention import attention_logit
 
@@ -65,6 +65,17 @@ def test_a_mask_over_positions_is_no_batch_and_stays_whole_beside_two_sequences(
     (raw,) = attention_logit.read(at)
     assert seen == [2]
     assert raw.value == attention_logits(model, (x[:2], mask)).largest
+
+
+def test_a_part_of_a_batch_has_the_first_of_all_that_has_one_an_example():
+    batch = {
+        "heat": torch.tensor(2.0),
+        "places": torch.zeros(1, 5),
+        "x": torch.ones(6, 5),
+        "y": torch.ones(6),
+    }
+    shapes = {name: tuple(t.shape) for name, t in few(batch, 2).items()}
+    assert shapes == {"heat": (), "places": (1, 5), "x": (2, 5), "y": (2,)}
 
 
 def test_a_model_without_attention_is_asked_once_and_never_run_again(monkeypatch):

@@ -165,9 +165,11 @@ def all_sensors() -> list[Sensor]:
 def few(batch: Any, count: int) -> Any:
     """The first ``count`` examples of every tensor in a batch that has as many as its first one.
 
-    Others, such as a mask over pairs of positions, stay whole.
+    Others, such as a number, one row for all, or a mask over pairs of positions, stay whole.
     """
-    whole = examples(batch)
+    sizes: list[int] = []
+    _map(batch, lambda tensor: sizes.append(len(tensor) if tensor.ndim else 1))
+    whole = next((size for size in sizes if size > 1), 1)
     return _map(batch, lambda tensor: tensor[:count] if tensor.ndim and len(tensor) == whole else tensor)
 
 
