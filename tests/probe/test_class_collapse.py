@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from thalweg.probe import class_variability, neural_collapse, neural_collapse_of
+from thalweg.probe import _class_sums, class_variability, neural_collapse, neural_collapse_of
 from thalweg.tasks import CNN, GPT, MLP
 
 
@@ -253,3 +254,41 @@ def test_a_head_that_reads_positions_wants_labels_of_positions():
 def test_labels_that_are_no_tensor_are_refused():
     with pytest.raises(ValueError, match="data must have a tensor of targets, got list"):
         neural_collapse(nn.Linear(2, 2), (torch.zeros(2, 2), [0, 1]))
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_tables_over_many_classes_in_blocks_give_the_numbers_of_whole_ones(monkeypatch, collapsed):
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 23
+    weight = torch.linalg.qr(torch.randn(30, 30, generator=source, dtype=torch.float64)).Q[:24]
+    features = weight[labels] + (0.0 if collapsed else 0.5) * torch.randn(
+        120, 30, generator=source, dtype=torch.float64
+    )
+    whole = neural_collapse_of(features, labels, weight)
+    means = torch.stack([features[labels == k].mean(0) for k in range(23)])
+    unit = functional.normalize(means - means.mean(0), dim=1)
+    simplex = (23 * torch.eye(23, dtype=torch.float64) - 1) / 22
+    assert whole.nc2 == pytest.approx((unit @ unit.T - simplex).norm().item(), abs=1e-13)
+    monkeypatch.setattr(_class_sums, "PAIRS", 50)
+    blocks = neural_collapse_of(features, labels, weight)
+    assert blocks.layers == whole.layers == {}
+    numbers = [{k: v for k, v in vars(one).items() if k != "layers"} for one in (blocks, whole)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-12, abs=1e-13)
+    assert (blocks.nc2 < 1e-13) == collapsed
+
+
+def test_a_vocabulary_of_classes_needs_no_table_of_pairs():
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                Largest.numel = max(Largest.numel, result.numel())
+            return result
+
+    classes, rows = 2500, 5000
+    features = torch.randn(rows, 4, generator=torch.Generator().manual_seed(0))
+    with Largest():
+        neural_collapse_of(features, torch.arange(rows) % classes, features[:classes])
+    assert Largest.numel <= 2**22 < classes * classes

@@ -12,6 +12,8 @@ from torch import Tensor
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._wrapped import on_every_rank, over_processes
 
+PAIRS = 2**22  # numbers of a table over all classes that are held at once
+
 
 def rows_of(name: str, features: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Float64 rows (examples, width) and their labels, without those to ignore.
@@ -140,6 +142,17 @@ def sums_of(
     return sums.over(group), rows, wanted
 
 
+def off_frame(vectors: Tensor, beside: float) -> float:
+    """Frobenius distance of the cosines between vectors from 1 for one's own and ``beside`` for others'."""
+    unit = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1e-300)
+    total, block = 0.0, max(1, PAIRS // len(unit))
+    for start in range(0, len(unit), block):
+        off = unit[start : start + block] @ unit.T - beside
+        off.diagonal(start).add_(beside - 1)
+        total += off.square_().sum().item()
+    return math.sqrt(total)
+
+
 @dataclass(frozen=True)
 class Head:
     weight: Tensor
@@ -163,9 +176,12 @@ class Scatter:
     def add(self, rows: Tensor, labels: Tensor) -> None:
         position = torch.searchsorted(self.present, labels.contiguous())
         self.scatter += ((rows - self.means[position]) @ self.directions.T).square().sum(0)
-        if self.head is not None:
-            nearest = self.present[torch.cdist(rows, self.means).argmin(1)]
-            logits = rows @ self.head.weight.T + (0 if self.head.bias is None else self.head.bias)
+        if self.head is None:
+            return
+        # With a vocabulary of classes, distances of all rows would be many times as large as the features.
+        for some in rows.split(max(1, PAIRS // len(self.head.weight))):
+            nearest = self.present[torch.cdist(some, self.means).argmin(1)]
+            logits = some @ self.head.weight.T + (0 if self.head.bias is None else self.head.bias)
             self.disagree += (logits.argmax(1) != nearest).sum()
 
     def summed(self, group: Any, examples: int) -> tuple[float, float]:

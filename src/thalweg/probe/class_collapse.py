@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg._core.checks import check_count, check_names
 from thalweg.probe._batches import pair, take
-from thalweg.probe._class_sums import ClassSums, Head, Scatter, rows_of, sums_of
+from thalweg.probe._class_sums import ClassSums, Head, Scatter, off_frame, rows_of, sums_of
 from thalweg.probe._hidden import activations_heard
 from thalweg.probe._logits import logits_of
 from thalweg.probe._quiet import modules_named
@@ -57,17 +57,10 @@ class NeuralCollapse:
     examples: int
 
 
-def _cosines(vectors: Tensor) -> Tensor:
-    unit = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1e-300)
-    return unit @ unit.T
-
-
 def _answer(
     sums: ClassSums, scatter: Scatter, head: Head | None, layers: dict[str, float], group: Any
 ) -> NeuralCollapse:
     classes, centred = len(sums.means), sums.centred
-    identity = torch.eye(classes, dtype=torch.float64, device=centred.device)
-    simplex = (classes * identity - 1) / (classes - 1)
     norms = torch.linalg.vector_norm(centred, dim=1)
     nc1, nc4 = scatter.summed(group, sums.examples)
     nc3 = None
@@ -77,9 +70,9 @@ def _answer(
     return NeuralCollapse(
         nc1=nc1,
         variability=sums.variability,
-        nc2=(_cosines(centred) - simplex).norm().item(),
+        nc2=off_frame(centred, -1 / (classes - 1)),
         nc2_norms=(norms.std(correction=0) / norms.mean()).item(),
-        frame=(_cosines(sums.means) - identity).norm().item(),
+        frame=off_frame(sums.means, 0.0),
         nc3=nc3,
         nc4=nc4 if head is not None else None,
         layers=layers,
