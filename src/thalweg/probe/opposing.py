@@ -77,8 +77,10 @@ def opposing_signals(
 
     The rows must be consecutive optimizer steps: with an oscillation of period two, every other step shows
     nothing. Record them with :func:`example_losses` on a fixed set of examples, without augmentation; under
-    full-batch training these are the losses at hand. Which examples a spike names by chance is settled by the
-    other steps: the correlation leaves out the step at which the groups were chosen.
+    full-batch training these are the losses at hand. With batch normalisation take those of passes in
+    training mode: running statistics lag behind the weights, and swing by themselves. Which examples a spike
+    names by chance is settled by the other steps: the correlation leaves out the step at which the groups
+    were chosen.
 
     Args:
         losses: of n examples over time, shape (steps + 1, n), finite: a tensor, an array, or rows in a
