@@ -19,6 +19,13 @@ class Pair(nn.Module):
         self.first, self.second = Weight(first), Weight(second)
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
 class Weight(nn.Module):
     def __init__(self, value: float):
         super().__init__()
@@ -76,6 +83,11 @@ def test_layer_barriers_refuses_unknown_layers(mlp):
         layer_barriers(lambda m: 1.0, mlp.model, mlp.model, mlp.model, layers=["1"])
     with pytest.raises(ValueError, match="layers must name at least one module, got none"):
         layer_barriers(lambda m: 1.0, mlp.model, mlp.model, mlp.model, layers=[])
+
+
+def test_a_layer_with_nothing_but_a_tied_weight_leads_to_the_one_that_has_it():
+    with pytest.raises(ValueError, match=r"got 'head', whose weight is tied to 'embed\.weight'"):
+        layer_barriers(lambda m: 1.0, Tied(), Tied(), Tied(), layers=["head"])
 
 
 class Curve(nn.Module):

@@ -136,3 +136,20 @@ def test_more_room_never_switches_fewer_units_of_the_first_layer():
 def test_local_complexity_refuses(x, arguments, message):
     with pytest.raises(ValueError, match=message):
         local_complexity(MLP((3, 4, 2), seed=0), x, **{"radius": 0.1, "vertices": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "radius"), [(torch.bfloat16, 0.0, 0.003), (torch.float32, 1e5, 0.003)]
+)
+@pytest.mark.parametrize("at", [None, "0"])
+def test_a_radius_that_rounding_swallows_is_refused(dtype, offset, radius, at):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.Linear(20, 30), nn.ReLU()).to(dtype)
+    with torch.no_grad():
+        model[1].bias -= model[1].weight @ torch.full((20,), offset, dtype=dtype)
+    x = torch.randn(6, 20) + offset
+    with pytest.raises(ValueError, match=rf"radius must be larger than what {dtype} rounds.*got 0.003"):
+        local_complexity(model, x.to(dtype), radius=radius, at=at)
+    wide = local_complexity(model.double(), x.double(), radius=radius, at=at)
+    assert 0 < wide.total < 10
+    assert local_complexity(model.to(dtype), x.to(dtype), radius=1000 * radius, at=at).total > wide.total

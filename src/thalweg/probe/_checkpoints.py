@@ -135,6 +135,13 @@ def layer_parameters(model: nn.Module, layers: Iterable[str] | None) -> dict[str
     for layer in check_names("layers", layers):
         own = [name for name in names if name == layer or name.startswith(f"{layer}.")]
         if not any(name in params for name in own):
+            others = {tie: first for first, those in _ties(model).items() for tie in those}
+            tied = [first for tie, first in others.items() if tie == layer or tie.startswith(f"{layer}.")]
+            if tied:
+                raise ValueError(
+                    f"layers must name modules with parameters of their own, got {layer!r}, whose weight is "
+                    f"tied to {tied[0]!r}: name that one's module"
+                )
             options = [name for name, _ in model.named_modules()] + params
             hint = nearest(str(layer), options)
             raise ValueError(f"layers must name modules with parameters, got {layer!r}{hint}")

@@ -63,7 +63,21 @@ def _directions(size: int, count: int, seed: int, like: Tensor) -> Tensor:
 
 def _around(points: Tensor, steps: Tensor) -> Tensor:
     """All vertices of all points: the polytope's index runs fastest, shape (points * vertices, ...)."""
+    _check_rounding(points, steps)
     return (points[:, None] + steps.view(1, len(steps), *points.shape[1:])).flatten(0, 1)
+
+
+def _check_rounding(points: Tensor, steps: Tensor) -> None:
+    """A step that points round away leaves no polytope, and counts that look like those of a calm region."""
+    step = steps[0].view(points.shape[1:])
+    wide = torch.promote_types(points.dtype, torch.float32)
+    lost = ((points + step).to(wide) - points.to(wide) - step.to(wide)).flatten(1)
+    size = torch.linalg.vector_norm(step.to(wide))
+    if bool((torch.linalg.vector_norm(lost, dim=1) > size / 2).any()):
+        raise ValueError(
+            f"radius must be larger than what {points.dtype} rounds points to, got {size.item():.3g}; give "
+            "model and points in a wider type, or centre the points"
+        )
 
 
 @contextmanager
@@ -75,6 +89,7 @@ def _displacing(module: nn.Module, steps: Callable[[Tensor], Tensor]) -> Iterato
             raise ValueError(f"at must name a module that returns one tensor, got {type(output).__name__}")
         moves = steps(output)
         repeated = output.unflatten(0, (-1, len(moves)))
+        _check_rounding(repeated[:, 0], moves)
         return (repeated + moves.view(1, len(moves), *output.shape[1:])).flatten(0, 1)
 
     handle = module.register_forward_hook(hook)
@@ -111,7 +126,7 @@ def local_complexity(
         points: float tensor (points, ...). With ``at``, any input: a tensor, a tuple of positional or a
             mapping of keyword arguments, whose tensors have the points first.
         radius: :math:`r`, in units of the input: a tenth of the typical distance between points or less. Too
-            small a radius gives zeros.
+            small a radius gives zeros, and one that is lost to rounding an error.
         vertices: even, 2 to twice the size of a point; by default 40, or twice that size if it is less.
         layers: names of modules whose outputs are pre-activations, such as linear layers before a functional
             ReLU. By default the inputs of every activation, module or function, named as for
