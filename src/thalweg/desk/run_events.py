@@ -68,7 +68,7 @@ async def events(
     replaced, or is far ahead of the cursor, so that everything has to be asked for again.
 
     ``after``: the id of the last event, or how many findings are known; a client that comes back says so by
-    ``Last-Event-ID``. Without an event's id it begins with the latest thousand findings at most, whose numbers
+    ``Last-Event-ID``. Without an event's id it begins with the latest thousand findings, whose numbers
     say how many were before. ``show``: a reading that is wanted, at most six times; one that the run does not
     have yet may still come.
     """
