@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,21 @@ GOOD = (torch.eye(3), torch.arange(3))
 def test_accuracy_gap_refuses(train, test, batch_size, message):
     with pytest.raises(ValueError, match=message):
         accuracy_gap(nn.Identity(), train, test, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("targets", "got"),
+    [
+        (torch.tensor([0, 3, 1]), "got 3"),
+        (torch.tensor([0, -1, 1]), "got -1"),
+        (torch.tensor([0.0, 0.25, 1.0]), "got 0.25"),
+        (torch.tensor([0.0, math.nan, 1.0]), "got nan"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused_and_not_counted_as_wrong(targets, got):
+    model, x = nn.Linear(2, 3), torch.zeros(3, 2)
+    good = torch.tensor([0, 2, -100])
+    message = rf"test targets must be classes in \[0, 3\) or ignore_index=-100, {got}"
+    with pytest.raises(ValueError, match=message):
+        accuracy_gap(model, (x, good), (x, targets))
+    assert accuracy_gap(model, (x, good), (x, good.float())).gap == 0

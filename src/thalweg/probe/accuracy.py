@@ -61,6 +61,14 @@ def _accuracy(model: nn.Module, name: str, given: tuple[Any, Tensor], batch_size
             # argmax of NaN is a class like any other and would count as right by chance.
             raise ValueError(f"model must return finite {name} logits, got NaN or infinity")
         counts = wanted != ignore
+        classes = wanted[counts].double()
+        strange = (classes < 0) | (classes >= logits.shape[-1]) | (classes != classes.floor())
+        if bool(strange.any()):
+            # No prediction equals them, so that they would count as wrong whatever the model says.
+            raise ValueError(
+                f"{name} targets must be classes in [0, {logits.shape[-1]}) or ignore_index={ignore}, "
+                f"got {classes[strange][0].item():g}"
+            )
         correct += int(((logits.argmax(-1) == wanted) & counts).sum())
         counted += int(counts.sum())
     if not counted:
@@ -91,8 +99,8 @@ def accuracy_gap(
         ignore_index: target of positions that do not count.
 
     Raises:
-        ValueError: a set is empty or its sizes differ; logits are not finite, do not fit the
-            targets, or are one for yes or no.
+        ValueError: a set is empty or its sizes differ; a target is no class; logits are not finite, do not
+            fit the targets, or are one for yes or no.
     """
     check_count("batch_size", batch_size)
     model = bare(model)
