@@ -14,7 +14,7 @@ from thalweg._core.factored import Factored, sound
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._continued import Continued, continued
 from thalweg.probe._named import NamedParams
-from thalweg.probe._repeated import with_copies
+from thalweg.probe._several import several
 from thalweg.probe.cost import costs
 from thalweg.probe.eigenvalues import lanczos, length
 from thalweg.probe.operator import CurvatureOperator, check_operator, flatten, split
@@ -27,7 +27,7 @@ NOISE = 0.05
 # Products before a small residual is believed, for the same reason; and all that a warm start needs for one.
 LEAST = 4
 COLD = 20
-# So many times the products of distinct eigenvalues may be spent on copies of them, unless a number is given.
+# So many times the products of one eigenvalue may be spent where several have copies, if no number is given.
 COPIES = 4
 
 
@@ -182,9 +182,9 @@ def top_eigenpairs(
     Args:
         operator: n x n.
         top: how many eigenvalues.
-        iterations: most products to spend, at least ``top``; by default the larger of 20 and ``top + 10``
-            for distinct eigenvalues, four times that with their copies, and after a warm start the larger of
-            4 and ``top + 3``.
+        iterations: most products to spend, at least ``top``; by default the larger of 20 and ``top + 10`` for
+            one eigenvalue, twice that for several that differ, four times for copies of them, and after a
+            warm start the larger of 4 and ``top + 3``.
         tol: largest residual over eigenvalue at which to stop; 0 spends all iterations. The values are then
             mostly far closer than that.
         warm_start: flat vectors of shape (n,), such as ``Sharpness.vectors``.
@@ -213,10 +213,11 @@ def top_eigenpairs(
             return _read(more, operator)
         mean = warm.sum(0)
         start = mean / max(length(mean), torch.finfo(mean.dtype).tiny) + noise
+    if top > 1 and tol > 0:
+        limit = iterations or COPIES * most
+        return _read(several(operator.matvec, start, most, tol, wanted=top, limit=limit), operator)
     found = lanczos(operator.matvec, start, most, tol, wanted=top, least=LEAST)
     pairs = Continued(found.eigenvalues[:top], found.vectors, found.residuals[:top], found.products)
-    if top > 1 and tol > 0:
-        pairs = with_copies(operator.matvec, found, iterations or COPIES * most, tol, top)
     return _read(pairs, operator)
 
 
