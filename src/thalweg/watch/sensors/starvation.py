@@ -48,7 +48,9 @@ def starvation(at: Moment) -> list[Raw]:
 
     Where batch normalisation normalises by the batch, so it does here, by up to 256 examples, and a gradient
     is taken of each of the 64 margins: running statistics give a false picture, of 0.95 for 0.05 to 0.5 on
-    two classes of digits. That is some 128 passes, and not for more than two million weights.
+    two classes of digits. That is some 128 passes, and not for more than two million weights. Many features
+    are nearly as strong as the strongest then, and their order is chance: it is the features that hold most,
+    one a class, of all that are at least a tenth as strong.
     """
     assert at.model is not None and at.inputs is not None and at.targets is not None
     if (why := why_whole(at)) is not None:
@@ -77,7 +79,10 @@ def starvation(at: Moment) -> list[Raw]:
         # Examples that bear on each other, or numbers too large to tell: none has a gradient of its own.
         return []
     along = features.sum(0)
-    top = slice(0, classes)
+    top = torch.arange(classes, device=along.device)
+    if "together" in memory:
+        strong = strengths >= STRONG * strengths[0]
+        top = (along.square() * strong).topk(classes).indices
     held = along[top].square().sum() / len(margins)
     extra = {
         "miss": torch.sigmoid(-margins).mean(),
