@@ -112,6 +112,19 @@ def test_what_is_no_real_number_is_refused_where_it_is_logged(small, value):
         run.log(loss=value)
 
 
+def test_a_number_may_be_of_any_kind_that_holds_one(small, tmp_path):
+    kinds = (True, 1, np.float32(1), np.bool_(True), np.array(1), np.array([1.0]), np.array([[True]]))
+    tensors = [torch.tensor(1).to(kind) for kind in (torch.bool, torch.uint8, torch.bfloat16, torch.float64)]
+    values = [*kinds, *tensors, *(one.reshape(1, 1) for one in tensors)]
+    with thalweg.watch(small.model, small.opt, store=tmp_path / "s", budget=0) as run:
+        for step, value in enumerate(values, 1):
+            run.log(accuracy=value, loss=value, step=step)
+    with RunStore(tmp_path / "s") as store:
+        for name in ("accuracy", "loss"):
+            found = [(one.step, one.value) for one in store.readings(run.id, name)]
+            assert found == [(step, 1.0) for step in range(1, len(values) + 1)]
+
+
 def test_steps_may_be_of_any_whole_type(small, tmp_path):
     steps = [7, 8.0, torch.tensor(9), np.int64(10)]
     with thalweg.watch(small.model, small.opt, store=tmp_path / "s", budget=0) as run:

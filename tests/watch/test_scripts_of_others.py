@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from thalweg import optim
@@ -145,3 +146,20 @@ def test_what_stands_in_for_the_loss_looks_like_it():
     with watching_everything(name="script", store=None, budget=0):
         assert (F.cross_entropy.__name__, F.cross_entropy.__doc__) == (name, words)
         assert F.cross_entropy(target=Y[1:3], input=torch.zeros(2, 4)).item() > 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_torch_func_runs_is_not_taken_for_a_pass_that_can_be_read(net, tmp_path):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def one(weights, x, y):
+        return F.cross_entropy(functional_call(net, weights, (x[None],)), y[None])
+
+    each = vmap(grad(one), (None, 0, 0))
+    with watching_everything(name="script", store=tmp_path / "s", budget=1e9) as runs:
+        for _ in range(6):
+            grads = each({name: p.detach() for name, p in net.named_parameters()}, X, Y.clamp(min=0))
+            for name, p in net.named_parameters():
+                p.grad = grads[name].mean(0)
+            opt.step()
+    assert runs[0].step == 6 and not runs[0].disabled

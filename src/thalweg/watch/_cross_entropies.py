@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thalweg.watch.hooks import transformed
+
 # Behind input and target, with what torch.nn.CrossEntropyLoss passes on when nothing was asked of it.
 USUAL = {
     "weight": None,
@@ -41,6 +43,8 @@ class CrossEntropies:
 
     def __call__(self, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         loss = self.original(input, target, *args, **kwargs)
+        if not torch.compiler.is_compiling() and transformed():
+            return loss
         if loss.requires_grad and not target.is_floating_point():
             asked = {**USUAL, **dict(zip(USUAL, args, strict=False)), **kwargs}
             summed = asked["reduction"] == "sum" or asked["size_average"] is False

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from thalweg.probe._wrapped import bare
 
-__all__ = ["Listener", "eagerly", "named_parameters", "sample", "with_closure"]
+__all__ = ["Listener", "eagerly", "named_parameters", "sample", "transformed", "with_closure"]
 
 # About so many entries of a weight tell it from what it was before.
 SAMPLED = 256
@@ -57,7 +57,7 @@ class Listener:
             # Only ever written within the graph: what the trace reads, a change of it would compile again.
             if self.hear is not None and model is self.model:
                 self.last = (args, kwargs, output)
-        elif self.listens and self.hear is not None and model is self.model:
+        elif self.listens and self.hear is not None and model is self.model and not transformed():
             self.hear(args, kwargs, output)
 
     def take(self) -> None:
@@ -81,6 +81,11 @@ class Listener:
             self.copies = [one for one in self.copies if one.alive] + [Copy(twin)]
             copied.evaluated = self.copies[-1].count
         return copied
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` is at work: what is seen in ``grad`` or ``vmap`` cannot be read behind it."""
+    return torch._C._are_functorch_transforms_active()
 
 
 class Copy:

@@ -241,6 +241,7 @@ def number(name: str, value: Any) -> float | Tensor:
             raise ValueError(f"{name} must be a real number, got {kind}")
         return value.detach().clone()
     try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
+        # An array of one element is no number to numpy.
+        return float(value.item() if getattr(value, "size", None) == 1 else value)
+    except (TypeError, ValueError, OverflowError, AttributeError):
         raise ValueError(f"{name} must be a number or a tensor with one element, got {value!r}") from None
