@@ -10,14 +10,14 @@ from thalweg.probe._example_batch import changed, count, taken
 
 __all__ = ["Earlier"]
 
-HELD = 4
-EXAMPLES = 32
-# Bytes of what is kept of one batch; where they are more, nothing is.
-LARGEST = 2**24
+HELD = 8
+EXAMPLES = 128
+# Bytes of what is kept of one batch; where examples are large, these are fewer.
+LARGEST = 2**23
 
 
 class Earlier:
-    """Parts of four batches, each of those that were offered as likely to be among them.
+    """Parts of eight batches, each of those that were offered as likely to be among them.
 
     Args:
         examples: at most so many of a batch, from all over it.
@@ -39,9 +39,10 @@ class Earlier:
         # What has no examples is not offered in vain: whoever reads it says so.
         with suppress(ValueError):
             have = count(batch)
-            step = max(1, have // self.examples)
-            part = taken(batch, have, slice(0, step * min(have, self.examples), step))
-            if _size(part) <= LARGEST:
+            some = min(have, self.examples, LARGEST * have // max(_size(batch), 1))
+            if some:
+                step = have // some
+                part = taken(batch, have, slice(0, step * some, step))
                 self._held[place : place + 1] = [changed(part, lambda t: t.detach().clone())]
 
     def any(self) -> Any:

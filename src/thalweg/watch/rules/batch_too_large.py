@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from thalweg.watch.readings import Finding, Reading, Remedy
 from thalweg.watch.rule import Rule
-from thalweg.watch.rules.unshuffled_data import AGREE, apart
+from thalweg.watch.rules.unshuffled_data import ERRORS, apart
 
 READINGS = 16
 STEPS = 60
@@ -23,7 +23,7 @@ class BatchTooLarge(Rule):
 
     Surely: with the signal at three standard errors below its mean. The first 50 steps are not judged: the
     scale is small in all runs then. It grows as the loss falls, so this is said of now, as ``info``. Not
-    where batches agree with each other less than half as much as the examples of one do: what is within a
+    where batches may agree with each other less than half as much as the examples of one do: what is within a
     batch says nothing of the noise of training then.
     """
 
@@ -42,7 +42,7 @@ class BatchTooLarge(Rule):
         if reading.name == "agreement of batches":
             self.apart.append(reading)
             # From then on it is said of these data what is wrong with them, and nothing of their batches.
-            self.said = apart(self.apart)
+            self.said = len(self.apart) == READINGS and apart(self.apart) > ERRORS
             return
         self.past.append(reading)
         span = reading.step - self.past[0].step
@@ -53,8 +53,7 @@ class BatchTooLarge(Rule):
         least = fmean(signals) - SURE * stdev(signals) / math.sqrt(READINGS)
         if least <= 0 or noise / least > TIMES * batch:
             return
-        across, within = (sum(one.extra[key] for one in self.apart) for key in ("across", "within"))
-        if across < AGREE * within:
+        if self.apart and (len(self.apart) < READINGS // 2 or apart(self.apart) > -ERRORS):
             return
         self.said = True
         scale = max(noise / fmean(signals), 1.0)

@@ -26,8 +26,9 @@ EXAMPLES = 128, 256
 HALVED = 16
 MEMORY = 0.9
 FELT = 1e-3
-# A noise scale below so many batches is small enough to ask whether batches agree as their examples do.
-SMALL = 0.2
+# A noise scale below so many batches, and examples, is small enough to ask whether batches agree as their
+# examples do: the thousand examples that are kept of earlier ones give the gradient of all then.
+SMALL = 0.2, 100.0
 
 
 def _passes(at: Moment) -> float:
@@ -75,9 +76,8 @@ def gradient_noise(at: Moment) -> list[Raw]:
     rates = _rates(at, params)
     plain, moved = _Sums(), _Sums()
     fitted: FittedNoise = at.memory.setdefault("fitted noise", FittedNoise())
+    weights, seen = sum(p.numel() for p in params), different(at)
     norms = normalising_as_in_training(at.model)
-    if norms:
-        at.earlier.examples = EXAMPLES[1] // 2
     with undisturbed(at.model):
         for norm in norms:
             norm.training = True
@@ -89,7 +89,7 @@ def gradient_noise(at: Moment) -> list[Raw]:
             plain.add(gradient)
             if rates is not None:
                 moved.add([g * rate.sqrt() for g, rate in zip(gradient, rates, strict=True)])
-        across = _across(at, params, plain)
+        across = _across(at, params, plain, seen)
         left = 1.0 if rates is None else left_by_clipping(at, params)
     signal, noise = plain.signal, size * plain.spread
     memory = at.memory
@@ -97,7 +97,6 @@ def gradient_noise(at: Moment) -> list[Raw]:
         memory[name] = value if name not in memory else MEMORY * memory[name] + (1 - MEMORY) * value
     scale = memory["noise"] / memory["signal"] if memory["signal"] > 0 else math.inf
     extra = {"signal": signal, "noise": noise, "batch": float(examples(at.batch))}
-    weights, seen = sum(p.numel() for p in params), different(at)
     extra |= {"weights": float(weights), "different": float(seen), "by heart": fitted.bound(weights, seen)}
     if rates is not None:
         # A step is the rate times c g, of which g was read: the rate that clipping leaves is c times it.
@@ -138,13 +137,15 @@ class _Sums:
         return self.squares / self.count - self.signal
 
 
-def _across(at: Moment, params: list[nn.Parameter], here: _Sums) -> float | None:
-    """Mean inner product of the gradient here with that of an earlier batch, if the noise is small enough."""
-    memory = at.memory
-    if memory.get("noise", math.inf) >= SMALL * examples(at.batch) * memory.get("signal", 0.0):
-        return None
+def _across(at: Moment, params: list[nn.Parameter], here: _Sums, seen: int) -> float | None:
+    """Mean inner product of the gradient here with that of an earlier batch, if the noise is small enough.
+
+    Not of a batch that is all that was ``seen``: the earlier ones are no others.
+    """
+    have, memory = examples(at.batch), at.memory
+    small = min(SMALL[0] * have, SMALL[1]) * memory.get("signal", 0.0)
     part = at.earlier.any()
-    if part is None:
+    if memory.get("noise", math.inf) >= small or part is None or seen <= have:
         return None
     assert at.model is not None and at.loss_fn is not None
     loss = at.loss_fn(at.model, part)
