@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.probe._graphs import check_reachable
+from thalweg.probe._second_derivatives import differentiable_again
 from thalweg.probe.cost import costs
 from thalweg.probe.operator import (
     CurvatureOperator,
@@ -62,12 +63,14 @@ def ggn_operator(
         loss = checked_loss(loss_fn(leaf))
         if not loss.requires_grad:
             raise ValueError("loss_fn must return a loss that depends on the outputs, got one that does not")
-        (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with differentiable_again("loss_fn", loss):
+            (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
         # J v is the derivative, along v, of the linear map from u to J^T u: no forward-mode rule is needed.
         probe = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(
-            outputs, listed, probe, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        with differentiable_again("output_fn", outputs):
+            pulled = torch.autograd.grad(
+                outputs, listed, probe, create_graph=True, allow_unused=True, materialize_grads=True
+            )
     reached = [index for index, g in enumerate(pulled) if g.requires_grad]
     shapes = tuple(p.shape for p in listed)
     n = sum(shape.numel() for shape in shapes)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thalweg._core.not_finite import NotFiniteError
 from thalweg.probe._graphs import check_reachable, dense
 from thalweg.probe._randomness import same_randomness
-from thalweg.probe._second_derivatives import Formulas
+from thalweg.probe._second_derivatives import Formulas, differentiable_again, named_where_missing
 from thalweg.probe._wrapped import uncompiled
 from thalweg.probe.cost import costs
 
@@ -70,7 +70,8 @@ def flatten(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
 def in_parts() -> Iterator[None]:
     """Nothing fused or compiled runs, neither now nor where a checkpointed part is computed anew."""
     # Neither has a second derivative; the mathematical form of attention is made of parts that do.
-    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), uncompiled(), Formulas():
+    parts = torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), uncompiled(), Formulas()
+    with named_where_missing(), parts[0], parts[1], parts[2], parts[3]:
         yield
 
 
@@ -129,8 +130,9 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
 
     Raises:
         ValueError: ``params`` is empty or holds a tensor that is frozen, complex or repeated; the loss is not
-            scalar, not finite, or does not require a gradient; it checkpoints activations by reentrant
-            autograd (``use_reentrant=False`` works); a vector has the wrong shape.
+            scalar, not finite, or does not require a gradient; something in it has no second derivative; it
+            checkpoints activations by reentrant autograd (``use_reentrant=False`` works); a vector has the
+            wrong shape.
     """
     if not callable(loss_fn):
         raise ValueError(
@@ -147,9 +149,10 @@ def hvp_operator(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Cur
             )
         check_reachable("loss_fn", loss)
         # allow_unused with materialize_grads: a parameter that the loss does not use has zero curvature.
-        gradient = torch.autograd.grad(
-            loss, listed, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        with differentiable_again("loss_fn", loss):
+            gradient = torch.autograd.grad(
+                loss, listed, create_graph=True, allow_unused=True, materialize_grads=True
+            )
     # A gradient entry that does not depend on the parameters (a linear term) has no graph and no curvature.
     curved = [index for index, g in enumerate(gradient) if g.requires_grad]
     shapes = tuple(p.shape for p in listed)
