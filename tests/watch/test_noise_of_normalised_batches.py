@@ -134,3 +134,12 @@ def test_normalisation_of_each_example_by_itself_is_that_of_training_too():
     rows = torch.stack([gradient(in_training(model), (batch[0][j::8], batch[1][j::8])) for j in range(8)])
     signal = (rows.sum(0).square().sum() - rows.square().sum()).item() / 56
     assert extra["signal"] == pytest.approx(signal, rel=1e-4)
+
+
+def test_what_other_processes_normalise_too_is_not_read_by_running_statistics():
+    model = nn.Sequential(nn.Linear(6, 4), nn.SyncBatchNorm(4), nn.Linear(4, 3))
+    batch = torch.randn(64, 6), torch.randint(0, 3, (64,))
+    at = moment(model, batch)
+    assert gradient_noise.read(at) == [] and "SyncBatchNorm" in at.memory["silent"]
+    model.eval()
+    assert len(gradient_noise.read(at)) == 2 and at.memory["silent"] is None

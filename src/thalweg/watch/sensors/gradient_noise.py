@@ -16,7 +16,12 @@ from thalweg.watch.coming_step import behind
 from thalweg.watch.different_examples import different
 from thalweg.watch.fitted_noise import FittedNoise
 from thalweg.watch.moment import Moment, Raw, examples, kept, sensor
-from thalweg.watch.normalising import mixing_examples, normalising_as_in_training
+from thalweg.watch.normalising import (
+    SYNCHRONISED,
+    asks_other_processes,
+    mixing_examples,
+    normalising_as_in_training,
+)
 from thalweg.watch.optimizer_kind import innermost
 from thalweg.watch.whole_batches import why_whole
 
@@ -68,6 +73,8 @@ def gradient_noise(at: Moment) -> list[Raw]:
         return at.silent("it is read of real weights with dense gradients")
     if (why := why_whole(at)) is not None:
         return at.silent(why)
+    if asks_other_processes(at.model):
+        return at.silent(SYNCHRONISED)
     at.silent(None)
     parts = _parts(at, mixing_examples(at.model))
     if not parts or not params:
