@@ -191,3 +191,28 @@ def test_a_loss_that_fails_on_any_batch_is_told_by_its_first_error():
             opt.step()
     left = run.left_out()["sharpness"]
     assert "no loss of" in left and "no loss of 600" not in left
+
+
+class Uncut(torch.Tensor):
+    """A tensor that cannot be indexed."""
+
+    def __getitem__(self, index):
+        raise TypeError("no part of it can be had")
+
+
+def test_what_cannot_be_taken_apart_does_not_stop_the_training():
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.randn(9, 4).as_subclass(Uncut)
+
+    def loss_fn(model, batch):
+        return model(batch.as_subclass(torch.Tensor)).square().mean()
+
+    with thalweg.watch(model, opt, loss_fn=loss_fn, store=None, budget=1e9) as run:
+        for _ in range(25):
+            opt.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            run.log(loss=loss, batch=batch)
+            opt.step()
+    assert run.step == 25 and "sharpness" not in run.disabled

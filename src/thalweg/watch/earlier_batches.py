@@ -36,8 +36,8 @@ class Earlier:
         place = len(self._held) if len(self._held) < HELD else self._random.randrange(self._offered)
         if place >= HELD:
             return
-        # What has no examples is not offered in vain: whoever reads it says so.
-        with suppress(ValueError):
+        # What has no examples, or none that can be taken out, is not kept: whoever reads it says so.
+        with suppress(ValueError, RuntimeError, TypeError, IndexError):
             have = count(batch)
             some = min(have, self.examples, LARGEST * have // max(_size(batch), 1))
             if some:

@@ -24,6 +24,7 @@ from thalweg.watch.moment import Moment, Raw
 from thalweg.watch.recorder import Recorder
 from thalweg.watch.senses import Senses
 from thalweg.watch.watched import Watched
+from thalweg.watch.whole_batches import seen_whole
 
 __all__ = ["Looks"]
 
@@ -174,7 +175,8 @@ class Looks:
         paid = self.senses.read(index, moment, raws)
         self.clock.paid += paid
         self.clock.own -= paid
-        if not index and moment.loss_fn is not None and moment.batch is not None:
+        given = not index and moment.loss_fn is not None and moment.batch is not None
+        if given and seen_whole(moment) is None:
             moment.earlier.offer(moment.batch)
         settled = self._seen > SETTLING
         if not settled and self.recorder.form is None:

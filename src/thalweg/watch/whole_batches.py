@@ -12,7 +12,7 @@ from thalweg._core.not_finite import NotFiniteError
 from thalweg.watch.communication import CommunicationError
 from thalweg.watch.moment import Moment, few
 
-__all__ = ["part", "refuse_parts", "why_whole"]
+__all__ = ["part", "refuse_parts", "seen_whole", "why_whole"]
 
 POINTS = (
     "this batch cannot be cut into examples: beside {} rows it holds {} whole numbers, which may point to "
@@ -38,6 +38,11 @@ def why_whole(at: Moment) -> str | None:
     """
     if (why := at.memory.get("whole")) is not None:
         return why
+    return seen_whole(at)
+
+
+def seen_whole(at: Moment) -> str | None:
+    """:func:`why_whole` as far as the batch itself tells."""
     each = (_why(_tensors(batch)) for batch in (at.inputs, at.batch))
     return next((why for why in each if why is not None), None)
 
