@@ -235,6 +235,26 @@ def test_where_a_cross_entropy_is_heard_nobody_listens_to_backward(tmp_path, mon
     assert len(losses(tmp_path)) == STEPS and max(value for _, value in losses(tmp_path)) < 3
 
 
+def test_a_cross_entropy_that_is_not_differentiated_is_not_the_loss(tmp_path):
+    model = net()
+    opt, wanted = torch.optim.SGD(model.parameters(), lr=1e-1), []
+    with watching_everything(name="script", store=tmp_path / "s", budget=1e9) as runs:
+        for step in range(STEPS):
+            opt.zero_grad()
+            out = model(X)
+            if step % 2 == 0:
+                F.cross_entropy(out, Z.argmax(1))
+            loss = F.mse_loss(out, Z)
+            loss.backward()
+            wanted.append(loss.item())
+            opt.step()
+        assert runs[0].moment.loss_fn is None
+    # Before the first step nobody knows.
+    found = losses(tmp_path)
+    assert [step for step, _ in found] == list(range(2, STEPS + 1))
+    assert [value for _, value in found] == pytest.approx(wanted[1:])
+
+
 def test_torch_has_its_own_functions_back():
     before = torch.autograd.backward, torch.amp.GradScaler.scale, torch.Tensor.backward
     with pytest.raises(KeyError), script.watching_everything(name="script", store=None, budget=0):

@@ -29,13 +29,14 @@ class CrossEntropies:
         logits, targets: of the latest call that was differentiated, detached.
         plain: whether that call asked for nothing but the mean.
         fresh: whether there has been one since the last step.
+        metric: whether none of the latest were differentiated: something else is the loss then.
     """
 
     def __init__(self) -> None:
         self.original = F.cross_entropy
         self.logits: Tensor | None = None
         self.targets: Tensor | None = None
-        self.plain = False
+        self.plain = self.metric = self._compiled = False
         self._last: tuple[Tensor, Tensor, int, bool] | None = None
         self.fresh = False
         self._total: Tensor | None = None
@@ -51,6 +52,7 @@ class CrossEntropies:
             self.logits, self.targets, self.fresh = input.detach(), target, True
             self.plain = not args and kwargs.items() <= USUAL.items()
             self._last = loss.detach(), target, asked["ignore_index"], summed
+            self._compiled = torch.compiler.is_compiling()
             # Within somebody's compiled region what is read here would be compiled again when it changes.
             if not torch.compiler.is_compiling():
                 self._count(loss, _mean(*self._last))
@@ -74,8 +76,12 @@ class CrossEntropies:
         Args:
             closure: the step that begins has one, which has not been called yet: the last loss is the latest.
         """
+        if self.fresh:
+            self.metric = not (self._calls or self._compiled or closure)
         if self._calls and self._total is not None:
             return self._total / self._calls
+        if self.metric and self.fresh:
+            return None
         return _mean(*self._last) if self._last is not None and (self.fresh or closure) else None
 
     def forget(self, closure: bool = False) -> None:

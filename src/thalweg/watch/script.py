@@ -114,7 +114,9 @@ def watching_everything(
     )
     unwatched: WeakSet[torch.optim.Optimizer] = WeakSet()
     seen = CrossEntropies()
-    heard = Differentiated(lambda: seen.fresh, lambda error: _say(f"losses are not heard: {error!r}"))
+    heard = Differentiated(
+        lambda: seen.fresh and not seen.metric, lambda error: _say(f"losses are not heard: {error!r}")
+    )
 
     def begin(optimizer: torch.optim.Optimizer) -> None:
         _close_what_is_over(runs)
@@ -145,15 +147,14 @@ def watching_everything(
         run.listened(heard.spent)
         heard.spent = 0.0
         differentiated = heard.taken(optimizer, closure)
+        loss = seen.taken(closure)
+        run.log(loss=differentiated if loss is None else loss)
         if seen.logits is None or seen.targets is None:
-            if differentiated is not None:
-                run.log(loss=differentiated)
             return
-        run.log(loss=seen.taken(closure))
         moment = run.moment
         moment.output, moment.targets = seen.logits, seen.targets
         output = calls.get("output")
-        if output is not None and seen.plain and _same(output, seen.logits):
+        if output is not None and seen.plain and not seen.metric and _same(output, seen.logits):
             moment.loss_fn = _cross_entropy
             moment.batch = (calls["inputs"], seen.targets)
         seen.forget()
