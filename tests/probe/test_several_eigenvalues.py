@@ -86,3 +86,26 @@ def test_a_tighter_tolerance_loses_no_copy():
         assert (
             found.eigenvalues == pytest.approx([exact] * top, rel=tol) and found.hvps <= {2: 28, 5: 64}[top]
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "top"),
+    [
+        ([5.0] * 10 + [2.0] * 12 + [-1.0] * 8, 8),  # any start sees three, and ends after as many products
+        ([5.0] * 3 + [2.0] * 2, 5),
+        ([-1.0] * 4 + [-2.0] * 4, 6),
+        ([3.0] + [0.0] * 20, 4),
+        ([0.0] * 6, 6),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fewer_eigenvalues_that_differ_than_are_asked_for(values, top, dtype):
+    source = torch.Generator().manual_seed(1)
+    n = len(values)
+    turn = torch.linalg.qr(torch.randn(n, n, generator=source, dtype=torch.float64)).Q
+    matrix = ((turn * torch.tensor(values, dtype=torch.float64)) @ turn.T).to(dtype)
+    w = torch.zeros(n, dtype=dtype, requires_grad=True)
+    found = top_eigenpairs(hvp_operator(lambda: w @ matrix @ w / 2, [w]), top=top)
+    assert found.eigenvalues == pytest.approx(sorted(values, reverse=True)[:top], abs=1e-4)
+    vectors = torch.stack(found.vectors)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(top, dtype=dtype), rtol=0, atol=1e-5)

@@ -175,35 +175,40 @@ def several(
     space.begin(start)
     looking, brought, empty = 0, 0, False
     known, before, doubt = np.zeros((0, wanted)), np.zeros(wanted), np.zeros(wanted)
+
+    def below() -> bool:
+        """Whether what is looked at holds nothing above the least of the pairs that were known."""
+        if known.shape[1] < wanted:
+            return False
+        above = max(tol * abs(before[-1]), space.rounding(), doubt[-1])
+        return space.most_of(looking, known, before) <= before[-1] + above
+
     while True:
         values, vectors = space.ritz()
         values, top = values[:wanted], vectors[:, :wanted]
         residuals = space.residuals(top)
         enough = space.products >= max(LEAST, wanted)
-        near = enough and bool((residuals <= tol * np.abs(values)).all())
+        finest = np.maximum(tol * np.abs(values), space.rounding())
+        near = enough and bool((residuals <= finest).all())
         # Every eigenvalue is seen from the first start already: none is above the largest.
-        alike = values[0] - values[-1] <= tol * abs(values[0])
+        alike = values[0] - values[-1] <= finest[0]
         if space.full or space.products >= limit or (near and alike):
             break
         if looking:
-            steps = space.member.count(looking)
-            above = max(tol * abs(before[-1]), space.rounding(), doubt[-1])
-            if steps >= LEAST and bool((values - before > np.maximum(tol * np.abs(values), doubt)).any()):
-                looking, brought = 0, brought + 1
-            elif steps >= MOST or (
-                steps >= LEAST and space.most_of(looking, known, before) <= before[-1] + above
-            ):
-                looking, empty = 0, True
-            elif space.go_on(looking):
+            rose = values - before[: len(values)] > np.maximum(finest, doubt[: len(values)])
+            steps, new = space.member.count(looking), bool(rose.any())
+            if (steps < LEAST or not (new or steps >= MOST or below())) and space.go_on(looking):
                 continue
-            else:
-                looking, empty = 0, True
+            # Also a sequence that ends after fewer steps has shown all that it has.
+            looking, brought, empty = 0, brought + new, not new
         unsure = not near and space.products < iterations * (2 + brought)
         if unsure and space.grow(top, residuals / np.maximum(np.abs(values), 1e-300)):
             continue
         if empty and enough:
             break
         space.begin(torch.randn(start.numel(), generator=source).to(start))
-        looking, known, before, doubt = max(space.member), top, values, residuals
+        looking, known = max(space.member), top
+        before, doubt = np.full(wanted, -np.inf), np.zeros(wanted)
+        before[: len(values)], doubt[: len(values)] = values, residuals
     found = torch.from_numpy(top.T.copy()).to(start) @ space.basis
     return Continued(torch.from_numpy(values.copy()), found, torch.from_numpy(residuals), space.products)
