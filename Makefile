@@ -52,7 +52,7 @@ bench: $(VENV)/.ready
 
 evidence: $(VENV)/.ready
 	$(RUN) -m thalweg study run --all
-	$(RUN) -m benchmarks.findings --seeds 300 3 --processes 2 --write
+	$(RUN) -m benchmarks.findings --seeds 300 6 --processes 2 --write
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache runs
