@@ -70,12 +70,13 @@ STUDY = Study(
         ),
     ),
     minutes=6,
-    seeds=3,
+    seeds=7,
     notes="A stand-in for moving targets in reinforcement learning: 512 fixed inputs in 32-d whose 10 "
     "labels are redrawn every 300 steps; ReLU MLP 32-64-64-10, batches of 64, the optimizer's state "
     "carried on. ReDo recycles units with a score of at most 0.1 every 300 steps; shares are "
     "measured just before. In a first run the learning rates began at 3e-4, which Adam without ReDo "
-    "chose, so that one was added below for both.",
+    "chose, so that one was added below for both. Three seeds gave 0.07 more active units on one "
+    "processor and 0.13 on another, on either side of the rule: four seeds were added.",
 )
 
 
