@@ -27,6 +27,20 @@ conformance: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
 wrapped: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
 
 
+@pytest.fixture
+def process_group():
+    """This process alone as a gloo group, left when the test's models are gone.
+
+    A DistributedDataParallel that is the last to hold a group ends it without letting go of the interpreter,
+    for which a thread of gloo may wait that lets go of a reduction's tensors: both wait for ever then.
+    """
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Every test draws the same numbers, whichever tests this process has run before it."""

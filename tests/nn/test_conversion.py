@@ -240,16 +240,12 @@ def test_a_model_that_cannot_be_copied_is_refused():
         convert(model, {nn.BatchNorm1d: ghost})
 
 
-def test_a_wrapped_model_is_refused_wherever_the_wrapper_is():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        ddp = nn.parallel.DistributedDataParallel(network())
-        with pytest.raises(ValueError, match="model must not be wrapped yet, got DistributedDataParallel"):
-            convert(ddp, {nn.BatchNorm1d: ghost})
-        with pytest.raises(ValueError, match="module '1' must not be wrapped yet"):
-            convert(nn.Sequential(nn.Tanh(), ddp), {nn.BatchNorm1d: ghost})
-    finally:
-        torch.distributed.destroy_process_group()
+def test_a_wrapped_model_is_refused_wherever_the_wrapper_is(process_group):
+    ddp = nn.parallel.DistributedDataParallel(network())
+    with pytest.raises(ValueError, match="model must not be wrapped yet, got DistributedDataParallel"):
+        convert(ddp, {nn.BatchNorm1d: ghost})
+    with pytest.raises(ValueError, match="module '1' must not be wrapped yet"):
+        convert(nn.Sequential(nn.Tanh(), ddp), {nn.BatchNorm1d: ghost})
 
 
 def test_a_part_of_a_compiled_module_is_refused_unless_it_stays_the_same_module():

@@ -103,17 +103,13 @@ def test_an_error_within_the_model_stays_its_own():
         dormant_neurons(Broken(), X, layers=[""])
 
 
-def test_layers_behind_ddp_have_the_names_of_the_model_inside(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model = Named().body
-        assert input_energy(DistributedDataParallel(model), X, layers=["2"]) == input_energy(
-            model, X, layers=["2"]
-        )
-        gram = curvature_gram(DistributedDataParallel(model), cross_entropy, X, LABELS)
-        assert gram.trace == curvature_gram(model, cross_entropy, X, LABELS).trace
-    finally:
-        torch.distributed.destroy_process_group()
+def test_layers_behind_ddp_have_the_names_of_the_model_inside(process_group):
+    model = Named().body
+    assert input_energy(DistributedDataParallel(model), X, layers=["2"]) == input_energy(
+        model, X, layers=["2"]
+    )
+    gram = curvature_gram(DistributedDataParallel(model), cross_entropy, X, LABELS)
+    assert gram.trace == curvature_gram(model, cross_entropy, X, LABELS).trace
 
 
 def test_scale_dependence_may_be_read_between_the_two_passes_of_a_step():

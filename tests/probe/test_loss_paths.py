@@ -177,7 +177,7 @@ def test_a_graph_that_waits_for_its_backward_pass_stays_valid(mlp):
     assert all(torch.equal(p.grad, g) for p, g in zip(mlp.params, expected, strict=True))
 
 
-def test_models_state_dicts_and_wrapped_ones_give_the_same_line(mlp, tmp_path):
+def test_models_state_dicts_and_wrapped_ones_give_the_same_line(mlp, process_group):
     def loss_fn(m: nn.Module) -> torch.Tensor:
         return mlp.loss(m(mlp.inputs))
 
@@ -185,13 +185,9 @@ def test_models_state_dicts_and_wrapped_ones_give_the_same_line(mlp, tmp_path):
     end.load_state_dict(other_weights(mlp.model))
     plain = loss_line(loss_fn, mlp.model, mlp.model, end, points=5)
     assert loss_line(loss_fn, mlp.model, mlp.model.state_dict(), end.state_dict(), points=5) == plain
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(mlp.model))
-        assert loss_line(loss_fn, parallel, parallel, end, points=5) == plain
-        assert loss_line(loss_fn, mlp.model, parallel.state_dict(), end, points=5) == plain
-    finally:
-        torch.distributed.destroy_process_group()
+    parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(mlp.model))
+    assert loss_line(loss_fn, parallel, parallel, end, points=5) == plain
+    assert loss_line(loss_fn, mlp.model, parallel.state_dict(), end, points=5) == plain
     compiled = torch.compile(copy.deepcopy(mlp.model))
     assert loss_line(loss_fn, compiled, compiled.state_dict(), end, points=5) == plain
     assert loss_line(loss_fn, mlp.model, AveragedModel(mlp.model), AveragedModel(end), points=5) == plain

@@ -151,15 +151,11 @@ def test_a_transformer_is_read_at_its_last_position_and_left_as_it_was():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_behind_ddp_is_measured(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model = Table(circuit(P, [2]))
-        arguments = (torch.arange(P * P), P, torch.arange(P * P) % 2 == 0)
-        wrapped = grokking_progress(DistributedDataParallel(model), *arguments, frequencies=[2])
-        assert wrapped == grokking_progress(model, *arguments, frequencies=[2])
-    finally:
-        torch.distributed.destroy_process_group()
+def test_what_is_behind_ddp_is_measured(process_group):
+    model = Table(circuit(P, [2]))
+    arguments = (torch.arange(P * P), P, torch.arange(P * P) % 2 == 0)
+    wrapped = grokking_progress(DistributedDataParallel(model), *arguments, frequencies=[2])
+    assert wrapped == grokking_progress(model, *arguments, frequencies=[2])
 
 
 @pytest.mark.parametrize(

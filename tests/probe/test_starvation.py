@@ -203,18 +203,14 @@ def test_model_is_left_as_it_was(chunk):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_behind_ddp_is_measured_and_trains_on(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model, inputs, targets = MLP((3, 5, 4), seed=0), drawn(7, 3).float(), torch.arange(7) % 4
-        wrapped = DistributedDataParallel(model)
-        found, alone = (gradient_starvation(m, inputs, targets) for m in (wrapped, model))
-        assert found.layers.keys() == alone.layers.keys()
-        assert torch.equal(found.responses, alone.responses)
-        wrapped(inputs).sum().backward()
-        wrapped(inputs).sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+def test_what_is_behind_ddp_is_measured_and_trains_on(process_group):
+    model, inputs, targets = MLP((3, 5, 4), seed=0), drawn(7, 3).float(), torch.arange(7) % 4
+    wrapped = DistributedDataParallel(model)
+    found, alone = (gradient_starvation(m, inputs, targets) for m in (wrapped, model))
+    assert found.layers.keys() == alone.layers.keys()
+    assert torch.equal(found.responses, alone.responses)
+    wrapped(inputs).sum().backward()
+    wrapped(inputs).sum().backward()
 
 
 class Nested(nn.Linear):
