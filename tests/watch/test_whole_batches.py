@@ -52,6 +52,18 @@ def masked_loss(model, batch):
     return F.cross_entropy(model(x, edges)[known], labels[known])
 
 
+def read_on(model, opt, loss_fn, batch):
+    """A run of 25 steps on one batch, with every sensor as often as it wants."""
+    with thalweg.watch(model, opt, loss_fn=loss_fn, store=None, budget=1e9) as run:
+        for _ in range(25):
+            opt.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            run.log(loss=loss, batch=batch)
+            opt.step()
+    return run
+
+
 def trained(tmp_path, batch, steps=45, lr=0.05):
     torch.manual_seed(0)
     model = Graph()
@@ -140,13 +152,7 @@ def test_a_state_that_is_carried_from_batch_to_batch_is_no_reason_to_switch_off(
     def loss_fn(model, batch):
         return F.cross_entropy(model(batch[0], batch[2], batch[3]), batch[1])
 
-    with thalweg.watch(model, opt, loss_fn=loss_fn, store=None, budget=1e9) as run:
-        for _ in range(25):
-            opt.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            run.log(loss=loss, batch=batch)
-            opt.step()
+    run = read_on(model, opt, loss_fn, batch)
     assert run.disabled == {}
     assert "a part of it gave RuntimeError" in run.left_out()["gradient noise"]
 
@@ -208,11 +214,5 @@ def test_what_cannot_be_taken_apart_does_not_stop_the_training():
     def loss_fn(model, batch):
         return model(batch.as_subclass(torch.Tensor)).square().mean()
 
-    with thalweg.watch(model, opt, loss_fn=loss_fn, store=None, budget=1e9) as run:
-        for _ in range(25):
-            opt.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            run.log(loss=loss, batch=batch)
-            opt.step()
+    run = read_on(model, opt, loss_fn, batch)
     assert run.step == 25 and "sharpness" not in run.disabled
